@@ -1,0 +1,7 @@
+"""Attention backends behind one `attend`, and the mask they share."""
+
+from gptneo_jax.attention.api import BACKENDS, attend, resolve
+from gptneo_jax.attention.dropout import Dropout
+from gptneo_jax.attention.mask import MaskSpec
+
+__all__ = ["BACKENDS", "Dropout", "MaskSpec", "attend", "resolve"]

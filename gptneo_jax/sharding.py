@@ -1,0 +1,108 @@
+"""The mesh, and the one table from logical axes to mesh axes.
+
+Parameters are split over `fsdp` (their hidden dimension) and `tensor` (heads, MLP width,
+vocabulary); batches over `data` and `fsdp`. Optimiser state follows its parameter.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from gptneo_jax import axes
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+RULES: dict[str, str | tuple[str, ...] | None] = {
+  axes.VOCAB: "tensor",
+  axes.POSITION: None,
+  axes.EMBED: "fsdp",
+  axes.HEADS: "tensor",
+  axes.HEAD_DIM: None,
+  axes.MLP: "tensor",
+  axes.LAYERS: None,
+  axes.NORM: None,
+  axes.BATCH: ("data", "fsdp"),
+  axes.LENGTH: None,
+  axes.ACT_EMBED: None,
+  axes.ACT_HEADS: "tensor",
+  axes.ACT_MLP: "tensor",
+  axes.ACT_VOCAB: "tensor",
+}
+
+BATCH_SPEC = PartitionSpec(RULES[axes.BATCH])
+
+
+def mesh_sizes(data: int, fsdp: int, tensor: int, num_devices: int) -> tuple[int, int, int]:
+  """Sizes of the mesh axes with the one -1 filled in.
+
+  Raises ValueError if there is a second -1, or if the mesh is not of exactly the devices there are.
+  """
+  sizes = [data, fsdp, tensor]
+  text = ", ".join(f"{name}={size}" for name, size in zip(MESH_AXES, sizes))
+  if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
+    raise ValueError(f"mesh {text}: sizes are at least 1, and one of them may be -1 (the rest)")
+  known = math.prod(size for size in sizes if size != -1)
+  if -1 in sizes:
+    if num_devices % known:
+      raise ValueError(f"mesh {text}: {known} does not divide the {num_devices} devices there are")
+    sizes[sizes.index(-1)] = num_devices // known
+  elif known != num_devices:
+    raise ValueError(
+      f"mesh {text} is of {known} devices, and there are {num_devices}; -1 takes all the rest"
+    )
+  return sizes[0], sizes[1], sizes[2]
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+  """A (data, fsdp, tensor) mesh over all devices of all hosts."""
+  sizes = mesh_sizes(data, fsdp, tensor, jax.device_count())
+  return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
+  """Asks for `x` to be laid out by the table; nothing happens where no mesh is set."""
+  if jax.sharding.get_abstract_mesh().empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, _spec(logical_axes))
+
+
+def _spec(logical_axes: tuple[str | None, ...]) -> PartitionSpec:
+  return PartitionSpec(*(RULES[name] if name else None for name in logical_axes))
+
+
+def param_shardings(mesh: Mesh, boxed_params: Any) -> Any:
+  """Shardings of a parameter tree from the logical names its leaves carry.
+
+  boxed_params: the (abstract) output of `Module.init`, names still on. Raises ValueError naming the
+  parameter that the mesh does not divide.
+  """
+
+  def sharding(path, leaf) -> NamedSharding:
+    names = leaf.names if isinstance(leaf, nn.Partitioned) else ()
+    shape = leaf.value.shape if isinstance(leaf, nn.Partitioned) else leaf.shape
+    spec = _spec(names)
+    for size, axis, name in zip(shape, spec, names):
+      parts = mesh.shape[axis] if axis else 1
+      if size % parts:
+        hint = "; model.vocab_multiple pads it" if name == axes.VOCAB else ""
+        raise ValueError(
+          f"mesh.{axis}={parts} does not divide the {name} dimension ({size}) of"
+          f" {jax.tree_util.keystr(path, simple=True, separator='/')}{hint}"
+        )
+    return NamedSharding(mesh, spec)
+
+  is_box = lambda leaf: isinstance(leaf, nn.Partitioned)  # noqa: E731
+  return jax.tree_util.tree_map_with_path(sharding, boxed_params, is_leaf=is_box)
+
+
+def bytes_per_device(tree: Any) -> int:
+  """Bytes that one device holds of a tree of arrays, or of ShapeDtypeStructs with shardings."""
+  return sum(
+    math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(tree)
+  )

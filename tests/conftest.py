@@ -1,0 +1,23 @@
+"""Fixtures that every test may use. Nothing here is needed to run the software."""
+
+import os
+import pathlib
+
+import pytest
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def repository() -> pathlib.Path:
+  return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> pathlib.Path:
+  """The development data: GPTNEO_JAX_DATA, or ../shared/data beside the repository."""
+  default = REPOSITORY.parent / "shared" / "data"
+  folder = pathlib.Path(os.environ.get("GPTNEO_JAX_DATA", default))
+  if not folder.is_dir():
+    pytest.skip(f"no development data at {folder} (set GPTNEO_JAX_DATA)")
+  return folder
