@@ -1,0 +1,214 @@
+"""Training batches: the rows of a host's virtual streams, read ahead, with exact resume."""
+
+import copy
+import json
+import time
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from gptneo_jax.data.config import DataConfig
+from gptneo_jax.data.documents import BadRecords, DataError
+from gptneo_jax.data.sources import files_fingerprint, held_out, open_components
+from gptneo_jax.data.streams import RowStream, document_streams
+from gptneo_jax.data.tokenizer import DocumentEncoder
+
+# What fixes the order of the data besides the streams' own state. Not here, since they change
+# no batch: prefetch, and on_bad_record, so that a run that stopped at a bad record can go on.
+_FIXED = tuple("source path mixture datasets_config text_key num_streams shuffle_window".split())
+
+
+class TrainBatches:
+  """Iterator over batches without end.
+
+  Row r of the global batch comes from virtual stream r // (batch_size / num_streams). A batch is
+  a dict of the rows of `streams`: `inputs` and `targets`, int32 B x T, where a row and the next
+  one of its stream follow on each other, T + 1 tokens apart; with data.segment_ids also
+  `segment_ids` (int32 B x T, from 1, a document each) and `weights` (float32 B x T, 0 where the
+  target is the first token of another document).
+
+  Attributes:
+    wait_seconds: total time that the consumer waited in `next`.
+    bad_records: what was wrong -> distinct records passed over.
+  """
+
+  def __init__(
+    self,
+    config: DataConfig,
+    tokenizer,
+    *,
+    batch_size: int,
+    seq_len: int,
+    seed: int,
+    streams: Sequence[int] | None = None,
+  ):
+    """Opens the sources; nothing is read until the first batch.
+
+    Args:
+      config: what to read.
+      tokenizer: fast Hugging Face tokenizer; not changed.
+      batch_size: rows of the global batch; num_streams divides it.
+      seq_len: T.
+      seed: of the shuffling.
+      streams: numbers of this host's streams, in a run; None is all of them.
+
+    Raises:
+      DataError: a source is not there, or num_streams does not divide batch_size.
+    """
+    from grain.experimental import ThreadPrefetchDatasetIterator
+
+    number = config.num_streams
+    streams = range(number) if streams is None else list(streams)
+    if batch_size < 1 or batch_size % number:
+      raise DataError(f"batch_size {batch_size} is not a multiple of data.num_streams {number}")
+    if not streams or list(streams) != list(range(streams[0], streams[0] + len(streams))):
+      raise ValueError(f"streams {list(streams)} are not numbers in a run")
+    if streams[0] < 0 or streams[-1] >= number:
+      raise ValueError(f"streams {list(streams)} are not all among data.num_streams {number}")
+    encoder = DocumentEncoder(tokenizer)
+    self._bad_records = BadRecords(config.on_bad_record)
+    components = open_components(config, "train", self._bad_records)
+    self._fingerprint = {
+      **{name: getattr(config, name) for name in _FIXED},
+      "held_out": held_out(config),
+      "batch_size": batch_size,
+      "seq_len": seq_len,
+      "seed": seed,
+      "files": files_fingerprint(components),
+      "tokenizer": encoder.fingerprint(),
+    }
+    self._fingerprint = json.loads(json.dumps(self._fingerprint))  # as it looks when restored
+    rows = _Batches(
+      {
+        str(stream): document_streams(
+          components,
+          encoder,
+          stream=stream,
+          num_streams=number,
+          window=config.shuffle_window,
+          seed=seed,
+        )
+        for stream in streams
+      },
+      rows_per_stream=batch_size // number,
+      seq_len=seq_len,
+      segment_ids=config.segment_ids,
+    )
+    # grain keeps with each batch it reads ahead a copy of the state that follows it, and shows
+    # the one of the batch last returned: what exact resume needs.
+    self._iterator = ThreadPrefetchDatasetIterator(rows, config.prefetch)
+    # A thread still inside the tokenizer when the interpreter goes down can abort the process.
+    self._close = weakref.finalize(self, self._iterator.close)
+    self.wait_seconds = 0.0
+
+  def __iter__(self) -> "TrainBatches":
+    return self
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    """The next batch; DataError, also from the thread that reads ahead."""
+    start = time.perf_counter()
+    try:
+      return next(self._iterator)
+    finally:
+      self.wait_seconds += time.perf_counter() - start
+
+  def get_state(self) -> dict:
+    """State that follows the last batch returned; a small dict for json."""
+    return {
+      "fingerprint": copy.deepcopy(self._fingerprint),
+      "streams": copy.deepcopy(self._iterator.get_state()),
+    }
+
+  def set_state(self, state: Mapping) -> None:
+    """Goes on after the batch that `state` followed; it may hold other hosts' streams too.
+
+    Raises:
+      DataError: naming what differs between the run that was saved and this one.
+    """
+    _compare(state["fingerprint"], self._fingerprint)
+    own = list(self._iterator.get_state())
+    missing = [stream for stream in own if stream not in state["streams"]]
+    if missing:
+      raise DataError(f"the saved data state lacks stream {', '.join(missing)}")
+    self._iterator.set_state({stream: copy.deepcopy(state["streams"][stream]) for stream in own})
+
+  @property
+  def bad_records(self) -> dict[str, int]:
+    return dict(self._bad_records.counts)
+
+  def close(self) -> None:
+    """Ends the reading ahead; no batch can be asked for afterwards."""
+    if self._close.alive:
+      self._close()
+      self._bad_records.log_summary()
+
+
+def merge_states(states: Iterable[Mapping]) -> dict:
+  """One state of the states of all hosts; DataError when they are not of one run."""
+  merged: dict = {}
+  for state in states:
+    if not merged:
+      merged = {"fingerprint": copy.deepcopy(dict(state["fingerprint"])), "streams": {}}
+    _compare(merged["fingerprint"], state["fingerprint"])
+    twice = merged["streams"].keys() & state["streams"].keys()
+    if twice:
+      raise DataError(f"two hosts' data states hold stream {', '.join(sorted(twice))}")
+    merged["streams"] |= copy.deepcopy(dict(state["streams"]))
+  return merged
+
+
+def _compare(saved: Mapping, present: Mapping) -> None:
+  for name in sorted({*saved, *present}):
+    if saved.get(name) != present.get(name):
+      raise DataError(
+        f"cannot resume the data: {name} was {saved.get(name)!r} and is {present.get(name)!r} now"
+      )
+
+
+class _Batches:
+  """Batches without reading ahead: what grain's prefetching wraps."""
+
+  def __init__(
+    self,
+    streams: dict[str, RowStream],
+    *,
+    rows_per_stream: int,
+    seq_len: int,
+    segment_ids: bool,
+  ):
+    self._streams = streams
+    self._rows, self._seq_len, self._segment_ids = rows_per_stream, seq_len, segment_ids
+    self._failure: Exception | None = None
+
+  def __iter__(self):
+    return self
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    # After a failure part of a batch is gone from the streams: say the same again, go on never.
+    if self._failure is not None:
+      raise self._failure
+    shape = (len(self._streams) * self._rows, self._seq_len + 1)
+    tokens, ends = np.empty(shape, np.int32), np.empty(shape, bool)
+    try:
+      for number, stream in enumerate(self._streams.values()):
+        for row in range(number * self._rows, (number + 1) * self._rows):
+          stream.fill(tokens[row], ends[row])
+    except Exception as error:
+      self._failure = error
+      raise
+    batch = {"inputs": tokens[:, :-1].copy(), "targets": tokens[:, 1:].copy()}
+    if self._segment_ids:
+      # An end of text belongs to the document before it; what follows is another one.
+      ends = ends[:, :-1]
+      segment_ids = 1 + np.cumsum(ends, axis=1, dtype=np.int32) - ends
+      batch |= {"segment_ids": segment_ids.astype(np.int32), "weights": (~ends).astype(np.float32)}
+    return batch
+
+  def get_state(self) -> dict:
+    return {name: stream.get_state() for name, stream in self._streams.items()}
+
+  def set_state(self, state: dict) -> None:
+    self._failure = None
+    for name, stream in self._streams.items():
+      stream.set_state(state[name])

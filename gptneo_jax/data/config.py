@@ -1,0 +1,105 @@
+"""What to read, how to split it, and how to shuffle it."""
+
+import dataclasses
+
+SOURCES = ("stdlib", "jsonl", "text", "datasets")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """The `data` section of a training config.
+
+  Attributes:
+    source: 'stdlib' (the Python standard library's own source), 'jsonl', 'text', 'datasets' or
+      'mixture'.
+    path: jsonl: glob of .jsonl, .jsonl.zst or .jsonl.gz (local, gs://, s3://); text: folder or
+      glob, one document a file; datasets: `NAME_OR_FOLDER[#SPLIT]`, SPLIT 'train' unless given.
+    validation_path, test_path: a separate source of the same kind, used whole; '' takes that
+      split out of the training source, document by document.
+    validation_fraction, test_fraction: shares of the documents, by a hash of the text, so that
+      equal texts lie on one side. The standard library holds out whole packages instead.
+    mixture: (weight, source, path), ...; weights are shares of the tokens.
+    tokenizer: hub id, local folder, or 'train' to learn one from the training split.
+    num_streams: virtual streams S; S divides the batch size and the hosts divide S.
+    shuffle_window: documents shuffled together, per stream.
+    segment_ids: batches say where documents end, so that attention can stop there.
+    on_bad_record: 'stop' or 'skip' (and count).
+    text_key: field of a record that holds the text.
+    datasets_config: configuration name of a `datasets` source.
+    prefetch: batches read ahead.
+  """
+
+  source: str = "stdlib"
+  path: str = ""
+  validation_path: str = ""
+  test_path: str = ""
+  validation_fraction: float = 0.01
+  test_fraction: float = 0.0
+  mixture: tuple[tuple[float, str, str], ...] = ()
+  tokenizer: str = "train"
+  num_streams: int = 8
+  shuffle_window: int = 256
+  segment_ids: bool = False
+  on_bad_record: str = "stop"
+  text_key: str = "text"
+  datasets_config: str = ""
+  prefetch: int = 4
+
+  def __post_init__(self):
+    object.__setattr__(self, "mixture", tuple(tuple(entry) for entry in self.mixture))
+    if self.source not in (*SOURCES, "mixture"):
+      raise ValueError(
+        f"data.source is '{self.source}'; it is one of {', '.join(SOURCES)}, mixture"
+      )
+    if self.on_bad_record not in ("stop", "skip"):
+      raise ValueError(f"data.on_bad_record is '{self.on_bad_record}'; it is 'stop' or 'skip'")
+    for name, least in (("num_streams", 1), ("shuffle_window", 1), ("prefetch", 0)):
+      value = getattr(self, name)
+      if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"data.{name} is {value!r}; it must be a whole number, {least} or more")
+    for name in ("validation_fraction", "test_fraction"):
+      if not 0 <= getattr(self, name) < 1:
+        raise ValueError(f"data.{name} is {getattr(self, name)}; it must be in [0, 1)")
+    if self.validation_fraction + self.test_fraction >= 1:
+      raise ValueError(
+        "data.validation_fraction and data.test_fraction leave nothing to train on:"
+        f" {self.validation_fraction} + {self.test_fraction} is 1 or more"
+      )
+    for name in ("tokenizer", "text_key"):
+      if not getattr(self, name):
+        raise ValueError(f"data.{name} must not be empty")
+    self._check_paths()
+
+  def _check_paths(self):
+    if self.source == "mixture":
+      if not self.mixture:
+        raise ValueError("data.source is 'mixture', but data.mixture is empty")
+      if self.path:
+        raise ValueError("data.path has no meaning for a mixture; the paths stand in data.mixture")
+    elif self.mixture:
+      raise ValueError(f"data.mixture is given, but data.source is '{self.source}', not 'mixture'")
+    for entry in self.mixture:
+      if len(entry) != 3:
+        raise ValueError(f"data.mixture: {entry!r} is not (weight, source, path)")
+      weight, source, _ = entry
+      if isinstance(weight, str) or not 0 < weight < float("inf"):
+        raise ValueError(f"data.mixture: weight {weight!r} of '{source}' must be above 0")
+      if source not in SOURCES:
+        raise ValueError(f"data.mixture: source '{source}' is none of {', '.join(SOURCES)}")
+    for _, source, path in self.entries:
+      if source == "stdlib" and path:
+        raise ValueError(f"data.path '{path}': the source 'stdlib' takes no path")
+      if source != "stdlib" and not path:
+        raise ValueError(f"data.path is empty; the source '{source}' needs one")
+    kinds = {source for _, source, _ in self.entries}
+    for name in ("validation_path", "test_path"):
+      if getattr(self, name) and (len(kinds) > 1 or "stdlib" in kinds):
+        raise ValueError(
+          f"data.{name} is read like data.path, so it needs sources of one kind with a path;"
+          f" here: {', '.join(sorted(kinds))}"
+        )
+
+  @property
+  def entries(self) -> tuple[tuple[float, str, str], ...]:
+    """(weight, source, path) of every source; one entry unless it is a mixture."""
+    return self.mixture if self.source == "mixture" else ((1.0, self.source, self.path),)

@@ -1,0 +1,169 @@
+"""Documents of a split in a fixed order, and the windows in which they are scored."""
+
+import dataclasses
+import heapq
+import itertools
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from gptneo_jax.data.config import DataConfig
+from gptneo_jax.data.documents import BadRecords, DataError, Document
+from gptneo_jax.data.sources import open_components
+from gptneo_jax.data.tokenizer import DocumentEncoder
+
+_PIECE_DOCUMENTS = 64
+_PIECE_CHARACTERS = 1 << 18
+
+
+def evaluation_documents(
+  config: DataConfig, split: str, limit_documents: int = 0
+) -> Iterator[Document]:
+  """Documents of 'train', 'validation' or 'test' in source order; the first ones, given a limit.
+
+  Raises:
+    DataError: at once, a source is not there or nothing is set aside for the split; when the
+      first one is asked for, the split holds no document.
+  """
+  bad_records = BadRecords(config.on_bad_record)
+  return _documents(
+    open_components(config, split, bad_records), split, limit_documents, bad_records
+  )
+
+
+def _documents(components, split, limit_documents, bad_records):
+  documents = itertools.chain.from_iterable(part.documents() for part in components)
+  first = next(documents, None)
+  if first is None:
+    raise DataError(f"the {split} split holds no document: raise data.{split}_fraction")
+  yield from itertools.islice(itertools.chain([first], documents), limit_documents or None)
+  bad_records.log_summary()
+
+
+def mixed_documents(config: DataConfig) -> Iterator[Document]:
+  """Training documents once, in source order, the sources of a mixture interleaved by weight.
+
+  For learning a tokenizer: any beginning of it has every source's share of the bytes.
+  """
+  components = open_components(config, "train", BadRecords(config.on_bad_record))
+  # (bytes so far / weight, number): the source furthest behind its share comes next.
+  waiting = [(0.0, number) for number in range(len(components))]
+  documents = [component.documents() for component in components]
+  while waiting:
+    behind, number = heapq.heappop(waiting)
+    document = next(documents[number], None)
+    if document is not None:
+      size = len(document.text.encode())
+      heapq.heappush(waiting, (behind + size / components[number].weight, number))
+      yield document
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationWindow:
+  """Up to T tokens to score: inputs and targets int32 T, weights float32 T (0: padding)."""
+
+  inputs: np.ndarray
+  targets: np.ndarray
+  weights: np.ndarray
+  document: int  # index
+
+
+def evaluation_windows(
+  documents: Iterable[Document], tokenizer, seq_len: int
+) -> Iterator[EvaluationWindow]:
+  """Disjoint windows of T inputs: every token of a document is scored once.
+
+  The end-of-text token stands before the document and is not scored; each further window starts
+  with the last token of the one before; no end of text follows. A text without tokens has none.
+  """
+  encoder = DocumentEncoder(tokenizer)
+  for number, ids in enumerate(_encode(documents, encoder)):
+    yield from _windows(ids, number, encoder.end_of_text, seq_len)
+
+
+class EvaluationBatches:
+  """Whole batches of windows, in order; a single pass, so that any amount of data fits.
+
+  A batch is a dict: `inputs`, `targets` int32 B x T; `weights` float32 B x T, 0 on padding;
+  `row_document` int32 B, index of the row's document or -1 for a row of padding.
+
+  Attributes (they grow while batches are taken and are complete after the last one):
+    subsets: subset of each document.
+    bytes_per_document: UTF-8 bytes of each document. Bits per byte of a set of documents is
+      their summed negative log-likelihood in nats / (their bytes * ln 2).
+    tokens_per_document: scored tokens of each document.
+  """
+
+  def __init__(self, documents: Iterable[Document], tokenizer, *, batch_size: int, seq_len: int):
+    self.subsets: list[str] = []
+    self.bytes_per_document: list[int] = []
+    self.tokens_per_document: list[int] = []
+    self._batches = self._batch(documents, DocumentEncoder(tokenizer), batch_size, seq_len)
+
+  def __iter__(self) -> "EvaluationBatches":
+    return self
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    return next(self._batches)
+
+  def _noted(self, documents: Iterable[Document]) -> Iterator[Document]:
+    for document in documents:
+      self.subsets.append(document.subset)
+      self.bytes_per_document.append(len(document.text.encode()))
+      yield document
+
+  def _batch(self, documents, encoder, batch_size, seq_len):
+    def windows():
+      for number, ids in enumerate(_encode(self._noted(documents), encoder)):
+        self.tokens_per_document.append(len(ids))
+        yield from _windows(ids, number, encoder.end_of_text, seq_len)
+
+    rows = windows()
+    while taken := list(itertools.islice(rows, batch_size)):
+      batch = {
+        "inputs": np.full((batch_size, seq_len), encoder.end_of_text, np.int32),
+        "targets": np.full((batch_size, seq_len), encoder.end_of_text, np.int32),
+        "weights": np.zeros((batch_size, seq_len), np.float32),
+        "row_document": np.full(batch_size, -1, np.int32),
+      }
+      for row, window in enumerate(taken):
+        batch["inputs"][row], batch["targets"][row] = window.inputs, window.targets
+        batch["weights"][row], batch["row_document"][row] = window.weights, window.document
+      yield batch
+
+
+def evaluation_batches(
+  documents: Iterable[Document], tokenizer, *, batch_size: int, seq_len: int
+) -> EvaluationBatches:
+  """Batches that score the documents; see EvaluationBatches."""
+  return EvaluationBatches(documents, tokenizer, batch_size=batch_size, seq_len=seq_len)
+
+
+def _encode(documents: Iterable[Document], encoder: DocumentEncoder) -> Iterator[np.ndarray]:
+  """Ids of each document; several documents are encoded at once."""
+  piece, size = [], 0
+  for document in documents:
+    piece.append(document.text)
+    size += len(document.text)
+    if len(piece) == _PIECE_DOCUMENTS or size >= _PIECE_CHARACTERS:
+      yield from encoder.encode(piece)
+      piece, size = [], 0
+  yield from encoder.encode(piece)
+
+
+def _windows(
+  ids: np.ndarray, number: int, end_of_text: int, seq_len: int
+) -> Iterator[EvaluationWindow]:
+  inputs = np.concatenate([np.array([end_of_text], np.int32), ids[:-1]])
+  for start in range(0, len(ids), seq_len):
+    count = min(seq_len, len(ids) - start)
+    window = EvaluationWindow(
+      inputs=np.full(seq_len, end_of_text, np.int32),
+      targets=np.full(seq_len, end_of_text, np.int32),
+      weights=np.zeros(seq_len, np.float32),
+      document=number,
+    )
+    window.inputs[:count] = inputs[start : start + count]
+    window.targets[:count] = ids[start : start + count]
+    window.weights[:count] = 1
+    yield window

@@ -1,0 +1,84 @@
+"""Sources that the `datasets` library reads: the hub, local folders, saved data sets."""
+
+import os
+from collections.abc import Callable, Iterator
+
+from gptneo_jax.data.documents import BadRecords, DataError, Document
+from gptneo_jax.data.files import file_system
+from gptneo_jax.data.jsonl import document_of
+
+
+class HubDataset:
+  """Records of one split, streamed, or by random access from a folder of `save_to_disk`.
+
+  Attributes:
+    shards: names of its shards.
+  """
+
+  def __init__(
+    self, path: str, config_name: str, name: str, text_key: str, bad_records: BadRecords
+  ):
+    import datasets
+
+    path, _, split = path.partition("#")
+    split = split or "train"
+    local = os.path.expanduser(path)
+    try:
+      if _is_saved(local):
+        data = datasets.load_from_disk(local)
+        if isinstance(data, datasets.DatasetDict):
+          data = data[split]
+      else:
+        data = datasets.load_dataset(
+          local if os.path.exists(local) else path, config_name or None, split=split, streaming=True
+        )
+    except Exception as error:  # the library raises what its many back ends raise
+      raise DataError(f"{path}#{split}: cannot be opened: {_first_line(error)}") from error
+    self._data, self._streamed = data, isinstance(data, datasets.IterableDataset)
+    number = data.num_shards if self._streamed else 1
+    self.shards = [f"{path}#{split}[{shard}]" for shard in range(number)]
+    self._name, self._text_key, self._bad_records = name, text_key, bad_records
+
+  def read(
+    self, shard: int, start: tuple[int, int], mine: Callable[[int], bool]
+  ) -> Iterator[tuple[tuple[int, int], Document]]:
+    """Documents of one shard from a cursor (record, 0) on, as JsonLines.read."""
+    for number, record in self._records(shard, start[0], mine):
+      location = f"{self.shards[shard]}:{number + 1}"
+      document = document_of(record, self._text_key, self._name, location, self._bad_records)
+      if document is not None:
+        yield (number + 1, 0), document
+
+  def _records(self, shard: int, start: int, mine: Callable[[int], bool]):
+    number = start
+    try:
+      if self._streamed:
+        data = self._data.shard(num_shards=len(self.shards), index=shard).skip(start)
+        for number, record in enumerate(data, start):
+          if mine(number):
+            yield number, record
+      else:
+        for number in filter(mine, range(start, len(self._data))):
+          yield number, self._data[number]
+    except Exception as error:  # network, or damage in a file: nothing says where to go on
+      location = f"{self.shards[shard]}:{number + 1}"
+      raise DataError(f"{location}: reading stopped near here: {_first_line(error)}") from error
+
+
+def check_dataset(path: str) -> None:
+  """DataError when `path` can only be a local folder or file and is not there."""
+  path = path.partition("#")[0]
+  if path.startswith(("/", ".", "~")) and not os.path.exists(os.path.expanduser(path)):
+    raise DataError(f"{path}: no such folder or file")
+  if "://" in path:
+    file_system(path)
+
+
+def _is_saved(folder: str) -> bool:
+  return any(
+    os.path.isfile(os.path.join(folder, name)) for name in ("state.json", "dataset_dict.json")
+  )
+
+
+def _first_line(error: Exception) -> str:
+  return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,147 @@
+"""From a config to sources: which documents belong to a split, and where they are read."""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+from gptneo_jax.data.config import DataConfig
+from gptneo_jax.data.documents import BadRecords, DataError, Document
+from gptneo_jax.data.files import match_files
+from gptneo_jax.data.hub import HubDataset, check_dataset
+from gptneo_jax.data.jsonl import JsonLines
+from gptneo_jax.data.trees import stdlib_files, text_files
+
+SPLITS = ("train", "validation", "test")
+
+
+class Source(Protocol):
+  """Shards of records; see JsonLines.read."""
+
+  shards: Sequence[str]
+
+  def read(
+    self, shard: int, start: tuple[int, int], mine: Callable[[int], bool]
+  ) -> Iterator[tuple[tuple[int, int], Document]]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Component:
+  """A source with its weight in the mixture, and the rule that says which documents count."""
+
+  weight: float
+  source: Source
+  keep: Callable[[Document], bool]
+
+  def documents(self) -> Iterator[Document]:
+    """All its documents once, in source order."""
+    for shard in range(len(self.source.shards)):
+      for _, document in self.source.read(shard, (0, 0), _all_records):
+        if self.keep(document):
+          yield document
+
+
+def open_components(config: DataConfig, split: str, bad_records: BadRecords) -> list[Component]:
+  """The sources of one split.
+
+  Raises:
+    DataError: a source is not there, or nothing is set aside for this split.
+  """
+  if split not in SPLITS:
+    raise ValueError(f"split '{split}' is none of {', '.join(SPLITS)}")
+  own_path = {"validation": config.validation_path, "test": config.test_path}.get(split, "")
+  if own_path:
+    source = _open(config, config.entries[0][1], own_path, split, bad_records)
+    return [Component(1.0, source, _all_documents)]
+  keep = _split_rule(config, split)
+  components = []
+  for weight, kind, path in config.entries:
+    if keep is None and kind != "stdlib":
+      continue
+    rule = _all_documents if kind == "stdlib" else keep
+    components.append(Component(weight, _open(config, kind, path, split, bad_records), rule))
+  if not components:
+    raise DataError(f"no {split} data: set data.{split}_path or data.{split}_fraction")
+  return components
+
+
+def check_sources(config: DataConfig) -> None:
+  """Raises DataError if a source is plainly not there; quick, reads no document."""
+  paths = [(kind, path) for _, kind, path in config.entries]
+  paths += [
+    (config.entries[0][1], path) for path in (config.validation_path, config.test_path) if path
+  ]
+  for kind, path in paths:
+    if kind in ("jsonl", "text"):
+      match_files(path, folders=kind == "text")
+    elif kind == "datasets":
+      check_dataset(path)
+    else:
+      stdlib_files("train", BadRecords("stop"))
+
+
+def source_name(kind: str, path: str) -> str:
+  """Short name of a source: the last part of its path that is no pattern, without endings."""
+  if kind == "stdlib":
+    return kind
+  parts = [part for part in path.partition("#")[0].split("/") if not set(part) & set("*?[")]
+  name = parts[-1] if parts else ""
+  for ending in (".zst", ".gz", ".jsonl", ".json", ".txt"):
+    name = name.removesuffix(ending)
+  return name.strip(".~:") or kind
+
+
+def _open(config: DataConfig, kind: str, path: str, split: str, bad_records: BadRecords) -> Source:
+  name = source_name(kind, path)
+  if kind == "stdlib":
+    return stdlib_files(split, bad_records)
+  if kind == "text":
+    return text_files(path, name, bad_records)
+  if kind == "jsonl":
+    return JsonLines(path, name, config.text_key, bad_records)
+  return HubDataset(path, config.datasets_config, name, config.text_key, bad_records)
+
+
+def held_out(config: DataConfig) -> tuple[float, float]:
+  """Shares of the training source set aside for validation and for test.
+
+  A split with a path of its own takes nothing from the training source.
+  """
+  validation = 0.0 if config.validation_path else config.validation_fraction
+  return validation, 0.0 if config.test_path else config.test_fraction
+
+
+def _split_rule(config: DataConfig, split: str) -> Callable[[Document], bool] | None:
+  """Says whether a document of the training source is in the split; None if none can be."""
+  validation, test = held_out(config)
+  low, high = {
+    "test": (0.0, test),
+    "validation": (test, test + validation),
+    "train": (test + validation, 1.0),
+  }[split]
+  if low == high:
+    return None
+  if (low, high) == (0.0, 1.0):
+    return _all_documents
+  return lambda document: low <= _position(document.text) < high
+
+
+def _position(text: str) -> float:
+  """Where a text lies in [0, 1), by its hash alone."""
+  digest = hashlib.blake2b(text.encode(), digest_size=6).digest()
+  return int.from_bytes(digest, "big") / 2**48
+
+
+def _all_documents(document: Document) -> bool:
+  return True
+
+
+def _all_records(number: int) -> bool:
+  return True
+
+
+def files_fingerprint(components: Sequence[Component]) -> str:
+  """Number of shards and a hash of their names: a file added or lost changes the order."""
+  names = [os.path.basename(shard) for part in components for shard in part.source.shards]
+  return f"{len(names)}:{hashlib.blake2b(chr(0).join(names).encode(), digest_size=8).hexdigest()}"

@@ -1,0 +1,223 @@
+"""Virtual streams: shuffled documents of each source, mixed, cut into rows of tokens.
+
+The order of a stream follows from the config, the seed and its own number, and from nothing else.
+Its state is a few integers: the block of documents in hand is read again after a restart.
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Iterator
+
+import numpy as np
+
+from gptneo_jax.data.documents import DataError
+from gptneo_jax.data.sources import Component
+from gptneo_jax.data.tokenizer import DocumentEncoder
+
+# Documents encoded in one call: enough to keep the cores busy, few enough for a quick start.
+_PIECE_DOCUMENTS = 64
+_PIECE_CHARACTERS = 1 << 18
+
+
+def permutation(size: int, *key: int) -> np.ndarray:
+  """Permutation of range(size) that depends on the key alone.
+
+  Sorts raw bits, whose stream NumPy guarantees; `Generator.permutation` may change with a release
+  and a resumed run would then silently read other documents.
+  """
+  bits = np.random.PCG64(np.random.SeedSequence([part % 2**64 for part in key]))
+  return np.argsort(bits.random_raw(size), kind="stable")
+
+
+class DocumentStream:
+  """Documents of one source for one virtual stream, without end.
+
+  Of n shards each of the S streams owns n // S whole; the records of the n % S left over are
+  dealt to all streams in turn, so that no document weighs more than another. Each epoch reads the
+  shards in a new order; within it, blocks of `window` documents are permuted. A block ends with
+  the epoch.
+  """
+
+  def __init__(
+    self,
+    component: Component,
+    encoder: DocumentEncoder,
+    *,
+    stream: int,
+    num_streams: int,
+    window: int,
+    key: tuple[int, ...],
+  ):
+    self._source, self._keep, self._encoder = component.source, component.keep, encoder
+    self._stream, self._num_streams = stream, num_streams
+    self._window, self._key = window, (*key, stream)
+    number = len(self._source.shards)
+    self._whole = number // num_streams * num_streams
+    self._shards = [*range(stream, self._whole, num_streams), *range(self._whole, number)]
+    self.set_state({"epoch": 0, "block": 0, "shard": 0, "record": 0, "offset": 0, "index": 0})
+
+  def get_state(self) -> dict[str, int]:
+    """Where the block in hand begins (epoch, block, shard, record, byte offset) and `index`, how
+    many of its documents were taken."""
+    return {**self._start, "index": self._index}
+
+  def set_state(self, state: dict[str, int]) -> None:
+    self._start = {name: int(value) for name, value in state.items() if name != "index"}
+    self._index = int(state["index"])
+    self._end = None  # (shard, cursor) past the block in hand; None: no block in hand
+    self._block: list[str] = []
+    self._encoded: deque[np.ndarray] = deque()
+    self._reader: Iterator | None = None
+
+  def next(self) -> np.ndarray:
+    """Tokens of the next document, int32, the end of text last."""
+    if self._end is None:
+      self._read_block()
+    if self._index > len(self._block):
+      raise DataError(
+        f"stream {self._stream}: the data state counts {self._index} documents in a block that"
+        f" holds {len(self._block)} now: {self._source.shards[0]} … changed since it was saved"
+      )
+    while self._index == len(self._block):
+      self._advance()
+    if not self._encoded:
+      self._encode_piece()
+    self._index += 1
+    return self._encoded.popleft()
+
+  def _advance(self) -> None:
+    """Goes from a block that is used up to the next one, into the next epoch if need be."""
+    start = self._start
+    if len(self._block) == self._window:
+      shard, (record, offset) = self._end
+      start = {**start, "block": start["block"] + 1}
+      start |= {"shard": shard, "record": record, "offset": offset}
+    elif start["block"] == 0 and not self._block:
+      raise DataError(
+        f"stream {self._stream} of {self._num_streams} has no document in"
+        f" {self._source.shards[0]}{' …' if len(self._source.shards) > 1 else ''}:"
+        " fewer documents than streams? lower data.num_streams"
+      )
+    else:
+      start = {"epoch": start["epoch"] + 1, "block": 0, "shard": 0, "record": 0, "offset": 0}
+      self._reader = None
+    self._start, self._index = start, 0
+    self._read_block()
+
+  def _read_block(self) -> None:
+    start = self._start
+    place = (start["shard"], (start["record"], start["offset"]))
+    if self._reader is None:
+      self._reader = self._read(start["epoch"], *place)
+    texts = []
+    for read_place, document in itertools.islice(self._reader, self._window):
+      place = read_place
+      texts.append(document.text)
+    order = permutation(len(texts), *self._key, 1, start["epoch"], start["block"])
+    self._block = [texts[number] for number in order]
+    self._end = place
+
+  def _read(self, epoch: int, first: int, cursor: tuple[int, int]) -> Iterator:
+    """Yields ((shard in the epoch's order, cursor), document) to the end of the epoch."""
+    order = permutation(len(self._shards), *self._key, 0, epoch)
+    for number in range(first, len(order)):
+      shard = self._shards[order[number]]
+      start = cursor if number == first else (0, 0)
+      for read_to, document in self._source.read(shard, start, self._owns(shard)):
+        if self._keep(document):
+          yield (number, read_to), document
+
+  def _owns(self, shard: int):
+    """Says of a record's number in the shard whether it is this stream's."""
+    if shard < self._whole:
+      return lambda record: True
+    # Shifted by the shard, so that shards of one document do not all go to one stream.
+    return lambda record: (record + shard) % self._num_streams == self._stream
+
+  def _encode_piece(self) -> None:
+    size, piece = 0, []
+    for text in self._block[self._index : self._index + _PIECE_DOCUMENTS]:
+      piece.append(text)
+      size += len(text)
+      if size >= _PIECE_CHARACTERS:
+        break
+    end = np.array([self._encoder.end_of_text], np.int32)
+    self._encoded.extend(np.concatenate([ids, end]) for ids in self._encoder.encode(piece))
+
+
+class RowStream:
+  """Rows of tokens of one virtual stream: its sources mixed by weight, cut without a gap."""
+
+  def __init__(self, sources: list[DocumentStream], weights: list[float]):
+    self._sources, self._weights = sources, weights
+    self._emitted = [0] * len(sources)  # tokens of each source, the document in hand included
+    self._current: int | None = None  # source of the document in hand
+    self._tokens = np.zeros(0, np.int32)
+    self._position = 0  # tokens of the document in hand that are used up
+
+  def fill(self, row: np.ndarray, ends: np.ndarray) -> None:
+    """Fills int32 `row` with the next tokens and bool `ends` with True at ends of text."""
+    ends[:] = False
+    filled = 0
+    while filled < len(row):
+      if self._current is None:
+        self._take()
+      count = min(len(row) - filled, len(self._tokens) - self._position)
+      row[filled : filled + count] = self._tokens[self._position : self._position + count]
+      filled += count
+      self._position += count
+      if self._position == len(self._tokens):
+        ends[filled - 1] = True
+        self._current, self._position = None, 0
+
+  def _take(self) -> None:
+    """Takes a document of the source that is furthest behind its share of the tokens."""
+    behind = [emitted / weight for emitted, weight in zip(self._emitted, self._weights)]
+    source = behind.index(min(behind))
+    self._tokens = self._sources[source].next()
+    self._emitted[source] += len(self._tokens)
+    self._current = source
+
+  def get_state(self) -> dict:
+    """State of every source, the tokens emitted of each, and the place in the document in hand."""
+    sources = [source.get_state() for source in self._sources]
+    if self._current is not None:
+      sources[self._current]["index"] -= 1  # the document in hand is taken again
+    return {
+      "sources": sources,
+      "emitted": list(self._emitted),
+      "current": self._current,
+      "position": self._position,
+    }
+
+  def set_state(self, state: dict) -> None:
+    for source, source_state in zip(self._sources, state["sources"]):
+      source.set_state(source_state)
+    self._emitted = [int(count) for count in state["emitted"]]
+    self._current, self._position = state["current"], int(state["position"])
+    if self._current is not None:
+      self._tokens = self._sources[self._current].next()
+
+
+def document_streams(
+  components: list[Component],
+  encoder: DocumentEncoder,
+  *,
+  stream: int,
+  num_streams: int,
+  window: int,
+  seed: int,
+) -> RowStream:
+  """The virtual stream number `stream` over all sources."""
+  sources = [
+    DocumentStream(
+      component,
+      encoder,
+      stream=stream,
+      num_streams=num_streams,
+      window=window,
+      key=(seed, number),
+    )
+    for number, component in enumerate(components)
+  ]
+  return RowStream(sources, [component.weight for component in components])

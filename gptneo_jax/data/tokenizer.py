@@ -1,0 +1,214 @@
+"""Tokenizers: loaded, or learned from the training split; and the encoding of documents."""
+
+import copy
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from gptneo_jax.data.documents import DataError, Document
+from gptneo_jax.data.files import file_system
+
+logger = logging.getLogger(__name__)
+
+END_OF_TEXT = "<|endoftext|>"
+_SAMPLE_BYTES = 20_000_000  # text that a tokenizer is learned from; more changes little
+
+
+def load_tokenizer(
+  name: str,
+  *,
+  documents: Iterable[Document] | None = None,
+  vocab_size: int | None = None,
+  save_to: str | None = None,
+):
+  """A fast Hugging Face tokenizer.
+
+  Args:
+    name: hub id, local folder, or 'train'.
+    documents: for 'train': what to learn from; the first 20 MB are used.
+    vocab_size: for 'train': entries, the end of text among them.
+    save_to: for 'train': folder (local or gs://, s3://) to save in. If it holds a tokenizer
+      already, that one is loaded: a resumed run goes on with the one it began with.
+
+  Returns:
+    transformers.PreTrainedTokenizerFast.
+
+  Raises:
+    DataError: no such folder, hub not reached, or not a fast tokenizer.
+  """
+  if name == "train":
+    return _load_or_train(documents, vocab_size, save_to)
+  local = os.path.expanduser(name)
+  if os.path.isdir(local):
+    tokenizer = _from_pretrained(local, name, local_files_only=True)
+  elif name.startswith(("/", ".", "~")) or name.count("/") > 1:
+    raise DataError(f"tokenizer '{name}': no such folder")
+  else:
+    tokenizer = _from_hub(name)
+  if getattr(tokenizer, "backend_tokenizer", None) is None:
+    raise DataError(f"tokenizer '{name}': has no fast version (tokenizer.json)")
+  return tokenizer
+
+
+def end_of_text_id(tokenizer) -> int:
+  """Id of the token that ends a document; DataError when the tokenizer has none."""
+  if tokenizer.eos_token_id is not None:  # it may well be 0
+    return tokenizer.eos_token_id
+  vocabulary = tokenizer.get_vocab()
+  if END_OF_TEXT not in vocabulary:
+    raise DataError(f"the tokenizer has neither an end-of-sequence token nor {END_OF_TEXT}")
+  return vocabulary[END_OF_TEXT]
+
+
+def check_vocabulary(tokenizer, vocab_size: int) -> None:
+  """Raises DataError when the tokenizer has ids that the model has no row for."""
+  ids = max(tokenizer.get_vocab().values()) + 1
+  if ids > vocab_size:
+    raise DataError(
+      f"the tokenizer has {ids} ids, but the model's vocabulary holds {vocab_size}:"
+      f" raise model.vocab_size to {ids} or more"
+    )
+
+
+class DocumentEncoder:
+  """Documents to token ids; special tokens spelled out in a text are ordinary text.
+
+  Attributes:
+    end_of_text: id of the end-of-text token; no text can produce it.
+  """
+
+  def __init__(self, tokenizer):
+    # A copy: the caller's tokenizer goes on reading special tokens in prompts.
+    backend = copy.deepcopy(tokenizer.backend_tokenizer)
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = True
+    self._backend = backend
+    self.end_of_text = end_of_text_id(tokenizer)
+    spelled = tokenizer.convert_ids_to_tokens(self.end_of_text)
+    if self.end_of_text in self.encode([spelled])[0]:
+      raise DataError(
+        f"the tokenizer does not hold its end of text '{spelled}' as a special token, so any"
+        " document could contain it"
+      )
+
+  def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+    """Ids of each text, int32, without end of text; several texts at once use several cores."""
+    encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+    return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+  def fingerprint(self) -> str:
+    """Hash of the vocabulary and the end of text: equal for equal tokenizers, wherever stored."""
+    vocabulary = sorted(self._backend.get_vocab().items(), key=lambda entry: entry[1])
+    content = json.dumps([vocabulary, self.end_of_text]).encode()
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
+def _from_pretrained(path: str, name: str, **options):
+  from transformers import AutoTokenizer
+
+  try:
+    return AutoTokenizer.from_pretrained(path, **options)
+  except Exception as error:  # every back end raises its own
+    raise DataError(f"tokenizer '{name}': cannot be loaded: {_first_line(error)}") from error
+
+
+def _from_hub(name: str):
+  """From the cache if it is there: a run that starts again is to find the same tokenizer."""
+  import huggingface_hub
+
+  try:
+    return _from_pretrained(name, name, local_files_only=True)
+  except DataError:
+    pass
+  try:
+    # One request, instead of most of a minute of retries when there is no network.
+    huggingface_hub.HfApi().model_info(name, timeout=10)
+  except Exception as error:
+    raise DataError(
+      f"tokenizer '{name}': no such folder here, and the hub does not give it: {_first_line(error)}"
+    ) from error
+  return _from_pretrained(name, name)
+
+
+def _load_or_train(documents: Iterable[Document] | None, vocab_size: int | None, save_to):
+  from transformers import PreTrainedTokenizerFast
+
+  if save_to:
+    fs, root = file_system(save_to)
+    if fs.exists(f"{root}/tokenizer.json"):
+      with tempfile.TemporaryDirectory() as folder:
+        _copy_files(fs, root, folder)
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+  if documents is None or vocab_size is None:
+    raise ValueError("load_tokenizer('train') needs documents and vocab_size")
+  tokenizer = _train(documents, vocab_size)
+  if save_to:
+    with tempfile.TemporaryDirectory() as folder:
+      tokenizer.save_pretrained(folder)
+      fs.makedirs(root, exist_ok=True)
+      # tokenizer.json last: it is the mark of a whole folder, should the run die in between.
+      for file in sorted(os.listdir(folder), key=lambda file: file == "tokenizer.json"):
+        fs.put_file(os.path.join(folder, file), f"{root}/{file}.part")
+        fs.mv(f"{root}/{file}.part", f"{root}/{file}")
+  return tokenizer
+
+
+def _copy_files(fs, root: str, folder: str) -> None:
+  for file in ("tokenizer_config.json", "special_tokens_map.json", "tokenizer.json"):
+    if fs.exists(f"{root}/{file}"):
+      with fs.open(f"{root}/{file}", "rb") as source, open(f"{folder}/{file}", "wb") as copied:
+        shutil.copyfileobj(source, copied)
+
+
+def _train(documents: Iterable[Document], vocab_size: int):
+  """Byte-level BPE as in GPT-2; the end of text is id 0, being the trainer's first entry."""
+  import tokenizers
+  from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+  from transformers import PreTrainedTokenizerFast
+
+  alphabet = pre_tokenizers.ByteLevel.alphabet()  # all 256 bytes: no text is unknown
+  if vocab_size <= len(alphabet):
+    raise DataError(f"vocab_size is {vocab_size}; a byte-level tokenizer needs 257 or more")
+  backend = tokenizers.Tokenizer(models.BPE())
+  backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  backend.decoder = decoders.ByteLevel()
+  backend.post_processor = processors.ByteLevel(trim_offsets=False)
+  trainer = trainers.BpeTrainer(
+    vocab_size=vocab_size,
+    special_tokens=[END_OF_TEXT],
+    initial_alphabet=sorted(alphabet),
+    show_progress=True,
+  )
+  sample = list(_sample(documents))
+  if not sample:
+    raise DataError("there is no training text to learn a tokenizer from")
+  logger.info(
+    "learning a tokenizer of %d entries from %d documents, %.1f million characters",
+    vocab_size,
+    len(sample),
+    sum(map(len, sample)) / 1e6,
+  )
+  backend.train_from_iterator(sample, trainer, length=len(sample))
+  return PreTrainedTokenizerFast(
+    tokenizer_object=backend, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, unk_token=END_OF_TEXT
+  )
+
+
+def _sample(documents: Iterable[Document]) -> Iterator[str]:
+  size = 0
+  for document in documents:
+    yield document.text
+    size += len(document.text.encode())
+    if size >= _SAMPLE_BYTES:
+      return
+
+
+def _first_line(error: Exception) -> str:
+  return (str(error).strip() or type(error).__name__).splitlines()[0]
