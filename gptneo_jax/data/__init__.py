@@ -1,0 +1,1 @@
+"""Text to batches: sources, virtual streams with exact resume, tokenizers, evaluation windows."""

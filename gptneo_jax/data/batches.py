@@ -99,7 +99,7 @@ class TrainBatches:
     # the one of the batch last returned: what exact resume needs.
     self._iterator = ThreadPrefetchDatasetIterator(rows, config.prefetch)
     # A thread still inside the tokenizer when the interpreter goes down can abort the process.
-    self._close = weakref.finalize(self, self._iterator.close)
+    self._close = weakref.finalize(self, _close, self._iterator)
     self.wait_seconds = 0.0
 
   def __iter__(self) -> "TrainBatches":
@@ -164,6 +164,12 @@ def _compare(saved: Mapping, present: Mapping) -> None:
       raise DataError(
         f"cannot resume the data: {name} was {saved.get(name)!r} and is {present.get(name)!r} now"
       )
+
+
+def _close(iterator) -> None:
+  iterator.close()
+  # grain closes once more in __del__, which complains when the interpreter is half taken apart.
+  iterator.close = lambda: None
 
 
 class _Batches:

@@ -1,0 +1,120 @@
+"""Evaluation windows against the definition, and the baselines against closed forms."""
+
+import gzip
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptneo_jax.data.baselines import byte_unigram_bits_per_byte, gzip_bits_per_byte
+from gptneo_jax.data.config import DataConfig
+from gptneo_jax.data.documents import Document
+from gptneo_jax.data.evaluation import (
+  evaluation_batches,
+  evaluation_documents,
+  evaluation_windows,
+)
+from gptneo_jax.data.tokenizer import DocumentEncoder, end_of_text_id, load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+  documents = [Document("one two three quatro ção " * 50, "s", "f:1")]
+  return load_tokenizer("train", documents=documents, vocab_size=280)
+
+
+texts_strategy = st.lists(st.text(alphabet="one two ção 日<|endoftext|>", max_size=40), max_size=8)
+
+
+def documents_of(texts):
+  return [Document(text, f"subset {number % 2}", "f:1") for number, text in enumerate(texts)]
+
+
+@settings(deadline=None, max_examples=60)
+@given(texts=texts_strategy, seq_len=st.integers(1, 9), batch_size=st.integers(1, 5))
+def test_every_token_is_scored_once_in_its_context(tokenizer, texts, seq_len, batch_size):
+  documents = documents_of(texts)
+  end = end_of_text_id(tokenizer)
+  all_ids = DocumentEncoder(tokenizer).encode(texts)
+  evaluation = evaluation_batches(documents, tokenizer, batch_size=batch_size, seq_len=seq_len)
+  batches = list(evaluation)
+  rows = []
+  for batch in batches:
+    assert batch["inputs"].shape == batch["targets"].shape == (batch_size, seq_len)
+    assert batch["weights"].dtype == np.float32
+    assert batch["row_document"].dtype == batch["inputs"].dtype == np.int32
+    rows += [{name: batch[name][row] for name in batch} for row in range(batch_size)]
+  real = [row for row in rows if row["row_document"] >= 0]
+  # Padding rows stand at the very end, fewer than a batch, and weigh nothing.
+  assert rows[: len(real)] == real
+  assert len(rows) - len(real) < batch_size
+  assert all(not row["weights"].any() for row in rows[len(real) :])
+  for number, ids in enumerate(all_ids):
+    own = [row for row in real if row["row_document"] == number]
+    assert len(own) == math.ceil(len(ids) / seq_len)
+    scored = [row["targets"][row["weights"] > 0] for row in own]
+    assert [*np.concatenate([*scored, []])] == ids.tolist()
+    before = end
+    for row in own:
+      count = int(row["weights"].sum())
+      assert row["weights"].tolist() == [1.0] * count + [0.0] * (seq_len - count)
+      assert row["inputs"][0] == before
+      np.testing.assert_array_equal(row["inputs"][1:count], row["targets"][: count - 1])
+      before = row["targets"][count - 1]
+  assert evaluation.subsets == [document.subset for document in documents]
+  assert evaluation.bytes_per_document == [len(text.encode()) for text in texts]
+  assert evaluation.tokens_per_document == [len(ids) for ids in all_ids]
+  windows = list(evaluation_windows(documents, tokenizer, seq_len))
+  assert [window.document for window in windows] == [row["row_document"] for row in real]
+  for window, row in zip(windows, real):
+    np.testing.assert_array_equal(window.inputs, row["inputs"])
+    np.testing.assert_array_equal(window.targets, row["targets"])
+    np.testing.assert_array_equal(window.weights, row["weights"])
+
+
+def test_batches_come_before_all_documents_are_read(tokenizer):
+  read = []
+
+  def endless():
+    while True:
+      read.append(0)
+      yield Document("one two three " * 5000, "s", "f:1")
+
+  next(evaluation_batches(endless(), tokenizer, batch_size=2, seq_len=16))
+  assert len(read) < 100
+
+
+def test_validation_file_in_source_order(shared_data):
+  path = str(shared_data / "minipile" / "val.jsonl.zst")
+  train = str(shared_data / "minipile" / "train" / "*.jsonl.zst")
+  config = DataConfig(source="jsonl", path=train, validation_path=path)
+  documents = list(evaluation_documents(config, "validation"))
+  assert len(documents) == 91
+  assert sum(len(document.text.encode()) for document in documents) == 1_211_688
+  assert [document.location for document in documents] == [
+    f"{path}:{number}" for number in range(1, 92)
+  ]
+  assert len({document.subset for document in documents}) == 14
+  assert list(evaluation_documents(config, "validation", 5)) == documents[:5]
+  gpt2 = load_tokenizer(str(shared_data / "gpt2_tokenizer"))
+  evaluation = evaluation_batches(documents, gpt2, batch_size=8, seq_len=1024)
+  scored = sum(int(batch["weights"].sum()) for batch in evaluation)
+  assert scored == sum(evaluation.tokens_per_document) == 485_451
+
+
+def test_byte_unigram():
+  train, held_out = documents_of(["aab"]), documents_of(["ab", "c"])
+  expected = -(math.log2(3 / 259) + math.log2(2 / 259) + math.log2(1 / 259)) / 3
+  assert byte_unigram_bits_per_byte(train, held_out) == pytest.approx(expected)
+  # Nothing learned: eight bits a byte.
+  assert byte_unigram_bits_per_byte([], held_out) == pytest.approx(8)
+  # Bytes, not characters.
+  assert byte_unigram_bits_per_byte(documents_of(["é" * 10**6]), documents_of(["é"])) < 1.01
+
+
+def test_gzip():
+  texts = ["abc" * 1000, "é" * 500]
+  size = sum(len(gzip.compress(text.encode(), 9)) for text in texts)
+  assert gzip_bits_per_byte(documents_of(texts)) == 8 * size / 4000
