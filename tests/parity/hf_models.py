@@ -1,0 +1,141 @@
+"""Random Hugging Face models in eager PyTorch, and their weights as a parameter tree of ours.
+
+The conversion is the tests' own, so that the product's may be tested against it.
+"""
+
+import numpy as np
+import torch
+import transformers
+
+from gptneo_jax.config import ModelConfig
+
+
+def _randomise(model: torch.nn.Module, std: float, seed: int) -> torch.nn.Module:
+  """Every tensor gets weight: biases are not 0, and layer norms' scales lie around 1."""
+  generator = torch.Generator().manual_seed(seed)
+  with torch.no_grad():
+    for name, p in model.named_parameters():
+      p.copy_(std * torch.randn(p.shape, generator=generator))
+      if ".ln_" in name and name.endswith("weight"):
+        p.add_(1.0)
+  return model.eval()
+
+
+def gpt_neo(
+  pattern=("global", "local"), layers=4, hidden=24, heads=4, window=6, positions=64, vocab=61,
+  intermediate=None, std=0.1, seed=0,
+):  # fmt: skip
+  config = transformers.GPTNeoConfig(
+    vocab_size=vocab,
+    max_position_embeddings=positions,
+    hidden_size=hidden,
+    num_layers=layers,
+    num_heads=heads,
+    intermediate_size=intermediate,
+    attention_types=[[list(pattern), layers // len(pattern)]],
+    window_size=window,
+    attn_implementation="eager",
+    use_cache=False,
+    bos_token_id=0,
+    eos_token_id=0,
+  )
+  return _randomise(transformers.GPTNeoForCausalLM(config).float(), std, seed)
+
+
+def gpt2(layers=4, hidden=24, heads=4, positions=64, vocab=61, std=0.1, seed=0):
+  config = transformers.GPT2Config(
+    vocab_size=vocab,
+    n_positions=positions,
+    n_embd=hidden,
+    n_layer=layers,
+    n_head=heads,
+    attn_implementation="eager",
+    use_cache=False,
+    bos_token_id=0,
+    eos_token_id=0,
+    resid_pdrop=0.0,
+    embd_pdrop=0.0,
+    attn_pdrop=0.0,
+  )
+  return _randomise(transformers.GPT2LMHeadModel(config).float(), std, seed)
+
+
+def config_of(model) -> ModelConfig:
+  """Our configuration of a model made above."""
+  c = model.config
+  neo = c.model_type == "gpt_neo"
+  return ModelConfig(
+    model_type=c.model_type,
+    vocab_size=c.vocab_size,
+    max_position_embeddings=c.max_position_embeddings,
+    hidden_size=c.hidden_size,
+    num_layers=c.num_layers if neo else c.n_layer,
+    num_heads=c.num_heads if neo else c.n_head,
+    intermediate_size=(c.intermediate_size or 0) if neo else 0,
+    attention_pattern=tuple(c.attention_types[0][0]) if neo else ("global",),
+    window_size=c.window_size if neo else 256,
+  )
+
+
+def tensors(model, gradients=False) -> dict[str, np.ndarray]:
+  """The model's weights, or their gradients, by PyTorch's names; the tied head once."""
+  return {
+    name: (p.grad if gradients else p).detach().numpy().copy()
+    for name, p in model.named_parameters()
+  }
+
+
+def to_params(state: dict[str, np.ndarray], config: ModelConfig) -> dict:
+  """PyTorch's tensors as our stacked tree."""
+  D, H, K = config.hidden_size, config.num_heads, config.head_dim
+
+  def norm(name):
+    return {"scale": state[f"{name}.weight"], "bias": state[f"{name}.bias"]}
+
+  def dense(name):  # nn.Linear of GPT-Neo is (out, in), Conv1D of GPT-2 is (in, out)
+    kernel = state[f"{name}.weight"]
+    kernel = kernel.T if config.model_type == "gpt_neo" else kernel
+    return {"kernel": kernel, "bias": state[f"{name}.bias"]}
+
+  def attention(prefix):
+    if config.model_type == "gpt_neo":
+      prefix += ".attention"
+      qkv = {
+        n: {"kernel": state[f"{prefix}.{n}_proj.weight"].T.reshape(D, H, K)}
+        for n in ("q", "k", "v")
+      }
+      out = dense(f"{prefix}.out_proj")
+    else:
+      kernels = np.split(state[f"{prefix}.c_attn.weight"], 3, axis=1)
+      biases = np.split(state[f"{prefix}.c_attn.bias"], 3)
+      qkv = {
+        n: {"kernel": kernel.reshape(D, H, K), "bias": bias.reshape(H, K)}
+        for n, kernel, bias in zip("qkv", kernels, biases)
+      }
+      out = dense(f"{prefix}.c_proj")
+    return {**qkv, "out": {"kernel": out["kernel"].reshape(H, K, D), "bias": out["bias"]}}
+
+  def layer(i):
+    prefix = f"transformer.h.{i}"
+    return {
+      "ln_1": norm(f"{prefix}.ln_1"),
+      "ln_2": norm(f"{prefix}.ln_2"),
+      "attn": attention(f"{prefix}.attn"),
+      "mlp": {n: dense(f"{prefix}.mlp.{n}") for n in ("c_fc", "c_proj")},
+    }
+
+  def stack(layers):
+    first = layers[0]
+    if isinstance(first, dict):
+      return {key: stack([tree[key] for tree in layers]) for key in first}
+    return np.stack(layers)
+
+  return {
+    "wte": state["transformer.wte.weight"],
+    "wpe": state["transformer.wpe.weight"],
+    "ln_f": norm("transformer.ln_f"),
+    "blocks": {
+      f"layer_{j}": stack([layer(i) for i in range(j, config.num_layers, config.period)])
+      for j in range(config.period)
+    },
+  }

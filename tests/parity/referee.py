@@ -1,0 +1,83 @@
+"""GPT-Neo and GPT-2 in float64 from their definitions: the referee between us and PyTorch.
+
+Reads PyTorch's tensors under PyTorch's names, loops over the layers, masks T by T, and shares
+nothing with either implementation. Written for NumPy; jax.numpy with 64 bits gives its gradients.
+"""
+
+import numpy as np
+
+
+def _layer_norm(x, weight, bias, epsilon, xp):
+  mean = x.mean(-1, keepdims=True)
+  variance = ((x - mean) ** 2).mean(-1, keepdims=True)
+  return (x - mean) / xp.sqrt(variance + epsilon) * weight + bias
+
+
+def _gelu(x, xp):
+  return 0.5 * x * (1 + xp.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def _visible_BxTxT(kind, window, real_BxT):
+  """Key j of query i: not later, real, and in a local layer fewer than `window` before it."""
+  visible_BxTxT = np.zeros((*real_BxT.shape, real_BxT.shape[1]), bool)
+  for b, i in np.ndindex(*real_BxT.shape):
+    for j in range(i + 1):
+      near = kind == "global" or i - j < window
+      visible_BxTxT[b, i, j] = near and (real_BxT[b, j] or i == j)
+  return visible_BxTxT
+
+
+def logits(state, config, ids_BxT, real_BxT=None, positions_BxT=None, xp=np):
+  """Logits, B x T x V.
+
+  state: PyTorch's tensors by name, float64. config: the Hugging Face config.
+  real_BxT: which positions are not padding. positions_BxT: default 0, 1, …
+  """
+  neo = config.model_type == "gpt_neo"
+  B, T = ids_BxT.shape
+  real_BxT = np.ones((B, T), bool) if real_BxT is None else real_BxT
+  positions_BxT = np.arange(T)[None].repeat(B, 0) if positions_BxT is None else positions_BxT
+  H = config.num_heads if neo else config.n_head
+  K = config.hidden_size // H
+  kinds = config.attention_layers if neo else ["global"] * config.n_layer
+  window = config.window_size if neo else None
+  scale = 1.0 if neo else 1 / np.sqrt(K)
+  visible = {kind: _visible_BxTxT(kind, window, real_BxT)[:, None] for kind in set(kinds)}
+
+  def linear(x, name):
+    weight = state[f"{name}.weight"]
+    y = x @ (weight.T if neo else weight)
+    return y + state[f"{name}.bias"] if f"{name}.bias" in state else y
+
+  def norm(x, name):
+    weight, bias = state[f"{name}.weight"], state[f"{name}.bias"]
+    return _layer_norm(x, weight, bias, config.layer_norm_epsilon, xp)
+
+  wte, wpe = state["transformer.wte.weight"], state["transformer.wpe.weight"]
+  x_BxTxD = wte[ids_BxT] + wpe[positions_BxT]
+  for i, kind in enumerate(kinds):
+    layer = f"transformer.h.{i}"
+    h_BxTxD = norm(x_BxTxD, f"{layer}.ln_1")
+    if neo:
+      qkv = [linear(h_BxTxD, f"{layer}.attn.attention.{n}_proj") for n in "qkv"]
+    else:
+      qkv = xp.split(linear(h_BxTxD, f"{layer}.attn.c_attn"), 3, axis=-1)
+    q, k, v = (x.reshape(B, T, H, K).transpose(0, 2, 1, 3) for x in qkv)
+    scores_BxHxTxT = xp.where(visible[kind], scale * (q @ k.transpose(0, 1, 3, 2)), -np.inf)
+    probs_BxHxTxT = xp.exp(scores_BxHxTxT - scores_BxHxTxT.max(-1, keepdims=True))
+    probs_BxHxTxT = probs_BxHxTxT / probs_BxHxTxT.sum(-1, keepdims=True)
+    out_BxTxD = (probs_BxHxTxT @ v).transpose(0, 2, 1, 3).reshape(B, T, H * K)
+    name = "attn.attention.out_proj" if neo else "attn.c_proj"
+    x_BxTxD = x_BxTxD + linear(out_BxTxD, f"{layer}.{name}")
+    h_BxTxF = _gelu(linear(norm(x_BxTxD, f"{layer}.ln_2"), f"{layer}.mlp.c_fc"), xp)
+    x_BxTxD = x_BxTxD + linear(h_BxTxF, f"{layer}.mlp.c_proj")
+  return norm(x_BxTxD, "transformer.ln_f") @ wte.T
+
+
+def loss(state, config, ids_BxT, labels_BxT, real_BxT=None, positions_BxT=None, xp=np):
+  """Mean negative log-likelihood of the labels that are not -100, already shifted."""
+  logits_BxTxV = logits(state, config, ids_BxT, real_BxT, positions_BxT, xp)
+  logits_BxTxV = logits_BxTxV - logits_BxTxV.max(-1, keepdims=True)
+  log_probs_BxTxV = logits_BxTxV - xp.log(xp.exp(logits_BxTxV).sum(-1, keepdims=True))
+  b, t = np.nonzero(labels_BxT != -100)
+  return -log_probs_BxTxV[b, t, labels_BxT[b, t]].mean()
