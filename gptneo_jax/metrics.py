@@ -1,0 +1,373 @@
+"""What a run reports: the metrics file, the progress line, and the machine's own figures.
+
+Keys, fixed because scripts rely on them: `train/{loss,grad_norm,learning_rate}`,
+`eval/{loss,perplexity,bits_per_byte}` (nats per token; the same with `/SUBSET` appended), and
+`perf/{tokens_per_second,step_seconds,mfu,data_wait_fraction,memory_gib}`.
+"""
+
+import collections
+import contextlib
+import datetime
+import functools
+import json
+import logging
+import math
+import os
+import resource
+import statistics
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TextIO
+
+import fsspec
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tensorboardX
+import tqdm
+
+# Object stores cannot append: there the whole file is written anew, and not more often than this.
+_REMOTE_SECONDS = 30.0
+
+_log = logging.getLogger(__name__)
+
+
+class MetricWriter:
+  """Writes metrics to FOLDER/metrics.jsonl and FOLDER/tensorboard, and to wandb if asked.
+
+  Each line of the file is one JSON object with `step` first, flushed at once. A value that is
+  not finite is written as null: JSON has no NaN, and a string would break readers that expect
+  numbers.
+  """
+
+  def __init__(
+    self,
+    folder: str,
+    *,
+    resume_step: int = 0,
+    wandb_project: str | None = None,
+    enabled: bool = True,
+  ):
+    """Opens the files; what an earlier process wrote past `resume_step` is removed.
+
+    Args:
+      folder: local, or a URL that fsspec knows.
+      resume_step: the step the run goes on from; 0 is a run from scratch and keeps nothing.
+      wandb_project: log there too, going on with the run that this folder began.
+      enabled: False in all processes but one; then nothing is written anywhere.
+
+    Raises:
+      ModuleNotFoundError: wandb is asked for and not installed.
+    """
+    self._enabled = enabled
+    if not enabled:
+      return
+    folder = str(folder)
+    self._wandb = _start_wandb(wandb_project, folder, resume_step) if wandb_project else None
+    self._lines = _JsonLines(f"{folder}/metrics.jsonl", resume_step)
+    self._tensorboard = tensorboardX.SummaryWriter(
+      f"{folder}/tensorboard", purge_step=resume_step + 1 if resume_step else 0
+    )
+
+  def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+    """Writes one line. Values are anything `float` takes: numbers, or arrays of one element."""
+    if not self._enabled:
+      return
+    values = {key: float(value) for key, value in metrics.items()}
+    finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
+    self._lines.append({"step": int(step), **finite})
+    for key, value in values.items():
+      self._tensorboard.add_scalar(key, value, step)
+    if self._wandb:
+      self._wandb.log(values, step=step)
+
+  def close(self) -> None:
+    """Writes out what is still in memory."""
+    if not self._enabled:
+      return
+    self._lines.close()
+    self._tensorboard.close()
+    if self._wandb:
+      self._wandb.finish()
+
+
+class _JsonLines:
+  """A file of one JSON object per line, opened to go on after `resume_step`."""
+
+  def __init__(self, path: str, resume_step: int):
+    self._path, self._local = path, "://" not in path
+    if self._local:
+      os.makedirs(os.path.dirname(path), exist_ok=True)
+    lines = self._lines_up_to(resume_step)
+    if self._local:
+      # Renamed into place: a process killed here leaves the old file or the new one.
+      with open(f"{path}.tmp", "w") as file:
+        file.writelines(lines)
+        file.flush()
+        os.fsync(file.fileno())
+      os.replace(f"{path}.tmp", path)
+      self._file = open(path, "a", buffering=1)  # line by line
+    else:
+      self._all, self._written_at = lines, -math.inf
+
+  def _lines_up_to(self, resume_step: int) -> list[str]:
+    if not resume_step:
+      return []
+    try:
+      with fsspec.open(self._path, "r") as file:
+        lines = file.readlines()
+    except FileNotFoundError:
+      return []
+    kept = []
+    for number, line in enumerate(lines, start=1):
+      try:
+        step = json.loads(line)["step"]
+      except (ValueError, TypeError, KeyError):
+        if number < len(lines):  # the last is torn when the process was killed writing it
+          _log.warning("%s line %d is not a metrics line; removed", self._path, number)
+        continue
+      if step <= resume_step:
+        kept.append(line.rstrip("\n") + "\n")
+    return kept
+
+  def append(self, entry: dict[str, Any]) -> None:
+    line = json.dumps(entry, allow_nan=False) + "\n"
+    if self._local:
+      self._file.write(line)
+      return
+    self._all.append(line)
+    if time.monotonic() - self._written_at > _REMOTE_SECONDS:
+      self._write_all()
+
+  def _write_all(self) -> None:
+    with fsspec.open(self._path, "w") as file:
+      file.writelines(self._all)
+    self._written_at = time.monotonic()
+
+  def close(self) -> None:
+    if self._local:
+      self._file.close()
+    else:
+      self._write_all()
+
+
+def _start_wandb(project: str, folder: str, resume_step: int) -> Any:
+  try:
+    import wandb
+  except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+      "metrics are to go to wandb, which is not installed: pip install wandb"
+    ) from error
+  id_path = f"{folder}/wandb_run_id"
+  run_id = None
+  if resume_step:
+    with contextlib.suppress(FileNotFoundError), fsspec.open(id_path, "r") as file:
+      run_id = file.read().strip()
+  run_id = run_id or uuid.uuid4().hex
+  with fsspec.open(id_path, "w", auto_mkdir=True) as file:
+    file.write(run_id)
+  return wandb.init(
+    project=project, name=os.path.basename(folder.rstrip("/")), id=run_id, resume="allow"
+  )
+
+
+class Progress:
+  """Shows step, loss, tokens per second and the time left, on a terminal as a bar, else in lines.
+
+  The first step, which compiles, is left out of the rate, and so is time spent in `section`s.
+  The time left is that of the steps to come at the median of the recent ones, plus that of the
+  sections to come at the median of those seen.
+  """
+
+  def __init__(
+    self,
+    total_steps: int,
+    *,
+    tokens_per_step: int,
+    first_step: int = 0,
+    every: Mapping[str, int] | None = None,
+    enabled: bool = True,
+    stream: TextIO | None = None,
+    clock: Callable[[], float] = time.monotonic,
+  ):
+    """Starts the display.
+
+    Args:
+      total_steps: the last step.
+      tokens_per_step: of the global batch.
+      first_step: steps done by earlier processes.
+      every: for each section, how many steps lie between two of it; one more comes at the end.
+      enabled: False shows nothing, but still measures.
+      stream: default standard error.
+      clock: seconds, for tests.
+    """
+    self._total, self._tokens_per_step = total_steps, tokens_per_step
+    self._every = {name: steps for name, steps in (every or {}).items() if steps}
+    self._clock = clock
+    self._step, self._since, self._in_sections = first_step, None, 0.0
+    self._step_times = collections.deque(maxlen=20)
+    self._section_times = collections.defaultdict(list)
+    self._stream = (stream or sys.stderr) if enabled else None
+    self._bar = None
+    if self._stream and self._stream.isatty():
+      self._bar = tqdm.tqdm(
+        total=total_steps,
+        initial=first_step,
+        file=self._stream,
+        dynamic_ncols=True,
+        bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
+      )
+
+  def update(self, step: int, loss: float | None = None) -> None:
+    """Notes that `step` steps are done; shows them if their loss is given (a logging step)."""
+    now = self._clock()
+    if self._since is not None and step > self._step:
+      spent = now - self._since - self._in_sections
+      self._step_times.append(spent / (step - self._step))
+    self._step, self._since, self._in_sections = step, now, 0.0
+    if loss is not None and self._stream:
+      self._show(loss)
+
+  @contextlib.contextmanager
+  def section(self, name: str) -> Iterator[None]:
+    """Times what is not a step: 'eval', 'checkpoint'."""
+    start = self._clock()
+    try:
+      yield
+    finally:
+      spent = self._clock() - start
+      self._in_sections += spent
+      self._section_times[name].append(spent)
+
+  @property
+  def step_seconds(self) -> float | None:
+    """Median seconds of a step, over the last 20 updates; None before the second update."""
+    return statistics.median(self._step_times) if self._step_times else None
+
+  @property
+  def tokens_per_second(self) -> float | None:
+    """Tokens of the global batch over `step_seconds`."""
+    seconds = self.step_seconds
+    return self._tokens_per_step / seconds if seconds else None
+
+  @property
+  def seconds_left(self) -> float | None:
+    """Estimate of the time to the end; None before the second update."""
+    if self.step_seconds is None:
+      return None
+    left = (self._total - self._step) * self.step_seconds
+    for name, every in self._every.items():
+      times = self._section_times[name]
+      if times:  # the first of several holds the compilation
+        left += self._sections_to_come(every) * statistics.median(times[1:] or times)
+    return left
+
+  def _sections_to_come(self, every: int) -> int:
+    if self._step >= self._total:
+      return 0
+    at_the_end = bool(self._total % every)
+    return self._total // every - self._step // every + at_the_end
+
+  def _show(self, loss: float) -> None:
+    parts = [f"loss {loss:.4f}"]
+    if self.step_seconds is not None:
+      parts.append(f"{self.tokens_per_second:,.0f} tokens/s")
+      parts.append(f"{datetime.timedelta(seconds=round(self.seconds_left))} left")
+    if self._bar is not None:
+      self._bar.n = self._step
+      self._bar.set_postfix_str(", ".join(parts))  # and redraws
+    else:
+      print(f"step {self._step}/{self._total}: {', '.join(parts)}", file=self._stream, flush=True)
+
+  def close(self) -> None:
+    """Ends the bar; what is printed next stands on a line of its own."""
+    if self._bar is not None:
+      self._bar.close()
+
+
+# Dense peak, TFLOP/s per JAX device: (16-bit floats, float32 as XLA multiplies it by default).
+# Google Cloud TPU system architecture pages, per chip; a JAX device is one of two cores of v2, v3
+# and 7x. float32 is multiplied in bfloat16 passes there. NVIDIA data sheets, without sparsity and
+# with float32 accumulation: bfloat16, or float16 before Ampere; float32 is TF32 from Ampere on.
+_PEAK_TFLOPS = {
+  "TPU v2": (22.5, 22.5),
+  "TPU v3": (61.5, 61.5),
+  "TPU v4": (275, 275),
+  "TPU v4 lite": (138, 138),
+  "TPU v5 lite": (197, 197),
+  "TPU v5e": (197, 197),
+  "TPU v5": (459, 459),  # what v5p reports
+  "TPU v5p": (459, 459),
+  "TPU v6 lite": (918, 918),
+  "TPU v6e": (918, 918),
+  "TPU7x": (1153.5, 1153.5),
+  "P100": (18.7, 9.3),
+  "V100": (125, 15.7),
+  "V100-PCIE": (112, 14),
+  "T4": (65, 8.1),
+  "A10": (125, 62.5),
+  "A10G": (70, 35),
+  "A100": (312, 156),
+  "A6000": (154.8, 77.4),
+  "L4": (121, 60),
+  "L40": (181, 90.5),
+  "L40S": (362, 183),
+  "H100": (989.4, 494.7),
+  "H100 PCIe": (756, 378),
+  "H100 NVL": (835, 417),
+  "H200": (989.4, 494.7),
+  "H200 NVL": (835, 417),
+  "GH200": (989.4, 494.7),
+  "B200": (2250, 1125),
+  "RTX 3090": (71, 35.6),
+  "RTX 4090": (165.2, 82.6),
+  "RTX 5090": (209.5, 104.8),
+  "RTX 6000 Ada": (364.2, 182.1),
+}
+
+
+def peak_flops_per_second(device: jax.Device, dtype: Any) -> tuple[float, str]:
+  """Returns the matmul FLOP/s one device could reach, and 'datasheet' or 'measured'.
+
+  A device the table does not know, such as any CPU, is measured once per process by a short
+  matmul in `dtype` (float32 on CPU, where the 16-bit types are emulated).
+  """
+  kind = device.device_kind
+  known = [name for name in _PEAK_TFLOPS if _is_kind(name, kind)]
+  if not known:
+    return _measured_flops_per_second(
+      device, jnp.dtype(jnp.float32 if device.platform == "cpu" else dtype)
+    ), "measured"
+  half, single = _PEAK_TFLOPS[max(known, key=len)]
+  return (half if jnp.dtype(dtype).itemsize == 2 else single) * 1e12, "datasheet"
+
+
+def _is_kind(name: str, kind: str) -> bool:
+  """Whether "NVIDIA A100-SXM4-80GB" holds "A100" (yes) or "A10" (no): whole words only."""
+  kind, name = (f" {text.lower().replace('-', ' ')} " for text in (kind, name))
+  return name in kind
+
+
+@functools.cache
+def _measured_flops_per_second(device: jax.Device, dtype: np.dtype) -> float:
+  size = 1024 if device.platform == "cpu" else 4096
+  x = jax.device_put(np.ones((size, size), dtype), device)
+  multiply = jax.jit(jnp.matmul)
+  multiply(x, x).block_until_ready()  # compiles
+  best, end = math.inf, time.perf_counter() + 0.2
+  while (start := time.perf_counter()) < end:
+    multiply(x, x).block_until_ready()
+    best = min(best, time.perf_counter() - start)
+  return 2 * size**3 / best
+
+
+def memory_in_use_bytes(devices: Sequence[jax.Device]) -> int:
+  """Returns the largest peak of memory on any of `devices`; without such a count, as on CPU, the
+  peak of this process."""
+  peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in devices]
+  if peaks and None not in peaks:
+    return max(peaks)
+  unit = 1 if sys.platform == "darwin" else 1024
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

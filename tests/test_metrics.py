@@ -1,0 +1,274 @@
+"""The metrics file, the progress line's arithmetic, and the machine's figures."""
+
+import io
+import json
+import math
+import sys
+import types
+
+import fsspec
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gptneo_jax import metrics
+
+
+def _lines(folder):
+  return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_each_line_is_one_object_with_step_first(tmp_path):
+  writer = metrics.MetricWriter(tmp_path)
+  writer.write(1, {"train/loss": jnp.float32(2.5), "perf/mfu": np.float64(0.5)})
+  # On disk at once, not at close.
+  text = (tmp_path / "metrics.jsonl").read_text()
+  assert text == '{"step": 1, "train/loss": 2.5, "perf/mfu": 0.5}\n'
+  writer.write(2, {"train/loss": math.nan, "train/grad_norm": math.inf, "eval/loss/Pile-CC": 3})
+  writer.close()
+  assert _lines(tmp_path)[1] == {
+    "step": 2,
+    "train/loss": None,
+    "train/grad_norm": None,
+    "eval/loss/Pile-CC": 3.0,
+  }
+  assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+def test_a_resumed_run_has_each_step_once(tmp_path, caplog):
+  writer = metrics.MetricWriter(tmp_path)
+  for step in range(1, 6):
+    writer.write(step, {"train/loss": step})
+  writer.close()
+  path = tmp_path / "metrics.jsonl"
+  path.write_text(path.read_text() + '{"step": 6, "train/lo')  # killed here
+  writer = metrics.MetricWriter(tmp_path, resume_step=3)
+  assert [line["step"] for line in _lines(tmp_path)] == [1, 2, 3]
+  writer.write(4, {"train/loss": 40})
+  writer.close()
+  assert [line["train/loss"] for line in _lines(tmp_path)] == [1, 2, 3, 40]
+  assert not caplog.records
+  assert not (tmp_path / "metrics.jsonl.tmp").exists()
+
+
+@pytest.mark.parametrize("tail", ['{"step": 3', '{"step": 3, "train/loss": 1.0}', "[1]\n", "\n"])
+def test_torn_last_lines(tmp_path, tail):
+  whole = '{"step": 2, "train/loss": 1.0}\n'
+  (tmp_path / "metrics.jsonl").write_text(whole + tail)
+  metrics.MetricWriter(tmp_path, resume_step=3).close()
+  kept = tail + "\n" if tail.endswith("}") else ""  # only its newline was missing
+  assert (tmp_path / "metrics.jsonl").read_text() == whole + kept
+
+
+def test_a_bad_line_in_the_middle_is_named(tmp_path, caplog):
+  (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
+  metrics.MetricWriter(tmp_path, resume_step=2).close()
+  assert _lines(tmp_path) == [{"step": 1}, {"step": 2}]
+  assert "metrics.jsonl line 2 is not a metrics line" in caplog.text
+
+
+def test_a_run_from_scratch_keeps_nothing(tmp_path):
+  (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1}\n')
+  metrics.MetricWriter(tmp_path).close()
+  assert _lines(tmp_path) == []
+
+
+def test_disabled_writes_nothing(tmp_path):
+  writer = metrics.MetricWriter(tmp_path / "run", enabled=False)
+  writer.write(1, {"train/loss": 1.0})
+  writer.close()
+  assert not (tmp_path / "run").exists()
+
+
+def test_an_object_store_gets_the_whole_file(monkeypatch):
+  monkeypatch.setattr(metrics.tensorboardX, "SummaryWriter", lambda *args, **options: _Recorder())
+  folder = "memory://metrics-test/run"
+  writer = metrics.MetricWriter(folder)
+  for step in (1, 2, 3):
+    writer.write(step, {"train/loss": step})
+  writer.close()
+  writer = metrics.MetricWriter(folder, resume_step=2)
+  writer.write(3, {"train/loss": 30})
+  writer.close()
+  with fsspec.open(f"{folder}/metrics.jsonl", "r") as file:
+    assert [json.loads(line)["train/loss"] for line in file] == [1, 2, 30]
+
+
+class _Recorder:
+  """Takes the place of a writer elsewhere; keeps the calls."""
+
+  def __init__(self):
+    self.calls = []
+
+  def __getattr__(self, name):
+    return lambda *args, **options: self.calls.append((name, args, options))
+
+
+def test_wandb_goes_on_with_the_same_run(tmp_path, monkeypatch):
+  runs = []
+
+  def init(**options):
+    runs.append((options, _Recorder()))
+    return runs[-1][1]
+
+  monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+  for resume_step in (0, 3, 0):
+    writer = metrics.MetricWriter(tmp_path / "run", resume_step=resume_step, wandb_project="neo")
+    writer.write(resume_step + 1, {"train/loss": 1.0})
+    writer.close()
+  first, resumed, anew = (options["id"] for options, _ in runs)
+  assert first == resumed != anew
+  assert runs[0][0]["project"] == "neo" and runs[0][0]["name"] == "run"
+  assert runs[0][1].calls == [("log", ({"train/loss": 1.0},), {"step": 1}), ("finish", (), {})]
+
+
+def test_wandb_missing_is_a_clear_error(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "wandb", None)  # then `import wandb` fails
+  with pytest.raises(ModuleNotFoundError, match="wandb, which is not installed: pip install"):
+    metrics.MetricWriter(tmp_path, wandb_project="neo")
+
+
+class _Clock:
+  def __init__(self):
+    self.now = 1000.0
+
+  def __call__(self):
+    return self.now
+
+
+def _progress(clock, stream=None, **options):
+  defaults = {"total_steps": 100, "tokens_per_step": 1000}
+  return metrics.Progress(**(defaults | options), stream=stream or io.StringIO(), clock=clock)
+
+
+def test_the_compiling_step_is_not_in_the_rate():
+  clock = _Clock()
+  progress = _progress(clock)
+  clock.now += 60.0
+  progress.update(1)
+  assert progress.step_seconds is None and progress.seconds_left is None
+  clock.now += 2.0
+  progress.update(2)
+  assert progress.step_seconds == 2.0 and progress.tokens_per_second == 500.0
+  assert progress.seconds_left == 98 * 2.0
+  clock.now += 40.0
+  progress.update(12)  # ten steps at once, 4 s each: the median is 3
+  assert progress.step_seconds == 3.0
+  assert progress.seconds_left == 88 * 3.0
+
+
+def test_sections_are_counted_apart_and_foreseen():
+  clock = _Clock()
+  progress = _progress(clock, every={"eval": 30, "checkpoint": 50})
+  progress.update(28)
+  for step, eval_seconds in ((29, 0.0), (30, 100.0), (31, 0.0), (60, 10.0), (61, 0.0)):
+    clock.now += step - progress._step  # a second each
+    if eval_seconds:
+      with progress.section("eval"):
+        clock.now += eval_seconds
+    progress.update(step)
+  assert progress.step_seconds == 1.0
+  # To come: 39 steps, the evaluations at 90 and at the end, 10 s each (the first one compiled).
+  # Checkpoints have not been seen yet.
+  assert progress.seconds_left == 39 + 2 * 10
+  with progress.section("checkpoint"):
+    clock.now += 5.0
+  progress.update(62)
+  assert progress.seconds_left == pytest.approx(38 * 1.0 + 2 * 10 + 1 * 5)
+  progress.update(100)
+  assert progress.seconds_left == 0
+
+
+def test_a_section_that_fails_is_still_counted():
+  clock = _Clock()
+  progress = _progress(clock)
+  progress.update(1)
+  with pytest.raises(RuntimeError), progress.section("eval"):
+    clock.now += 7.0
+    raise RuntimeError
+  clock.now += 1.0
+  progress.update(2)
+  assert progress.step_seconds == 1.0
+
+
+def test_plain_lines_where_there_is_no_terminal():
+  clock, stream = _Clock(), io.StringIO()
+  progress = _progress(clock, stream, first_step=40)
+  progress.update(41, loss=9.5)
+  clock.now += 60.0
+  progress.update(42)
+  clock.now += 60.0
+  progress.update(43, loss=3.25)
+  progress.close()
+  assert stream.getvalue() == (
+    "step 41/100: loss 9.5000\nstep 43/100: loss 3.2500, 17 tokens/s, 0:57:00 left\n"
+  )
+
+
+def test_a_bar_on_a_terminal():
+  class Terminal(io.StringIO):
+    def isatty(self):
+      return True
+
+  clock, stream = _Clock(), Terminal()
+  progress = _progress(clock, stream)
+  progress.update(1)
+  clock.now += 1.0
+  progress.update(2, loss=3.25)
+  progress.close()
+  assert "2/100, loss 3.2500, 1,000 tokens/s, 0:01:38 left" in stream.getvalue()
+  assert stream.getvalue().endswith("\n")
+
+
+def test_disabled_progress_is_silent_and_measures():
+  clock, stream = _Clock(), io.StringIO()
+  progress = _progress(clock, stream, enabled=False)
+  progress.update(1, loss=1.0)
+  clock.now += 1.0
+  progress.update(2, loss=1.0)
+  assert stream.getvalue() == "" and progress.step_seconds == 1.0
+
+
+@pytest.mark.parametrize(
+  ("kind", "half", "single"),
+  [
+    ("TPU v3", 61.5, 61.5),
+    ("TPU v5 lite", 197, 197),
+    ("TPU v5", 459, 459),
+    ("TPU v6 lite", 918, 918),
+    ("TPU7x", 1153.5, 1153.5),
+    ("Tesla T4", 65, 8.1),
+    ("Tesla V100-SXM2-16GB", 125, 15.7),
+    ("Tesla V100-PCIE-32GB", 112, 14),
+    ("NVIDIA A10", 125, 62.5),
+    ("NVIDIA A10G", 70, 35),
+    ("NVIDIA A100-SXM4-80GB", 312, 156),
+    ("NVIDIA A100 80GB PCIe", 312, 156),
+    ("NVIDIA H100 80GB HBM3", 989.4, 494.7),
+    ("NVIDIA H100 PCIe", 756, 378),
+    ("NVIDIA H200", 989.4, 494.7),
+    ("NVIDIA L4", 121, 60),
+    ("NVIDIA GeForce RTX 4090", 165.2, 82.6),
+  ],
+)
+def test_peak_flops_by_device_kind(kind, half, single):
+  device = types.SimpleNamespace(device_kind=kind, platform="gpu")
+  for dtype, expected in ((jnp.bfloat16, half), (jnp.float16, half), (jnp.float32, single)):
+    flops, source = metrics.peak_flops_per_second(device, dtype)
+    assert (flops, source) == (pytest.approx(expected * 1e12), "datasheet")
+
+
+def test_peak_flops_of_a_cpu_are_measured():
+  device = jax.devices("cpu")[0]
+  flops, source = metrics.peak_flops_per_second(device, jnp.bfloat16)
+  assert source == "measured" and 1e8 < flops < 1e14
+  assert metrics.peak_flops_per_second(device, jnp.float32) == (flops, source)  # once
+
+
+def test_memory_in_use():
+  with_stats = [
+    types.SimpleNamespace(memory_stats=lambda n=n: {"peak_bytes_in_use": n}) for n in (5, 7)
+  ]
+  assert metrics.memory_in_use_bytes(with_stats) == 7
+  assert 2**24 < metrics.memory_in_use_bytes(jax.devices("cpu")) < 2**40
