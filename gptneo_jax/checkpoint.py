@@ -214,20 +214,18 @@ class Checkpointer:
     steps = saved_steps(self._folder)
     for step in reversed(steps):
       path = self._folder / str(step)
-      restored, reason = None, None
+      restored, reason = None, "unreadable in another process"
       try:
         restored = self._restore_step(path, step, abstract_params, abstract_optimizer)
       except _DamagedError as error:
         reason = str(error)
-      if _same_everywhere(reason is None):
+      if _true_everywhere(restored is not None):
         return restored
-      aside = _free_name(path)
-      _log.warning(
-        "checkpoint %d is damaged (%s); moved to %s, trying the one before", step, reason, aside
-      )
       if jax.process_index() == 0:
+        aside = _free_name(path)
         path.rename(aside)
-      _same_everywhere(True)  # no process lists the folder before it is moved
+        _log.warning("checkpoint %d is damaged (%s); it is now %s", step, reason, aside)
+      _true_everywhere(True)  # no process lists the folder before it is moved
       self._manager.reload()
     if steps:
       raise CheckpointError(f"none of the {len(steps)} checkpoints in {self._folder} is whole")
@@ -309,7 +307,7 @@ def _free_name(path: epath.Path) -> epath.Path:
   return aside
 
 
-def _same_everywhere(flag: bool) -> bool:
+def _true_everywhere(flag: bool) -> bool:
   """Returns whether `flag` holds in every process: each may have read other files."""
   if jax.process_count() == 1:
     return flag
@@ -355,7 +353,20 @@ def _saved_tree(path: epath.Path) -> Any:
 
 
 def _read(path: epath.Path, **items) -> ocp.args.Composite:
-  with _reading(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+  """Reads items of one checkpoint, each process its own shards.
+
+  The processes do not wait for one another here: one that finds damage could not tell the rest,
+  and they would hang in orbax's barrier. `restore` lets them agree afterwards.
+  """
+  alone = ocp.options.MultiprocessingOptions(
+    primary_host=jax.process_index(),
+    active_processes={jax.process_index()},
+    barrier_sync_key_prefix=f"process_{jax.process_index()}",
+  )
+  handler = ocp.CompositeCheckpointHandler(
+    composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
+  )
+  with _reading(), ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
     return reader.restore(path, args=ocp.args.Composite(**items))
 
 
