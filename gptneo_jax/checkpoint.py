@@ -122,16 +122,20 @@ class Checkpointer:
       raise ValueError(f"keep_latest is {keep_latest}, keep_best {keep_best}; at least 1 and 0")
     self._folder = _absolute(folder)
     self._saving: int | None = None
-    self._manager = ocp.CheckpointManager(
+    self._keep, self._asynchronous = (keep_latest, keep_best), asynchronous
+    self._manager = self._open()
+
+  def _open(self) -> ocp.CheckpointManager:
+    return ocp.CheckpointManager(
       self._folder,
       options=ocp.CheckpointManagerOptions(
         best_fn=lambda metrics: metrics[BEST_METRIC],  # without it orbax stores no metrics
         best_mode="min",
-        preservation_policy=_LatestAndBest(self._folder, keep_latest, keep_best),
+        preservation_policy=_LatestAndBest(self._folder, *self._keep),
         # Nor read the metrics of all steps now: orbax gives up on one damaged metrics file.
         lightweight_initialize=True,
         cleanup_tmp_directories=True,
-        enable_async_checkpointing=asynchronous,
+        enable_async_checkpointing=self._asynchronous,
       ),
     )
 
@@ -226,7 +230,8 @@ class Checkpointer:
         path.rename(aside)
         _log.warning("checkpoint %d is damaged (%s); it is now %s", step, reason, aside)
       _true_everywhere(True)  # no process lists the folder before it is moved
-      self._manager.reload()
+      self._manager.close()
+      self._manager = self._open()  # to list the steps anew
     if steps:
       raise CheckpointError(f"none of the {len(steps)} checkpoints in {self._folder} is whole")
     return None
@@ -252,7 +257,8 @@ class Checkpointer:
       for leftover in self._folder.glob(f"{step}.orbax-checkpoint-tmp*"):
         with contextlib.suppress(OSError):  # another item may still be being written
           leftover.rmtree()
-    self._manager.reload()  # orbax has dropped from its list what this save was to replace
+    with contextlib.suppress(ValueError):  # from a damaged metrics file
+      self._manager.reload()  # orbax has dropped from its list what this save was to replace
     last = latest_step(self._folder)
     stands = "no checkpoint stands" if last is None else f"the last good one is {last}"
     return CheckpointError(

@@ -73,7 +73,7 @@ def two_steps(tmp_path_factory):
   """A folder with checkpoints 1 and 2; copy it before doing damage."""
   folder = tmp_path_factory.mktemp("checkpoints")
   checkpointer = checkpoint.Checkpointer(folder)
-  assert _save(checkpointer, 1) and _save(checkpointer, 2)
+  assert all(_save(checkpointer, step, {"eval/loss": float(step)}) for step in (1, 2))
   checkpointer.close()
   return folder
 
@@ -196,6 +196,18 @@ def test_damaged_everywhere(two_steps, tmp_path):
     _restore(folder)
   assert (folder / "2.damaged.1" / "params").is_dir() and (folder / "1.damaged").is_dir()
   assert _restore(folder) is None
+
+
+def test_a_step_moved_aside_can_be_saved_again(two_steps, tmp_path):
+  folder = tmp_path / "run"
+  shutil.copytree(two_steps, folder)
+  shutil.rmtree(folder / "2" / "optimizer")
+  (folder / "1" / "metrics" / "metrics").write_text('{"eval/lo')  # only costs 1 its rank
+  checkpointer = checkpoint.Checkpointer(folder)
+  assert checkpointer.restore(*map(_abstract, _state())).step == 1
+  assert _save(checkpointer, 2, {"eval/loss": 2.0})
+  checkpointer.close()
+  _assert_is_step(_restore(folder), 2)
 
 
 def test_another_model_is_an_error_and_moves_nothing(two_steps):
