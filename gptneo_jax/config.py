@@ -8,12 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import math
-import pathlib
 from typing import Any, Literal
-
-CONFIG_FILE = "config.json"
 
 # How a model is run, as opposed to what it is: two folders that differ only here hold the same
 # model.
@@ -160,7 +156,7 @@ class ModelConfig:
     window = min(self.window_size, seq_len) if kind == "local" else seq_len
     return (window * (window + 1) / 2 + (seq_len - window) * window) / seq_len
 
-  # --- to and from files ---------------------------------------------------------------------
+  # --- to and from dictionaries ---------------------------------------------------------------
 
   @classmethod
   def from_dict(cls, fields: dict[str, Any]) -> ModelConfig:
@@ -183,25 +179,6 @@ class ModelConfig:
       for f in dataclasses.fields(self)
       if f.name not in _EXECUTION_FIELDS and getattr(self, f.name) != getattr(other, f.name)
     ]
-
-  def save(self, folder: str | pathlib.Path) -> None:
-    """Writes FOLDER/config.json."""
-    text = json.dumps({"format": "gptneo_jax", **self.to_dict()}, indent=2)
-    (pathlib.Path(folder) / CONFIG_FILE).write_text(text + "\n")
-
-  @classmethod
-  def load(cls, folder: str | pathlib.Path) -> ModelConfig:
-    """Reads FOLDER/config.json. Raises ValueError if it is missing or of another format."""
-    path = pathlib.Path(folder) / CONFIG_FILE
-    if not path.exists():
-      raise ValueError(f"{folder} holds no {CONFIG_FILE}: it is not a gptneo_jax checkpoint folder")
-    try:
-      fields = json.loads(path.read_text())
-    except ValueError as error:
-      raise ValueError(f"{path} is not valid JSON: {error}") from None
-    if fields.pop("format", None) != "gptneo_jax":
-      raise ValueError(f"{path} was not written by gptneo_jax")
-    return cls.from_dict(fields)
 
 
 def _neo(hidden_size: int, num_layers: int, num_heads: int) -> ModelConfig:

@@ -84,7 +84,7 @@ class _Module(nn.Module):
 
   def _param(self, name: str, init: Callable, shape: tuple[int, ...], names: tuple[str, ...]):
     dtype = jnp.dtype(self.config.param_dtype)
-    return self.param(name, nn.with_partitioning(init, names), shape, dtype)
+    return self.param(name, nn.with_logical_partitioning(init, names), shape, dtype)
 
   @property
   def dtype(self) -> jnp.dtype:

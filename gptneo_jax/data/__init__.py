@@ -1,1 +1,32 @@
 """Text to batches: sources, virtual streams with exact resume, tokenizers, evaluation windows."""
+
+from gptneo_jax.data.baselines import byte_unigram_bits_per_byte, gzip_bits_per_byte
+from gptneo_jax.data.batches import TrainBatches, merge_states
+from gptneo_jax.data.config import DataConfig
+from gptneo_jax.data.documents import DataError, Document
+from gptneo_jax.data.evaluation import (
+  EvaluationBatches,
+  evaluation_batches,
+  evaluation_documents,
+  mixed_documents,
+)
+from gptneo_jax.data.sources import check_sources
+from gptneo_jax.data.tokenizer import check_vocabulary, end_of_text_id, load_tokenizer
+
+__all__ = [
+  "DataConfig",
+  "DataError",
+  "Document",
+  "EvaluationBatches",
+  "TrainBatches",
+  "byte_unigram_bits_per_byte",
+  "check_sources",
+  "check_vocabulary",
+  "end_of_text_id",
+  "evaluation_batches",
+  "evaluation_documents",
+  "gzip_bits_per_byte",
+  "load_tokenizer",
+  "merge_states",
+  "mixed_documents",
+]

@@ -151,9 +151,10 @@ def merge_states(states: Iterable[Mapping]) -> dict:
     if not merged:
       merged = {"fingerprint": copy.deepcopy(dict(state["fingerprint"])), "streams": {}}
     _compare(merged["fingerprint"], state["fingerprint"])
-    twice = merged["streams"].keys() & state["streams"].keys()
-    if twice:
-      raise DataError(f"two hosts' data states hold stream {', '.join(sorted(twice))}")
+    # Hosts that hold parts of the same rows (mesh.tensor over hosts) read the same streams.
+    for stream in merged["streams"].keys() & state["streams"].keys():
+      if merged["streams"][stream] != state["streams"][stream]:
+        raise DataError(f"two hosts' data states disagree about stream {stream}")
     merged["streams"] |= copy.deepcopy(dict(state["streams"]))
   return merged
 

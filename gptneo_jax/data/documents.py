@@ -3,10 +3,12 @@
 import dataclasses
 import logging
 
+from gptneo_jax.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 
-class DataError(ValueError):
+class DataError(UserError):
   """Something is wrong with the data; the message is one line for the user."""
 
 

@@ -33,8 +33,8 @@ def load_tokenizer(
     name: hub id, local folder, or 'train'.
     documents: for 'train': what to learn from; the first 20 MB are used.
     vocab_size: for 'train': entries, the end of text among them.
-    save_to: for 'train': folder (local or gs://, s3://) to save in. If it holds a tokenizer
-      already, that one is loaded: a resumed run goes on with the one it began with.
+    save_to: folder (local or gs://, s3://) to save in. If it holds a tokenizer already, that one
+      is loaded: a resumed run goes on with the one it began with.
 
   Returns:
     transformers.PreTrainedTokenizerFast.
@@ -42,8 +42,21 @@ def load_tokenizer(
   Raises:
     DataError: no such folder, hub not reached, or not a fast tokenizer.
   """
+  saved = _saved(save_to) if save_to else None
+  if saved is not None:
+    return saved
   if name == "train":
-    return _load_or_train(documents, vocab_size, save_to)
+    if documents is None or vocab_size is None:
+      raise ValueError("load_tokenizer('train') needs documents and vocab_size")
+    tokenizer = _train(documents, vocab_size)
+  else:
+    tokenizer = _load(name)
+  if save_to:
+    _save(tokenizer, save_to)
+  return tokenizer
+
+
+def _load(name: str):
   local = os.path.expanduser(name)
   if os.path.isdir(local):
     tokenizer = _from_pretrained(local, name, local_files_only=True)
@@ -137,27 +150,27 @@ def _from_hub(name: str):
   return _from_pretrained(name, name)
 
 
-def _load_or_train(documents: Iterable[Document] | None, vocab_size: int | None, save_to):
+def _saved(folder: str):
+  """The tokenizer that `folder` holds, or None."""
   from transformers import PreTrainedTokenizerFast
 
-  if save_to:
-    fs, root = file_system(save_to)
-    if fs.exists(f"{root}/tokenizer.json"):
-      with tempfile.TemporaryDirectory() as folder:
-        _copy_files(fs, root, folder)
-        return PreTrainedTokenizerFast.from_pretrained(folder)
-  if documents is None or vocab_size is None:
-    raise ValueError("load_tokenizer('train') needs documents and vocab_size")
-  tokenizer = _train(documents, vocab_size)
-  if save_to:
-    with tempfile.TemporaryDirectory() as folder:
-      tokenizer.save_pretrained(folder)
-      fs.makedirs(root, exist_ok=True)
-      # tokenizer.json last: it is the mark of a whole folder, should the run die in between.
-      for file in sorted(os.listdir(folder), key=lambda file: file == "tokenizer.json"):
-        fs.put_file(os.path.join(folder, file), f"{root}/{file}.part")
-        fs.mv(f"{root}/{file}.part", f"{root}/{file}")
-  return tokenizer
+  fs, root = file_system(folder)
+  if not fs.exists(f"{root}/tokenizer.json"):
+    return None
+  with tempfile.TemporaryDirectory() as copied:
+    _copy_files(fs, root, copied)
+    return PreTrainedTokenizerFast.from_pretrained(copied)
+
+
+def _save(tokenizer, folder: str) -> None:
+  fs, root = file_system(folder)
+  with tempfile.TemporaryDirectory() as written:
+    tokenizer.save_pretrained(written)
+    fs.makedirs(root, exist_ok=True)
+    # tokenizer.json last: it is the mark of a whole folder, should the run die in between.
+    for file in sorted(os.listdir(written), key=lambda file: file == "tokenizer.json"):
+      fs.put_file(os.path.join(written, file), f"{root}/{file}.part")
+      fs.mv(f"{root}/{file}.part", f"{root}/{file}")
 
 
 def _copy_files(fs, root: str, folder: str) -> None:

@@ -1,0 +1,120 @@
+"""What every training config starts from: all keys, their defaults, and how to shrink for a laptop.
+
+A config file defines `get_config(arg)`; `arg` is what follows the colon in
+`--config configs/neo_1p3b.py:runlocal`. Any key can be set behind it: `--config.optimizer.b2=0.99`.
+"""
+
+import dataclasses
+import math
+
+from ml_collections import ConfigDict
+
+from gptneo_jax.config import PRESETS, ModelConfig
+
+
+def base(model: ModelConfig) -> ConfigDict:
+  """The defaults. Lengths are in tokens, batches in sequences, intervals in steps."""
+  config = ConfigDict()
+  config.task = "lm"
+  config.seed = 0
+  config.steps = 1000
+  config.batch_size = 8  # sequences, over all devices
+  config.seq_len = model.max_position_embeddings
+  config.grad_accumulation = 1  # parts that the batch is taken in
+  config.z_loss = 0.0
+  config.init_from = ""  # folder of a gptneo_jax checkpoint to start the weights from
+
+  config.log_every = 10
+  config.eval_every = 500  # 0: only at the end
+  config.checkpoint_every = 500
+  config.keep_latest = 3  # checkpoints kept; the one of the lowest eval/loss is kept beside them
+  config.wandb_project = ""  # empty: no wandb
+
+  config.model = ConfigDict(
+    {**dataclasses.asdict(model), "attention_pattern": model.attention_pattern}
+  )
+  config.optimizer = ConfigDict(
+    dict(
+      name="adamw", learning_rate=6e-4, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, clip_norm=1.0
+    )
+  )
+  config.schedule = ConfigDict(dict(name="cosine", warmup_steps=100, decay_steps=1000, floor=0.1))
+  config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # one may be -1: the devices left
+  config.data = ConfigDict(
+    dict(
+      source="jsonl",  # stdlib, jsonl, text, datasets, mixture
+      path="",
+      validation_path="",  # empty: documents held out of `path`
+      test_path="",
+      mixture=(),  # ((share of tokens, source, path), ...)
+      tokenizer="EleutherAI/gpt-neo-125m",  # hub id, folder, or 'train'
+      num_streams=8,  # fixed for the run: the order of the data depends on it
+      shuffle_window=256,  # documents per stream
+      segment_ids=False,  # True: attention stops at document boundaries
+      on_bad_record="stop",  # or 'skip': counted and reported
+      validation_fraction=0.005,
+      test_fraction=0.005,
+      text_key="text",
+      prefetch=4,  # batches read ahead
+    )
+  )
+  config.eval = ConfigDict(
+    dict(
+      documents=200,  # of the validation split; 0: all
+      batch_size=0,  # 0: that of training
+      baselines=False,  # print what a byte unigram and gzip -9 make of the same documents
+      sample_tokens=64,  # length of the sample of text; 0: none
+    )
+  )
+  config.profile = ConfigDict(dict(first_step=0, steps=0))  # steps to trace; 0: none
+  return config
+
+
+def neo(
+  preset: str, *, learning_rate: float, batch_size: int, steps: int, decay_steps: int
+) -> ConfigDict:
+  """A GPT-Neo run as the original trained it: its Adam, schedule, clipping, z-loss."""
+  config = base(PRESETS[preset])
+  config.batch_size, config.steps = batch_size, steps
+  config.z_loss = 1e-4
+  config.optimizer.update(name="mesh_adam", learning_rate=learning_rate, b1=0.9, b2=0.95, eps=1e-8)
+  config.optimizer.weight_decay = 0.0
+  config.schedule.update(name="mesh_cosine", warmup_steps=3000, decay_steps=decay_steps, floor=0.1)
+  config.model.remat = "full"
+  config.mesh.update(data=1, fsdp=-1, tensor=1)
+  config.data.update(path="data/pile/train/*.jsonl.zst", validation_path="data/pile/val.jsonl.zst")
+  config.eval_every, config.checkpoint_every, config.log_every = 1000, 1000, 20
+  return config
+
+
+def finish(config: ConfigDict, arg: str) -> ConfigDict:
+  """Applies `arg` ('' or 'runlocal') and locks the config, so that a mistyped key is an error."""
+  if arg not in ("", "runlocal"):
+    raise ValueError(f"unknown config argument {arg!r}; there is only 'runlocal'")
+  if arg == "runlocal":
+    _shrink(config)
+  return config.lock()
+
+
+def _shrink(config: ConfigDict) -> None:
+  """The same program in a minute on a laptop: thin and shallow, on the standard library's source.
+
+  What makes the model that model stays: its kind, pattern, head size, initialisation and optimiser.
+  """
+  model = config.model
+  head_dim = model.hidden_size // model.num_heads
+  model.num_heads = max(1, 256 // head_dim)
+  model.hidden_size = model.num_heads * head_dim
+  model.intermediate_size = 0
+  period = len(model.attention_pattern)
+  model.num_layers = math.ceil(4 / period) * period
+  model.vocab_size = 4096
+  model.max_position_embeddings = min(model.max_position_embeddings, 512)
+  config.seq_len = model.max_position_embeddings
+  config.batch_size, config.grad_accumulation = 8, 1
+  config.steps = 30
+  config.log_every, config.eval_every, config.checkpoint_every = 1, 15, 15
+  config.schedule.warmup_steps, config.schedule.decay_steps = 10, 30
+  config.mesh.update(data=-1, fsdp=1, tensor=1)
+  config.data.update(source="stdlib", path="", validation_path="", tokenizer="train")
+  config.eval.documents = 8

@@ -1,0 +1,19 @@
+"""GPT-Neo 2.7B on the Pile: the released run, 420B tokens in 400,000 steps.
+
+From GPT3_2-7B_pretrained.json (EleutherAI/gpt-neo, commit b53c6f0), cosine to 10% at step 300,000
+and constant after. The original computed in float32; set --config.model.dtype=float32 for that.
+Published: Pile 0.7165 bits per byte, LAMBADA accuracy 62.22%. 1,048,576 tokens a step.
+
+python -m gptneo_jax.train --config configs/neo_2p7b.py
+python -m gptneo_jax.train --config configs/neo_2p7b.py:runlocal   # the same program on a laptop
+"""
+
+from configs import common
+
+
+def get_config(arg=""):
+  config = common.neo(
+    "neo_2p7b", learning_rate=1.6e-4, batch_size=512, steps=400_000, decay_steps=300_000
+  )
+  config.model.dtype = "bfloat16"
+  return common.finish(config, arg)

@@ -1,0 +1,115 @@
+"""What the programs share: flags that teach, and one line for a mistake instead of a traceback."""
+
+from __future__ import annotations
+
+import difflib
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from gptneo_jax.errors import UserError
+
+EXIT_TERMINATED = 143  # 128 + SIGTERM, as a shell reports it: saved, and to be started again
+
+
+def run_with_config(main: Callable[[ConfigDict], int | None], flag_values=flags.FLAGS) -> None:
+  """Runs a program with --config; `main` gets the locked config and returns the exit status."""
+  app.run(
+    lambda _: _guarded(lambda: main(flag_values.config)),
+    flags_parser=lambda argv: _guarded(lambda: _parse(argv, flag_values)),
+  )
+
+
+def guarded(main: Callable[[], int | None]) -> None:
+  """Runs an argparse program to its exit status, mistakes as one line."""
+  sys.exit(_guarded(main))
+
+
+def _guarded(function):
+  try:
+    return function()
+  except UserError as error:
+    print(f"error: {error}", file=sys.stderr)
+  except KeyboardInterrupt:
+    print("interrupted", file=sys.stderr)
+  sys.exit(1)
+
+
+def config_path(flag_values=flags.FLAGS) -> str:
+  """What --config was given: 'configs/neo_1p3b.py', with ':runlocal' if that stood there."""
+  return config_flags.get_config_filename(flag_values["config"])
+
+
+def config_name(flag_values=flags.FLAGS) -> str:
+  """'neo_1p3b' of --config configs/neo_1p3b.py, 'neo_1p3b-runlocal' with that argument."""
+  path, _, arg = config_path(flag_values).partition(":")
+  return pathlib.Path(path).stem + (f"-{arg}" if arg else "")
+
+
+def _parse(argv: Sequence[str], flag_values) -> list[str]:
+  """Parses flags; a mistake is a UserError that names the flag and the nearest right one."""
+  value = _config_value(argv)
+  if value is not None:
+    _check_settings(argv, _load(value))
+  elif not any(arg.lstrip("-").startswith("help") for arg in argv):
+    raise UserError("no --config; for example: --config configs/tiny.py (see --help)")
+  try:
+    rest = flag_values(argv)
+  except (flags.Error, ValueError, TypeError) as error:
+    raise UserError(_last_line(error)) from None
+  if len(rest) > 1:
+    raise UserError(f"unexpected argument {rest[1]!r}; settings are --config.name=value")
+  return rest
+
+
+def _config_value(argv: Sequence[str]) -> str | None:
+  for arg, following in zip(argv, [*argv[1:], None]):
+    name, separator, value = arg.lstrip("-").partition("=")
+    if arg.startswith("-") and name == "config":
+      return value if separator else following
+  return None
+
+
+def _load(value: str) -> ConfigDict:
+  """The config as its file gives it. Raises UserError if there is no such file, or if it fails."""
+  path = pathlib.Path(value.partition(":")[0])
+  if not path.is_file():
+    near = sorted(str(p) for p in path.parent.glob("*.py") if p.stem not in ("__init__", "common"))
+    there = f"; there are: {', '.join(near)}" if near else ""
+    raise UserError(f"no config file {str(path)!r}{there}")
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file("config", flag_values=values)
+  try:
+    values(["program", f"--config={value}"])
+    return values.config.lock()
+  except Exception as error:  # whatever the file's own code raises
+    raise UserError(f"--config {value}: {_last_line(error)}") from None
+
+
+def _check_settings(argv: Sequence[str], config: ConfigDict) -> None:
+  """Raises UserError with the nearest valid name for a --config.key that does not exist."""
+  valid = list(_leaves(config))
+  for arg in argv:
+    key = arg.lstrip("-").partition("=")[0]
+    if not arg.startswith("-") or not key.startswith("config."):
+      continue
+    key = key.removeprefix("config.")
+    if key not in valid:
+      near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
+      hint = f"; did you mean --config.{near[0]}?" if near else ""
+      raise UserError(f"unknown setting --config.{key}{hint}")
+
+
+def _last_line(error: Exception) -> str:
+  return (str(error).strip() or type(error).__name__).splitlines()[-1]
+
+
+def _leaves(config: ConfigDict, prefix: str = ""):
+  for key, value in config.items():
+    if isinstance(value, ConfigDict):
+      yield from _leaves(value, f"{prefix}{key}.")
+    else:
+      yield prefix + key

@@ -1,0 +1,35 @@
+"""config.json: what makes a checkpoint folder stand alone, with the tokenizer beside it."""
+
+from __future__ import annotations
+
+import json
+
+from etils import epath
+
+from gptneo_jax.config import ModelConfig
+from gptneo_jax.errors import UserError
+
+_CONFIG_FILE = "config.json"
+_FORMAT = "gptneo_jax"  # told from Hugging Face's file of the same name by this
+
+
+def save_config(folder: epath.PathLike, config: ModelConfig) -> None:
+  """Writes FOLDER/config.json; FOLDER may be gs:// or s3://."""
+  folder = epath.Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  text = json.dumps({"format": _FORMAT, **config.to_dict()}, indent=2)
+  (folder / _CONFIG_FILE).write_text(text + "\n")
+
+
+def load_config(folder: epath.PathLike) -> ModelConfig:
+  """Reads FOLDER/config.json. Raises UserError if it is missing, damaged or another program's."""
+  path = epath.Path(folder) / _CONFIG_FILE
+  if not path.exists():
+    raise UserError(f"{folder} holds no {_CONFIG_FILE}: it is not a gptneo_jax checkpoint folder")
+  try:
+    fields = json.loads(path.read_text())
+    if not isinstance(fields, dict) or fields.pop("format", None) != _FORMAT:
+      raise UserError(f"{path} was not written by gptneo_jax")
+    return ModelConfig.from_dict(fields)
+  except ValueError as error:
+    raise UserError(f"{path} cannot be read: {error}") from None

@@ -1,0 +1,78 @@
+"""The state of a training run, and how it comes to be on a mesh."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gptneo_jax.model import Decoder
+from gptneo_jax.sharding import param_shardings
+
+
+@flax.struct.dataclass
+class TrainState:
+  """Everything that a step changes."""
+
+  step: jax.Array  # int32, updates done
+  params: Any
+  opt_state: Any
+  rng: jax.Array  # raw key data, uint32; dropout of step n comes from fold_in(rng, n)
+
+
+def _init(model: Decoder, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+  params_key, rng = jax.random.split(jax.random.key(seed))
+  params = nn.unbox(model.init(params_key, jnp.zeros((1, 1), jnp.int32)))["params"]
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    opt_state=optimizer.init(params),
+    rng=jax.random.key_data(rng),
+  )
+
+
+def abstract_state(
+  model: Decoder, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+  """The state as ShapeDtypeStructs with shardings: what restoring and memory estimates need.
+
+  An optimiser leaf with the path and the shape of a parameter is split like it; others, scalars and
+  Adafactor's small factors, are on every device.
+  """
+  shapes = jax.eval_shape(lambda: _init(model, optimizer, 0))
+  boxed = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+  replicated = NamedSharding(mesh, PartitionSpec())
+  by_path = {
+    _path(path): (leaf.shape, sharding)
+    for (path, leaf), sharding in zip(
+      jax.tree_util.tree_leaves_with_path(shapes.params),
+      jax.tree.leaves(param_shardings(mesh, boxed)),
+    )
+  }
+
+  def annotate(path, leaf):
+    names = _path(path)
+    for start in range(len(names)):
+      shape, sharding = by_path.get(names[start:], (None, replicated))
+      if shape == leaf.shape:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated)
+
+  return jax.tree_util.tree_map_with_path(annotate, shapes)
+
+
+def _path(path) -> tuple[str, ...]:
+  return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+
+
+def init_state(
+  model: Decoder, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int
+) -> TrainState:
+  """A fresh state, made in place on every device: no device ever holds more than its part."""
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer, mesh))
+  return jax.jit(lambda: _init(model, optimizer, seed), out_shardings=shardings)()

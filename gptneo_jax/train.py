@@ -1,0 +1,431 @@
+"""Trains a GPT-Neo or GPT-2 on text.
+
+  python -m gptneo_jax.train --config configs/tiny.py
+  python -m gptneo_jax.train --config configs/neo_1p3b.py --workdir runs/mine
+  python -m gptneo_jax.train --config configs/neo_1p3b.py:runlocal      (shrunk, for a laptop)
+  python -m gptneo_jax.train --config configs/tiny.py --config.steps=100 --config.model.num_layers=8
+
+Any setting of the config file can be given as --config.NAME=VALUE; configs/common.py lists them
+with their meaning. The folder --workdir holds the checkpoints, config.json, the tokenizer and
+metrics.jsonl; started again on the same folder, the run goes on where it stopped, bit for bit.
+
+Exit status: 0 done; 1 a mistake or a failure, said in one line; 143 stopped by SIGTERM with
+everything saved: start it again to go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from absl import flags
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict, config_flags
+
+from gptneo_jax import cli, data, hosts, preflight, sharding
+from gptneo_jax.checkpoint import Checkpointer, latest_step, restore_params
+from gptneo_jax.config import ModelConfig
+from gptneo_jax.decode import generate_ids
+from gptneo_jax.errors import UserError
+from gptneo_jax.evals import perplexity
+from gptneo_jax.folder import load_config, save_config
+from gptneo_jax.metrics import MetricWriter, Progress, memory_in_use_bytes, peak_flops_per_second
+from gptneo_jax.model import Decoder
+from gptneo_jax.optim import OptimizerConfig, ScheduleConfig, make_optimizer
+from gptneo_jax.state import TrainState, abstract_state, init_state
+from gptneo_jax.steps import make_eval_step, make_train_step, place_batch
+
+_PROMPT_CHARACTERS = 200  # of a validation document, before the sample of text
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py, or FILE.py:runlocal to shrink.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; else runs/NAME_OF_CONFIG.")
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator_address", None, "HOST:PORT of process 0, if SLURM, GKE or TPU do not say it."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes in all.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
+
+
+def main(config: ConfigDict) -> int:
+  with contextlib.ExitStack() as closing:  # a failure too ends with all that was saved on disk
+    return _train(config, closing)
+
+
+def _train(config: ConfigDict, closing: contextlib.ExitStack) -> int:
+  # --- what is asked for, and whether it can run here -------------------------------------------
+  workdir = epath.Path(_WORKDIR.value or f"runs/{cli.config_name()}")
+  model_config, data_config, optimizer, learning_rate = _sections(config)
+  hosts.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+  model = Decoder(model_config)
+  mesh, abstract = _layout(config, model, optimizer)
+  _check_needs(config, data_config, mesh, abstract)
+  _check_workdir(workdir, model_config)
+  say = functools.partial(print, flush=True) if hosts.is_first() else lambda *_: None
+  say(_summary(model_config, mesh, abstract, workdir))
+
+  # --- data -------------------------------------------------------------------------------------
+  tokenizer = hosts.first_then_others(lambda: _tokenizer(data_config, model_config, workdir))
+  data.check_vocabulary(tokenizer, model_config.vocab_size)
+  batches = data.TrainBatches(
+    data_config,
+    tokenizer,
+    batch_size=config.batch_size,
+    seq_len=config.seq_len,
+    seed=config.seed,
+    streams=hosts.local_streams(mesh, config.batch_size, data_config.num_streams),
+  )
+  closing.callback(batches.close)
+
+  # --- state: what this folder holds, else init_from, else fresh ----------------------------------
+  jax.set_mesh(mesh)
+  checkpoints = Checkpointer(str(workdir), keep_latest=config.keep_latest)
+  closing.callback(checkpoints.close)
+  restored = checkpoints.restore(abstract.params, _all_but_params(abstract))
+  if restored:
+    state = TrainState(params=restored.params, **restored.optimizer)
+    batches.set_state(restored.data_state)
+    say(f"going on from step {restored.step}")
+  else:
+    state = init_state(model, optimizer, mesh, config.seed)
+    if config.init_from:
+      state = state.replace(params=restore_params(config.init_from, abstract.params))
+      say(f"weights from {config.init_from}")
+  first_step = int(state.step)
+  if first_step >= config.steps:
+    raise UserError(f"{workdir} is at step {first_step} already; raise --config.steps to go on")
+  if hosts.is_first():
+    save_config(workdir, model_config)
+
+  # --- compiled functions -----------------------------------------------------------------------
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+  train_step = make_train_step(
+    model, optimizer, shardings, mesh, z_loss=config.z_loss, accumulation=config.grad_accumulation
+  )
+  evaluate = _evaluation(config, data_config, model, shardings.params, mesh, tokenizer)
+
+  baselines = functools.cache(functools.partial(_baselines, config, data_config))
+
+  # --- reports ----------------------------------------------------------------------------------
+  progress = Progress(
+    config.steps,
+    tokens_per_step=config.batch_size * config.seq_len,
+    first_step=first_step,
+    every={"eval": config.eval_every, "checkpoint": config.checkpoint_every},
+    enabled=hosts.is_first(),
+  )
+  closing.callback(progress.close)
+  writer = MetricWriter(
+    str(workdir),
+    resume_step=first_step,
+    wandb_project=config.wandb_project or None,
+    enabled=hosts.is_first(),
+  )
+  closing.callback(writer.close)
+  peak_flops = peak_flops_per_second(jax.local_devices()[0], model_config.dtype)[0]
+  flops_per_token = model_config.flops_per_token(config.seq_len)
+  waited, clock = batches.wait_seconds, time.perf_counter()
+
+  def report(step: int, metrics: dict[str, jax.Array]) -> dict[str, float]:
+    """Waits for a step; its line of metrics.jsonl, empty if none is due. Stops at NaN."""
+    nonlocal waited, clock
+    loss, grad_norm = float(metrics["loss"]), float(metrics["grad_norm"])
+    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+      raise UserError(
+        f"step {step}: loss {loss}, gradient norm {grad_norm}; stopped. The last good checkpoint"
+        f" is that of step {latest_step(str(workdir))}"
+      )
+    due = step % config.log_every == 0 or step == config.steps
+    progress.update(step, loss if due else None)
+    if not due:
+      return {}
+    now = time.perf_counter()
+    line = {
+      "train/loss": loss,
+      "train/perplexity": math.exp(min(loss, 700.0)),
+      "train/grad_norm": grad_norm,
+      "train/learning_rate": float(learning_rate(step - 1)),
+      "perf/data_wait_fraction": (batches.wait_seconds - waited) / (now - clock),
+      "perf/memory_gib": memory_in_use_bytes(jax.local_devices()) / preflight.GIB,
+    }
+    waited, clock = batches.wait_seconds, now
+    if progress.tokens_per_second:
+      line["perf/tokens_per_second"] = progress.tokens_per_second
+      line["perf/step_seconds"] = progress.step_seconds
+      line["perf/mfu"] = (
+        progress.tokens_per_second * flops_per_token / (peak_flops * jax.device_count())
+      )
+    return line
+
+  # --- the loop: the report of a step is made while the next one runs -----------------------------
+  stop = hosts.StopRequest()
+  trace = _Trace(workdir, config.profile)
+  closing.callback(trace.close)
+  previous = None
+  for step in range(first_step + 1, config.steps + 1):
+    trace.before(step)
+    batch = place_batch(next(batches), mesh, config.batch_size)
+    state, metrics = train_step(state, batch)
+    if previous and (line := report(*previous)):
+      writer.write(previous[0], line)
+    previous = step, metrics
+
+    last, stopping = step == config.steps, stop.at(step)
+    evaluates = last or _due(step, config.eval_every)
+    saves = last or stopping or _due(step, config.checkpoint_every)
+    if not (evaluates or saves):
+      continue
+    # From here on this step is waited for: nothing is saved before its loss is known to be finite.
+    line, previous = report(step, metrics), None
+    if evaluates and not stopping:
+      with progress.section("eval"):
+        results, sample = evaluate(state.params)
+      line |= results
+      say(_evaluation_report(step, results, baselines(), sample))
+    if saves:
+      with progress.section("checkpoint"):
+        checkpoints.save(
+          step,
+          params=state.params,
+          optimizer=_all_but_params(state),
+          data_state=data.merge_states(hosts.gather_objects(batches.get_state())),
+          metrics=line,
+        )
+    if line:
+      writer.write(step, line)
+    if stopping:
+      break
+
+  checkpoints.wait()
+  progress.close()
+  say(f"step {step}: checkpoint in {workdir / str(step)}")
+  if stopping and not last:
+    say("stopped by SIGTERM; the same command goes on from here")
+    return cli.EXIT_TERMINATED
+  return 0
+
+
+def _sections(
+  config: ConfigDict,
+) -> tuple[ModelConfig, data.DataConfig, optax.GradientTransformation, optax.Schedule]:
+  """The config's sections as checked, typed things. Raises UserError."""
+  with _as_user_errors():
+    model_config = ModelConfig.from_dict(config.model.to_dict())
+    data_config = data.DataConfig(**config.data.to_dict())
+    optimizer, learning_rate = make_optimizer(
+      OptimizerConfig(**config.optimizer.to_dict()), ScheduleConfig(**config.schedule.to_dict())
+    )
+  for name in ("steps", "batch_size", "seq_len", "grad_accumulation", "log_every", "keep_latest"):
+    if config[name] < 1:
+      raise UserError(f"{name} is {config[name]}; it must be at least 1")
+  if config.task != "lm":
+    raise UserError(f"task is {config.task!r}; there is 'lm'")
+  if config.seq_len > model_config.max_position_embeddings:
+    raise UserError(
+      f"seq_len {config.seq_len} is more than model.max_position_embeddings"
+      f" {model_config.max_position_embeddings}"
+    )
+  return model_config, data_config, optimizer, learning_rate
+
+
+def _layout(
+  config: ConfigDict, model: Decoder, optimizer: optax.GradientTransformation
+) -> tuple[Mesh, TrainState]:
+  """The mesh, and the state as shapes on it. Raises UserError for what does not divide."""
+  with _as_user_errors():
+    mesh = sharding.make_mesh(**config.mesh.to_dict())
+    abstract = abstract_state(model, optimizer, mesh)
+  ways = mesh.shape["data"] * mesh.shape["fsdp"] * config.grad_accumulation
+  if config.batch_size % ways:
+    raise UserError(
+      f"batch_size {config.batch_size} is not divisible by mesh.data {mesh.shape['data']} x"
+      f" mesh.fsdp {mesh.shape['fsdp']} x grad_accumulation {config.grad_accumulation}"
+    )
+  hosts.local_streams(mesh, config.batch_size, config.data.num_streams)
+  return mesh, abstract
+
+
+@contextlib.contextmanager
+def _as_user_errors() -> Iterator[None]:
+  """Checks of values raise ValueError, being of use to programs too; here a user made them."""
+  try:
+    yield
+  except ValueError as error:
+    raise UserError(str(error)) from None
+
+
+def _check_needs(
+  config: ConfigDict, data_config: data.DataConfig, mesh: Mesh, abstract: TrainState
+) -> None:
+  """Raises UserError with the figures if the data or the memory for the run is not there."""
+  problems = []
+  try:
+    data.check_sources(data_config)
+  except data.DataError as error:
+    problems.append(f"data: {error}")
+  needs = preflight.step_bytes(
+    ModelConfig.from_dict(config.model.to_dict()),
+    abstract,
+    mesh,
+    rows=config.batch_size // config.grad_accumulation,
+    seq_len=config.seq_len,
+    accumulates=config.grad_accumulation > 1,
+  )
+  available = preflight.available_bytes(jax.local_devices())
+  if problem := preflight.memory_problem(needs, available, jax.device_count()):
+    problems.append(problem)
+  if problems:
+    path = cli.config_path()
+    here = f"python -m gptneo_jax.train --config {path.partition(':')[0]}:runlocal"
+    raise UserError(f"{path} cannot run here. {'; '.join(problems)}. This does run: {here}")
+
+
+def _check_workdir(workdir: epath.Path, model_config: ModelConfig) -> None:
+  """Raises UserError if the folder holds checkpoints of another model."""
+  if latest_step(str(workdir)) is None:
+    return
+  with _as_user_errors():
+    differences = model_config.differences(load_config(workdir))
+  if differences:
+    raise UserError(
+      f"{workdir} holds a different model ({'; '.join(differences)}); choose another --workdir"
+    )
+
+
+def _summary(model_config: ModelConfig, mesh: Mesh, abstract: TrainState, workdir: Any) -> str:
+  gib = sharding.bytes_per_device(abstract) / preflight.GIB
+  shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+  return (
+    f"{model_config.num_params():,} parameters on {mesh.size} {jax.devices()[0].device_kind}"
+    f" device(s), mesh {shape}: {gib:.3f} GiB of weights and optimizer on each; run in {workdir}"
+  )
+
+
+def _tokenizer(data_config: data.DataConfig, model_config: ModelConfig, workdir: epath.Path) -> Any:
+  """The run's tokenizer, learned if asked, and left in the folder so that it stands alone."""
+  learned = data_config.tokenizer == "train"
+  return data.load_tokenizer(
+    data_config.tokenizer,
+    documents=data.mixed_documents(data_config) if learned else None,
+    vocab_size=model_config.vocab_size,
+    save_to=str(workdir),
+  )
+
+
+def _all_but_params(state: TrainState) -> dict[str, Any]:
+  """What a checkpoint holds beside the parameters, which are loaded without it elsewhere."""
+  return {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
+
+
+def _due(step: int, every: int) -> bool:
+  return every > 0 and step % every == 0
+
+
+def _evaluation(
+  config: ConfigDict,
+  data_config: data.DataConfig,
+  model: Decoder,
+  param_shardings: Any,
+  mesh: Mesh,
+  tokenizer: Any,
+) -> Callable[[Any], tuple[dict[str, float], str]]:
+  """A function of the parameters: metrics of the validation documents, and a sample of text."""
+  eval_step = make_eval_step(model, param_shardings, mesh)
+  ways = mesh.shape["data"] * mesh.shape["fsdp"]
+  rows = math.ceil((config.eval.batch_size or config.batch_size) / ways) * ways
+  local = hosts.local_rows(mesh, rows)
+
+  def documents() -> Iterator[data.Document]:
+    return data.evaluation_documents(data_config, "validation", config.eval.documents)
+
+  def evaluate(params: Any) -> tuple[dict[str, float], str]:
+    def row_nll(batch: dict[str, np.ndarray]) -> jax.Array:
+      own = {key: value[local.start : local.stop] for key, value in batch.items()}
+      return eval_step(params, place_batch(own, mesh, rows))
+
+    batches = data.evaluation_batches(
+      documents(), tokenizer, batch_size=rows, seq_len=config.seq_len
+    )
+    return perplexity.evaluate(row_nll, batches), sample(params)
+
+  def sample(params: Any) -> str:
+    """The beginning of a validation document, and how the model goes on."""
+    if not config.eval.sample_tokens:
+      return ""
+    prompt = tokenizer(next(documents()).text[:_PROMPT_CHARACTERS]).input_ids
+    prompt = prompt[: config.seq_len - config.eval.sample_tokens]
+    ids = generate_ids(
+      model,
+      params,
+      [prompt],
+      max_new_tokens=config.eval.sample_tokens,
+      end_id=data.end_of_text_id(tokenizer),
+      temperature=0.8,
+    )
+    return tokenizer.decode(prompt) + " ⏵ " + tokenizer.decode(ids[0])
+
+  return evaluate
+
+
+def _baselines(config: ConfigDict, data_config: data.DataConfig) -> dict[str, float]:
+  """Bits per byte, by name, that others need for the same validation documents."""
+  if not config.eval.baselines:
+    return {}
+
+  def documents(split: str, limit: int = 0) -> Iterator[data.Document]:
+    return data.evaluation_documents(data_config, split, limit)
+
+  validation = list(documents("validation", config.eval.documents))
+  return {
+    "byte unigram": data.byte_unigram_bits_per_byte(documents("train"), validation),
+    "gzip -9": data.gzip_bits_per_byte(validation),
+  }
+
+
+def _evaluation_report(
+  step: int, results: dict[str, float], baselines: dict[str, float], sample: str
+) -> str:
+  others = ", ".join(f"{name} {value:.3f}" for name, value in baselines.items())
+  text = (
+    f"step {step}: validation loss {results['eval/loss']:.4f} nats per token, perplexity"
+    f" {results['eval/perplexity']:.2f}, {results['eval/bits_per_byte']:.3f} bits per byte"
+    + (f" ({others})" if others else "")
+  )
+  for key, value in results.items():
+    if key.startswith("eval/bits_per_byte/"):
+      text += f"\n  {key.removeprefix('eval/bits_per_byte/'):32} {value:.3f} bits per byte"
+  if sample:
+    text += "\n  | " + sample.replace("\n", "\n  | ")
+  return text
+
+
+class _Trace:
+  """The profiler's window: config.profile.steps steps from first_step on, to WORKDIR/profile."""
+
+  def __init__(self, workdir: epath.Path, profile: ConfigDict):
+    self._folder = str(workdir / "profile")
+    self._first, self._end = profile.first_step, profile.first_step + profile.steps
+    self._running = False
+
+  def before(self, step: int) -> None:
+    if not self._running and self._first <= step < self._end:
+      jax.profiler.start_trace(self._folder)
+      self._running = True
+    elif step >= self._end:
+      self.close()
+
+  def close(self) -> None:
+    if self._running:
+      jax.profiler.stop_trace()
+      self._running = False
+
+
+if __name__ == "__main__":
+  cli.run_with_config(main)
