@@ -15,8 +15,23 @@ from typing import Any, Literal
 # model.
 _EXECUTION_FIELDS = ("dtype", "remat", "attention_impl", "initializer")
 
+HEADS = (
+  "lm",
+  "sequence_classification",
+  "token_classification",
+  "question_answering",
+  "double_heads",
+)
+
 _CHOICES = {
   "model_type": ("gpt_neo", "gpt2"),
+  "head": HEADS,
+  "problem_type": (
+    "",
+    "regression",
+    "single_label_classification",
+    "multi_label_classification",
+  ),
   "initializer": ("mesh_tf", "hf"),
   "remat": ("none", "dots", "full"),
   "attention_impl": ("auto", "reference"),
@@ -43,6 +58,13 @@ class ModelConfig:
   attention_dropout: float = 0.0
   resid_dropout: float = 0.0
   tie_word_embeddings: bool = True
+  head: str = "lm"  # double_heads (language model and multiple choice) is GPT-2's only
+  num_labels: int = 2  # of the two classification heads
+  problem_type: str = ""  # of sequence classification; '': as the labels say (heads.py)
+  id2label: tuple[str, ...] = ()  # names of the labels; (): none
+  pad_token_id: int = -1  # -1: none; sequence classification finds the end of a row by it
+  classifier_dropout: float = 0.1  # before the token classifier
+  summary_first_dropout: float = 0.1  # before the multiple-choice projection
   vocab_multiple: int = 1  # the embedding table is padded to a multiple of this, for sharding
   initializer: str = "mesh_tf"
   initializer_range: float = 0.02
@@ -53,12 +75,13 @@ class ModelConfig:
 
   def __post_init__(self):
     object.__setattr__(self, "attention_pattern", tuple(self.attention_pattern))
+    object.__setattr__(self, "id2label", tuple(self.id2label))
     for name, choices in _CHOICES.items():
       value = getattr(self, name)
       if value not in choices:
         raise ValueError(f"model.{name} is {value!r}; it must be one of {', '.join(choices)}")
     for name in ("vocab_size", "max_position_embeddings", "hidden_size", "num_layers", "num_heads",
-                 "window_size", "vocab_multiple"):  # fmt: skip
+                 "window_size", "num_labels", "vocab_multiple"):  # fmt: skip
       if getattr(self, name) < 1:
         raise ValueError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
     if self.intermediate_size < 0:
@@ -77,7 +100,17 @@ class ModelConfig:
         f"model.num_layers {self.num_layers} is not a multiple of the {self.period} layers of"
         f" model.attention_pattern {self.attention_pattern}"
       )
-    for name in ("embed_dropout", "attention_dropout", "resid_dropout"):
+    if self.head == "double_heads" and self.model_type != "gpt2":
+      raise ValueError("model.head 'double_heads' is GPT-2's; GPT-Neo has no such head")
+    if self.id2label and len(self.id2label) != self.num_labels:
+      raise ValueError(
+        f"model.id2label names {len(self.id2label)} labels, and model.num_labels is"
+        f" {self.num_labels}"
+      )
+    if self.pad_token_id < -1:
+      raise ValueError(f"model.pad_token_id is {self.pad_token_id}; -1 stands for none")
+    for name in ("embed_dropout", "attention_dropout", "resid_dropout", "classifier_dropout",
+                 "summary_first_dropout"):  # fmt: skip
       if not 0.0 <= getattr(self, name) < 1.0:
         raise ValueError(f"model.{name} is {getattr(self, name)}; it must lie in [0, 1)")
 
@@ -112,6 +145,31 @@ class ModelConfig:
   def qkv_bias(self) -> bool:
     return self.model_type == "gpt2"
 
+  @property
+  def has_lm_head(self) -> bool:
+    """Whether hidden states become logits over the vocabulary."""
+    return self.head in ("lm", "double_heads")
+
+  @property
+  def untied_lm_head(self) -> bool:
+    """Whether the language-model head has a table of its own."""
+    return self.has_lm_head and not self.tie_word_embeddings
+
+  @property
+  def head_size(self) -> int:
+    """Outputs of the head beside the language model's, 0 if there is none."""
+    return {
+      "lm": 0,
+      "sequence_classification": self.num_labels,
+      "token_classification": self.num_labels,
+      "question_answering": 2,
+      "double_heads": 1,
+    }[self.head]
+
+  @property
+  def head_bias(self) -> bool:
+    return self.head != "sequence_classification"
+
   def replace(self, **changes: Any) -> ModelConfig:
     return dataclasses.replace(self, **changes)
 
@@ -123,12 +181,13 @@ class ModelConfig:
     attention = 4 * D * D + D + (3 * D if self.qkv_bias else 0)
     mlp = 2 * D * F + F + D
     norms = 4 * D
-    heads = 1 if self.tie_word_embeddings else 2
+    head = self.head_size * (D + self.head_bias)
     return (
-      heads * self.vocab_size * D
+      (2 if self.untied_lm_head else 1) * self.vocab_size * D
       + self.max_position_embeddings * D
       + self.num_layers * (attention + mlp + norms)
       + 2 * D
+      + head
     )
 
   def flops_per_token(
@@ -136,13 +195,14 @@ class ModelConfig:
   ) -> float:
     """FLOPs per token of a training step (forward and backward) at `seq_len` tokens.
 
-    6N for the matrices (N: without positions, the head once) plus the attention products.
+    6N for the matrices (N: without positions; of the tables over the vocabulary only the
+    language-model head counts, an embedding being a look-up) plus the attention products.
     'exact' counts the keys that are visible: causal in global layers, causal and windowed in local
     ones. 'full_square' counts T keys for every query of every layer, 12·L·D·T, as PaLM (appendix B)
     and most published MFU figures do.
     """
     n = self.num_params() - self.max_position_embeddings * self.hidden_size
-    if not self.tie_word_embeddings:
+    if self.untied_lm_head or not self.has_lm_head:
       n -= self.vocab_size * self.hidden_size
     keys = sum(self._visible_keys(kind, seq_len, attention) for kind in self.attention_layers)
     return 6.0 * n + 12.0 * self.hidden_size * keys
@@ -170,7 +230,8 @@ class ModelConfig:
     return cls(**fields)
 
   def to_dict(self) -> dict[str, Any]:
-    return {**dataclasses.asdict(self), "attention_pattern": list(self.attention_pattern)}
+    lists = {name: list(getattr(self, name)) for name in ("attention_pattern", "id2label")}
+    return {**dataclasses.asdict(self), **lists}
 
   def differences(self, other: ModelConfig) -> list[str]:
     """The fields, 'name: ours != theirs', in which `other` is a different model."""

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from gptneo_jax.config import CONFIG_FILE, PRESETS, ModelConfig
+from gptneo_jax.config import PRESETS, ModelConfig
+from gptneo_jax.errors import UserError
+from gptneo_jax.folder import load_config, save_config
 from gptneo_jax.model import Decoder
 
 # Tied head counted once. GPT-Neo: EleutherAI's released models; GPT-2: openai/gpt-2 and distilgpt2.
@@ -116,6 +118,13 @@ def test_flops_count_an_untied_head_once():
     ({"dtype": "float16"}, "dtype is 'float16'; it must be one of float32, bfloat16"),
     ({"model_type": "gptj"}, "one of gpt_neo, gpt2"),
     ({"initializer": "normal"}, "one of mesh_tf, hf"),
+    ({"head": "multiple_choice"}, "model.head is 'multiple_choice'; it must be one of lm, "),
+    ({"head": "double_heads"}, "'double_heads' is GPT-2's"),
+    ({"num_labels": 0}, "num_labels is 0"),
+    ({"num_labels": 3, "id2label": ("a", "b")}, "id2label names 2 labels, and .* is 3"),
+    ({"problem_type": "ranking"}, "problem_type is 'ranking'"),
+    ({"pad_token_id": -2}, "pad_token_id is -2; -1 stands for none"),
+    ({"classifier_dropout": 1.0}, "classifier_dropout is 1.0"),
   ],
 )
 def test_inconsistent_settings_are_refused(changes, message):
@@ -132,23 +141,26 @@ def test_unknown_key_names_the_nearest():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_round_trip_through_a_file(name, tmp_path):
-  config = PRESETS[name].replace(window_size=17, vocab_multiple=64, resid_dropout=0.25)
-  config.save(tmp_path)
-  assert ModelConfig.load(tmp_path) == config
-  assert hash(ModelConfig.load(tmp_path)) == hash(config)  # configs key jit caches
+  config = PRESETS[name].replace(
+    window_size=17, vocab_multiple=64, resid_dropout=0.25, head="token_classification",
+    id2label=("O", "B"), pad_token_id=0,
+  )  # fmt: skip
+  save_config(tmp_path, config)
+  assert load_config(tmp_path) == config
+  assert hash(load_config(tmp_path)) == hash(config)  # configs key jit caches
   assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 def test_foreign_folders_are_refused(tmp_path):
-  with pytest.raises(ValueError, match=r"holds no config\.json"):
-    ModelConfig.load(tmp_path)
-  path = tmp_path / CONFIG_FILE
+  with pytest.raises(UserError, match=r"holds no config\.json"):
+    load_config(tmp_path)
+  path = tmp_path / "config.json"
   path.write_text("{")
-  with pytest.raises(ValueError, match="not valid JSON"):
-    ModelConfig.load(tmp_path)
+  with pytest.raises(UserError, match="cannot be read"):
+    load_config(tmp_path)
   path.write_text('{"model_type": "gpt_neo"}')
-  with pytest.raises(ValueError, match="not written by gptneo_jax"):
-    ModelConfig.load(tmp_path)
+  with pytest.raises(UserError, match="not written by gptneo_jax"):
+    load_config(tmp_path)
 
 
 def test_differences_name_what_the_model_is_and_not_how_it_runs():
