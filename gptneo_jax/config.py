@@ -36,7 +36,7 @@ _CHOICES = {
   "remat": ("none", "dots", "full"),
   "attention_impl": ("auto", "reference"),
   "dtype": ("float32", "bfloat16"),
-  "param_dtype": ("float32", "bfloat16"),
+  "param_dtype": ("float32", "bfloat16", "float16"),
 }
 
 
