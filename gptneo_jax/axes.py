@@ -2,7 +2,7 @@
 
 Letters, used as suffixes of array names and in einsum strings:
   B batch · T queries (sequence) · S keys · D hidden · H heads · K head dimension
-  F MLP width · V vocabulary · P positions · N blocks of a sequence · L layers
+  F MLP width · V vocabulary · P positions · N blocks of a sequence · L layers · C labels
 """
 
 # Parameters
@@ -14,6 +14,7 @@ HEAD_DIM = "head_dim"
 MLP = "mlp"
 LAYERS = "layers"  # the stacked axis of scanned blocks
 NORM = "norm"
+LABELS = "labels"  # outputs of a head
 
 # Activations
 BATCH = "batch"

@@ -1,4 +1,7 @@
-"""Losses: next-token cross-entropy in float32, with the original's z-loss."""
+"""Losses, in float32: next-token cross-entropy with the original's z-loss, and those of the heads.
+
+The heads' are those of transformers' modeling_gpt_neo and modeling_gpt2, as means.
+"""
 
 from __future__ import annotations
 
@@ -30,3 +33,46 @@ def token_losses(
   if weights_BxT is not None:
     nll_BxT, z_BxT = nll_BxT * weights_BxT, z_BxT * weights_BxT
   return TokenLosses(nll_BxT, z_BxT)
+
+
+IGNORED = -100  # a label that does not count
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array, ignored: int = IGNORED) -> jax.Array:
+  """Mean over the labels that are not `ignored`, nan if none counts.
+
+  logits: … x C; labels: … in int.
+  """
+  counts = labels != ignored
+  nll = token_losses(logits, jnp.where(counts, labels, 0), counts.astype(jnp.float32)).nll_BxT
+  return nll.sum() / counts.sum()
+
+
+def next_token_cross_entropy(logits_BxTxV: jax.Array, labels_BxT: jax.Array) -> jax.Array:
+  """`cross_entropy` of labels that are the input ids (or IGNORED): shifted here, as in HF."""
+  return cross_entropy(logits_BxTxV[..., :-1, :], labels_BxT[..., 1:])
+
+
+def mean_squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+  return jnp.square(outputs.astype(jnp.float32) - targets.astype(jnp.float32)).mean()
+
+
+def binary_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+  """Mean over all labels of all rows; targets are 0, 1 or between, of the logits' shape."""
+  logits, targets = logits.astype(jnp.float32), targets.astype(jnp.float32)
+  return (jax.nn.softplus(logits) - targets * logits).mean()
+
+
+def span_cross_entropy(
+  start_BxT: jax.Array, end_BxT: jax.Array, start_B: jax.Array, end_B: jax.Array
+) -> jax.Array:
+  """Half the sum of the cross-entropies of a span's first and last position.
+
+  Positions past the end are clamped to T, and T does not count.
+  """
+  T = start_BxT.shape[-1]
+  losses = (
+    cross_entropy(logits, jnp.clip(at, 0, T), ignored=T)
+    for logits, at in ((start_BxT, start_B), (end_BxT, end_B))
+  )
+  return sum(losses) / 2

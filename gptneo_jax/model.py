@@ -3,11 +3,14 @@
 Layers are scanned over one period of the attention pattern, (global, local) for GPT-Neo, so the
 time to compile does not grow with depth. Parameters, float32 unless `param_dtype` says otherwise:
 
-  wte (V, D) · wpe (P, D) · ln_f/{scale,bias} (D) · lm_head (V, D) if untied
+  wte (V, D) · wpe (P, D) · ln_f/{scale,bias} (D) · lm_head (V, D) if untied · head/… (heads.py)
   blocks/layer_J/… with a leading axis of L / period, J the place in the period:
     ln_1, ln_2/{scale,bias} (D)
     attn/{q,k,v}/kernel (D, H, K), and bias (H, K) in GPT-2 · attn/out/kernel (H, K, D), bias (D)
     mlp/c_fc/kernel (D, F), bias (F) · mlp/c_proj/kernel (F, D), bias (D)
+
+Other collections, each of the same layout: `lora` is read where it is passed (lora.py);
+`hidden_states` and `attentions` are written where asked for (see the functions of these names).
 
 Letters as in axes.py. Sources: EleutherAI/gpt-neo (models/gpt2/gpt2.py), transformers'
 modeling_gpt_neo.py and modeling_gpt2.py.
@@ -18,13 +21,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from gptneo_jax import axes
-from gptneo_jax.attention import Dropout, MaskSpec, attend
+from gptneo_jax.attention import Dropout, MaskSpec, attend, probabilities
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.sharding import constrain
 
@@ -67,6 +71,7 @@ def init_stddev(config: ModelConfig, name: str) -> float:
     "out": D**-0.5,
     "c_fc": 0.02,
     "c_proj": 0.02 / math.sqrt(L),
+    "head": 0.02,
   }[name]
 
 
@@ -86,6 +91,10 @@ class _Module(nn.Module):
     dtype = jnp.dtype(self.config.param_dtype)
     return self.param(name, nn.with_logical_partitioning(init, names), shape, dtype)
 
+  def asked_for(self, collection: str) -> bool:
+    """Whether this call is to write into `collection`: what nobody reads is not computed."""
+    return self.is_mutable_collection(collection) and not self.is_initializing()
+
   @property
   def dtype(self) -> jnp.dtype:
     return jnp.dtype(self.config.dtype)
@@ -101,7 +110,10 @@ class LayerNorm(_Module):
 
 
 class Projection(_Module):
-  """A matrix, and a bias if asked: contracts the last axes of x with the first of the kernel."""
+  """A matrix, and a bias if asked: contracts the last axes of x with the first of the kernel.
+
+  Where the collection `lora` holds factors for it, a (…in, r) and b (r, …out), x·a·b is added.
+  """
 
   rule: str = ""
   in_shape: tuple[int, ...] = ()
@@ -115,6 +127,9 @@ class Projection(_Module):
     shape, names = self.in_shape + self.out_shape, self.in_axes + self.out_axes
     kernel = self.weight("kernel", self.rule, shape, names).astype(self.dtype)
     y = jnp.tensordot(x, kernel, axes=len(self.in_shape))
+    if self.has_variable("lora", "a"):
+      a, b = (self.get_variable("lora", name).astype(self.dtype) for name in ("a", "b"))
+      y += jnp.tensordot(jnp.tensordot(x, a, axes=len(self.in_shape)), b, axes=1)
     if self.use_bias:
       y += self.constant("bias", 0.0, self.out_shape, self.out_axes).astype(self.dtype)
     return y
@@ -140,11 +155,15 @@ class Attention(_Module):
     dropout = None
     if config.attention_dropout and not deterministic:
       dropout = Dropout(config.attention_dropout, self.make_rng("dropout"))
+    spec = MaskSpec(config.window_size if self.kind == "local" else None, segment_ids_BxT)
+    if self.asked_for("attentions"):
+      probs_BxHxTxT = probabilities(q_BxTxHxK, k_BxTxHxK, spec, config.attention_scale)
+      self.sow("attentions", "probs", probs_BxHxTxT.astype(self.dtype))
     y_BxTxHxK = attend(
       q_BxTxHxK,
       k_BxTxHxK,
       v_BxTxHxK,
-      MaskSpec(config.window_size if self.kind == "local" else None, segment_ids_BxT),
+      spec,
       scale=config.attention_scale,
       impl=config.attention_impl,
       dropout=dropout,
@@ -184,6 +203,8 @@ class Block(_Module):
     x_BxTxD += drop(attention(h_BxTxD, segment_ids_BxT, deterministic))
     h_BxTxD = LayerNorm(self.config, name="ln_2")(x_BxTxD)
     x_BxTxD += drop(MLP(self.config, name="mlp")(h_BxTxD))
+    if self.asked_for("hidden_states"):
+      self.sow("hidden_states", "output", x_BxTxD)
     return constrain(x_BxTxD, axes.BATCH, axes.LENGTH, axes.ACT_EMBED)
 
 
@@ -213,12 +234,12 @@ class Decoder(_Module):
     V, D, P = config.padded_vocab_size, config.hidden_size, config.max_position_embeddings
     self.wte = self.weight("wte", "wte", (V, D), (axes.VOCAB, axes.EMBED))
     self.wpe = self.weight("wpe", "wpe", (P, D), (axes.POSITION, axes.EMBED))
-    if not config.tie_word_embeddings:
+    if config.untied_lm_head:
       self.lm_head = self.weight("lm_head", "lm_head", (V, D), (axes.VOCAB, axes.EMBED))
     self.embed_dropout = nn.Dropout(config.embed_dropout)
     scan = nn.scan(
       Period,
-      variable_axes={"params": 0},
+      variable_axes=dict.fromkeys(("params", "lora", "hidden_states", "attentions"), 0),
       split_rngs={"params": True, "dropout": True},
       in_axes=(nn.broadcast, nn.broadcast),
       length=config.num_layers // config.period,
@@ -252,13 +273,15 @@ class Decoder(_Module):
     x_BxTxD = x_BxTxD + positions.astype(self.dtype)
     x_BxTxD = constrain(x_BxTxD, axes.BATCH, axes.LENGTH, axes.ACT_EMBED)
     x_BxTxD = self.embed_dropout(x_BxTxD, deterministic=deterministic)
+    if self.asked_for("hidden_states"):
+      self.sow("hidden_states", "embeddings", x_BxTxD)
     x_BxTxD, _ = self.blocks(x_BxTxD, segment_ids_BxT, deterministic)
     return self.ln_f(x_BxTxD)
 
   def unembed(self, x_BxTxD: jax.Array) -> jax.Array:
     """Logits, float32 B x T x V with V the padded vocabulary; padded ids get no probability."""
     config = self.config
-    table_VxD = self.wte if config.tie_word_embeddings else self.lm_head
+    table_VxD = self.lm_head if config.untied_lm_head else self.wte
     logits_BxTxV = jnp.einsum(
       "BTD,VD->BTV", x_BxTxD, table_VxD.astype(self.dtype), preferred_element_type=jnp.float32
     )
@@ -271,3 +294,33 @@ class Decoder(_Module):
   def logits(self, ids_BxT: jax.Array, **options) -> jax.Array:
     """Logits of a forward pass, float32 B x T x V; options as in `__call__`."""
     return self.unembed(self(ids_BxT, **options))
+
+
+def hidden_states(model: Decoder, variables: Any, ids_BxT: jax.Array, **options) -> list[jax.Array]:
+  """Embeddings, what each block but the last gives, and the last one after the final norm.
+
+  L + 1 arrays B x T x D, as transformers' `hidden_states`; options as in `Decoder.__call__`.
+  """
+  final_BxTxD, written = model.apply(
+    variables, ids_BxT, mutable=["hidden_states"], method=Decoder.__call__, **options
+  )
+  written = written["hidden_states"]
+  layers = _in_order(model.config, written["blocks"], lambda block: block["output"][0])
+  return [written["embeddings"][0], *layers[:-1], final_BxTxD]
+
+
+def attentions(model: Decoder, variables: Any, ids_BxT: jax.Array, **options) -> list[jax.Array]:
+  """Probabilities of each layer, L arrays B x H x T x T, whatever backend the model runs on."""
+  _, written = model.apply(
+    variables, ids_BxT, mutable=["attentions"], method=Decoder.__call__, **options
+  )
+  blocks = written["attentions"]["blocks"]
+  return _in_order(model.config, blocks, lambda block: block["attn"]["probs"][0])
+
+
+def _in_order(
+  config: ModelConfig, blocks: dict[str, Any], take: Callable[[Any], jax.Array]
+) -> list[jax.Array]:
+  """One array of each layer, first to last, out of the stacks of the scan."""
+  places = [take(blocks[f"layer_{j}"]) for j in range(config.period)]
+  return [places[i % config.period][i // config.period] for i in range(config.num_layers)]

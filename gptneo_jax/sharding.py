@@ -26,6 +26,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
   axes.MLP: "tensor",
   axes.LAYERS: None,
   axes.NORM: None,
+  axes.LABELS: None,
   axes.BATCH: ("data", "fsdp"),
   axes.LENGTH: None,
   axes.ACT_EMBED: None,

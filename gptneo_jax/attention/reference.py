@@ -11,6 +11,18 @@ from gptneo_jax.attention.mask import MaskSpec
 MASKED = float(jnp.finfo(jnp.float32).min)  # finite, so that no row can turn into NaN
 
 
+def probabilities(
+  q_BxTxHxK: jax.Array, k_BxTxHxK: jax.Array, spec: MaskSpec, scale: float
+) -> jax.Array:
+  """What each query takes from each key: B x H x T x T, float32, rows sum to 1."""
+  scores_BxHxTxT = jnp.einsum(
+    "BTHK,BSHK->BHTS", q_BxTxHxK, k_BxTxHxK, preferred_element_type=jnp.float32
+  )
+  mask = spec.dense_Bx1xTxT(q_BxTxHxK.shape[1])
+  scores_BxHxTxT = jnp.where(mask, scores_BxHxTxT * scale, MASKED)
+  return jax.nn.softmax(scores_BxHxTxT, axis=-1)
+
+
 def attend(
   q_BxTxHxK: jax.Array,
   k_BxTxHxK: jax.Array,
@@ -24,12 +36,7 @@ def attend(
   Scores and softmax are float32 whatever the inputs; probabilities are rounded to the type of v
   before they are dropped and multiplied.
   """
-  scores_BxHxTxT = jnp.einsum(
-    "BTHK,BSHK->BHTS", q_BxTxHxK, k_BxTxHxK, preferred_element_type=jnp.float32
-  )
-  mask = spec.dense_Bx1xTxT(q_BxTxHxK.shape[1])
-  scores_BxHxTxT = jnp.where(mask, scores_BxHxTxT * scale, MASKED)
-  probs_BxHxTxT = jax.nn.softmax(scores_BxHxTxT, axis=-1).astype(v_BxTxHxK.dtype)
+  probs_BxHxTxT = probabilities(q_BxTxHxK, k_BxTxHxK, spec, scale).astype(v_BxTxHxK.dtype)
   if dropout is not None:
     probs_BxHxTxT = dropout(probs_BxHxTxT)
   return jnp.einsum("BHTS,BSHK->BTHK", probs_BxHxTxT, v_BxTxHxK)
