@@ -25,12 +25,14 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from gptneo_jax.errors import UserError
+
 BEST_METRIC = "eval/loss"  # lower is better
 
 _log = logging.getLogger(__name__)
 
 
-class CheckpointError(Exception):
+class CheckpointError(UserError):
   """A checkpoint could not be written, read, or does not fit; the message is one line."""
 
 

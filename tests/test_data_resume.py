@@ -188,8 +188,11 @@ def test_merging_states(tokenizer, tmp_path):
   path = write_shards(tmp_path, [["one", "two", "three", "four"]])
   config = config_of(path, num_streams=2)
   one, two = (batches_of(config, tokenizer, streams=[stream]) for stream in (0, 1))
-  with pytest.raises(DataError, match="hold stream 0"):
-    merge_states([one.get_state(), one.get_state()])
+  assert merge_states([one.get_state(), one.get_state()]) == one.get_state()  # of the same rows
+  behind = one.get_state()
+  next(one)
+  with pytest.raises(DataError, match="disagree about stream 0"):
+    merge_states([behind, one.get_state()])
   with pytest.raises(DataError, match="lacks stream 1"):
     two.set_state(one.get_state())
   other = batches_of(config, tokenizer, seed=9, streams=[1])

@@ -1,0 +1,96 @@
+"""Stopped anywhere and started again, a run ends as the one that was never stopped, bit for bit."""
+
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+import train_runs
+
+pytestmark = pytest.mark.processes
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+  return train_runs.write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def settings(corpus, tmp_path_factory):
+  """Dropout on, so that the random state counts; a save at every step, so that kills hit saves."""
+  return {
+    "data__source": "jsonl",
+    "data__path": corpus,
+    "data__validation_fraction": 0.1,
+    "steps": 40,
+    "schedule__decay_steps": 40,
+    "checkpoint_every": 1,
+    "eval_every": 10,
+    "model__resid_dropout": 0.1,
+  }
+
+
+@pytest.fixture(scope="module")
+def whole_run(settings, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("whole")
+  result = train_runs.train(workdir, **settings)
+  assert result.returncode == 0, result.stderr
+  return workdir
+
+
+def assert_same_run(workdir, whole_run):
+  train_runs.assert_bitwise_equal(train_runs.arrays(workdir, 40), train_runs.arrays(whole_run, 40))
+  lines, expected = train_runs.metrics(workdir), train_runs.metrics(whole_run)
+  assert [line["step"] for line in lines] == list(range(1, 41))  # each step stands once
+  exact = [key for key in expected[-1] if not key.startswith("perf/")]
+  assert "eval/bits_per_byte/Prose" in exact
+  for line, other in zip(lines, expected):
+    assert all(line.get(key) == other.get(key) for key in exact)
+
+
+def steps_done(workdir) -> int:
+  file = workdir / "metrics.jsonl"
+  return file.read_text().count("\n") if file.exists() else 0
+
+
+def start(workdir, settings) -> subprocess.Popen:
+  return subprocess.Popen(
+    train_runs.train_command(workdir, **settings),
+    cwd=train_runs.REPOSITORY, env=train_runs.environment(),
+    stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+  )  # fmt: skip
+
+
+def wait_for_step(process: subprocess.Popen, workdir, step: int) -> None:
+  while process.poll() is None and steps_done(workdir) < step:
+    time.sleep(0.01)
+
+
+def test_killed_at_random_moments(settings, whole_run, tmp_path):
+  chance, kills = random.Random(1), 0
+  for step in (5, 18, 30):
+    process = start(tmp_path, settings)
+    wait_for_step(process, tmp_path, step)
+    time.sleep(chance.uniform(0, 0.2))  # within a step, or within the save that goes on beside it
+    process.send_signal(signal.SIGKILL)
+    kills += process.wait() == -signal.SIGKILL
+    process.stderr.close()
+  assert kills >= 2  # the last may have come to its end first
+  result = train_runs.train(tmp_path, **settings)
+  assert result.returncode == 0 or "at step 40 already" in result.stderr, result.stderr
+  assert_same_run(tmp_path, whole_run)
+
+
+def test_stopped_by_sigterm(settings, whole_run, tmp_path):
+  settings = settings | {"checkpoint_every": 0}  # what SIGTERM saves is all there is
+  process = start(tmp_path, settings)
+  wait_for_step(process, tmp_path, 7)
+  process.send_signal(signal.SIGTERM)
+  _, stderr = process.communicate(timeout=60)
+  assert process.returncode == 143, stderr
+  assert steps_done(tmp_path) < 40
+  result = train_runs.train(tmp_path, **settings)
+  assert result.returncode == 0, result.stderr
+  assert "going on from step" in result.stdout
+  assert_same_run(tmp_path, whole_run)

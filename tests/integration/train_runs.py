@@ -1,0 +1,92 @@
+"""Starts the training program as a user does, on a model small enough for many runs."""
+
+import json
+import os
+import pathlib
+import random
+import subprocess
+import sys
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+
+SMALL = {
+  "model.hidden_size": 32,
+  "model.num_layers": 2,
+  "model.num_heads": 2,
+  "model.vocab_size": 300,
+  "model.max_position_embeddings": 32,
+  "model.window_size": 8,
+  "seq_len": 32,
+  "batch_size": 8,
+  "steps": 12,
+  "log_every": 1,
+  "eval_every": 0,
+  "checkpoint_every": 4,
+  "schedule.warmup_steps": 4,
+  "schedule.decay_steps": 12,
+  "eval.documents": 4,
+  "eval.sample_tokens": 0,
+  "eval.baselines": False,
+}
+
+
+def write_corpus(folder: pathlib.Path) -> str:
+  """Shards of Pile-format lines with two subsets; returns their glob."""
+  chance = random.Random(0)
+  words = "the quick brown fox jumps over a lazy dog while seven wizards watch it closely".split()
+  for shard in range(4):
+    with open(folder / f"{shard}.jsonl", "w") as file:
+      for number in range(150):
+        text = " ".join(chance.choices(words, k=chance.randint(5, 120)))
+        meta = {"pile_set_name": ("Prose", "Verse")[number % 2]}
+        file.write(json.dumps({"text": text, "meta": meta}) + "\n")
+  return str(folder / "*.jsonl")
+
+
+def train_command(workdir, *, config: str = "configs/tiny.py", **settings) -> list[str]:
+  """The command of a run; settings with '__' for '.', on top of SMALL."""
+  merged = SMALL | {name.replace("__", "."): value for name, value in settings.items()}
+  flags = [f"--config.{name}={value}" for name, value in merged.items()]
+  start = [sys.executable, "-m", "gptneo_jax.train", "--config", config]
+  return [*start, f"--workdir={workdir}", *flags]
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+  flags = f"--xla_force_host_platform_device_count={devices}"
+  return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+
+
+def train(workdir, *, devices: int = 1, **settings) -> subprocess.CompletedProcess:
+  """Runs to the end."""
+  return subprocess.run(
+    train_command(workdir, **settings),
+    cwd=REPOSITORY, env=environment(devices), capture_output=True, text=True, timeout=300,
+  )  # fmt: skip
+
+
+def metrics(workdir) -> list[dict]:
+  return [json.loads(line) for line in (pathlib.Path(workdir) / "metrics.jsonl").open()]
+
+
+def losses(workdir) -> list[float]:
+  return [line["train/loss"] for line in metrics(workdir)]
+
+
+def arrays(workdir, step: int) -> dict[str, np.ndarray]:
+  """Every array of a checkpoint, by item and path."""
+  found = {}
+  for item in ("params", "optimizer"):
+    with ocp.PyTreeCheckpointer() as reader:
+      tree = reader.restore(pathlib.Path(workdir).absolute() / str(step) / item)
+    paths, _ = ocp.tree.to_flat_dict(tree, sep="/"), None
+    found |= {f"{item}/{path}": np.asarray(leaf) for path, leaf in paths.items()}
+  return found
+
+
+def assert_bitwise_equal(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+  assert one.keys() == other.keys() and len(one) > 20
+  for name, array in one.items():
+    assert array.dtype == other[name].dtype and array.tobytes() == other[name].tobytes(), name
