@@ -1,0 +1,143 @@
+"""Hugging Face weights to Orbax checkpoints and back, and the proof that both compute the same."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+import tqdm
+
+from gptneo_jax import cli, interop
+
+_EXAMPLES = """\
+examples:
+  python -m gptneo_jax.convert hf-to-orbax EleutherAI/gpt-neo-125m checkpoints/neo_125m
+  python -m gptneo_jax.convert verify      EleutherAI/gpt-neo-125m checkpoints/neo_125m
+  python -m gptneo_jax.convert orbax-to-hf runs/my_run my_model --dtype bfloat16
+  python -m gptneo_jax.convert orbax-to-hf runs/my_run my_model --step 2000
+
+A checkpoint folder holds numbered Orbax steps, config.json and the tokenizer: what --workdir of
+gptneo_jax.train is, and what generate, evaluate and load take. Conversion goes tensor by tensor, so
+that memory stays small however large the model.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  args = _parser().parse_args(argv)
+  logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+  return args.run(args)
+
+
+def _hf_to_orbax(args: argparse.Namespace) -> int:
+  with _Bar() as bar:
+    model = interop.hf_to_orbax(
+      args.source, args.destination, dtype=args.dtype, tokenizer=not args.no_tokenizer,
+      progress=bar.at,
+    )  # fmt: skip
+  config = model.config
+  print(
+    f"{args.destination}: {config.model_type}, {config.num_params():,} parameters in"
+    f" {config.param_dtype}, step 0"
+  )
+  return 0
+
+
+def _orbax_to_hf(args: argparse.Namespace) -> int:
+  with _Bar() as bar:
+    interop.orbax_to_hf(
+      args.source, args.destination, step=args.step, dtype=args.dtype,
+      tokenizer=not args.no_tokenizer, progress=bar.at,
+    )  # fmt: skip
+  print(f"{args.destination}: ready for transformers' from_pretrained")
+  return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+  report = interop.verify(args.source, args.destination, length=args.length)
+  difference = report["max_abs_difference"]
+  print(
+    f"largest difference of logits {difference:.2e} (relative {report['max_rel_difference']:.2e}),"
+    f" greedy agreement {report['greedy_agreement']:.2%}, at {report['length']} tokens;"
+    f" {args.destination}/{interop.REPORT}"
+  )
+  if not difference <= report["tolerance"]:  # a difference that is not a number fails too
+    print(f"error: the difference is above {report['tolerance']}", file=sys.stderr)
+    return 1
+  return 0
+
+
+class _Bar:
+  """A progress bar that appears with the first bytes."""
+
+  def __enter__(self) -> _Bar:
+    self._bar: tqdm.tqdm | None = None
+    return self
+
+  def at(self, done: int, total: int) -> None:
+    if self._bar is None:
+      self._bar = tqdm.tqdm(total=total, unit="B", unit_scale=True, mininterval=0.5)
+    self._bar.update(done - self._bar.n)
+
+  def __exit__(self, *_) -> None:
+    if self._bar is not None:
+      self._bar.close()
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    prog="python -m gptneo_jax.convert",
+    description=__doc__,
+    epilog=_EXAMPLES,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+  def command(name: str, run, source: str, destination: str, summary: str, details: str):
+    added = commands.add_parser(name, help=summary, description=f"{summary} {details}")
+    added.add_argument("source", metavar="SRC", help=source)
+    added.add_argument("destination", metavar="DST", help=destination)
+    added.set_defaults(run=run)
+    return added
+
+  hf = "hub id, or folder with config.json and model.safetensors, pytorch_model.bin or"
+  hf += " flax_model.msgpack"
+  new = "folder to make; it may be there if it is empty"
+  ours = "checkpoint folder, such as a run's --workdir"
+  to_orbax = command(
+    "hf-to-orbax", _hf_to_orbax, hf, new,
+    "Brings a Hugging Face GPT-Neo or GPT-2 in.",
+    "DST becomes a checkpoint folder, with step 0.",
+  )  # fmt: skip
+  to_hf = command(
+    "orbax-to-hf", _orbax_to_hf, ours, new,
+    "Makes a folder that transformers opens.",
+    "It gets weights (in several files above 5 GB), configs, tokenizer and a model card.",
+  )  # fmt: skip
+  to_hf.add_argument("--step", type=int, help="which checkpoint; default the newest")
+  for added in (to_orbax, to_hf):
+    added.add_argument(
+      "--dtype",
+      choices=("float32", "bfloat16", "float16"),
+      help="type of the weights in DST; default the one they are stored in",
+    )
+    added.add_argument(
+      "--no_tokenizer", action="store_true", help="do without a tokenizer if SRC has none"
+    )
+  verify = command(
+    "verify", _verify, "model or checkpoint folder", "the other of the two; gets parity.json",
+    "Compares logits with PyTorch's.",
+    "Runs transformers (eager attention) and this software in float32 on the same random ids, one"
+    f" row of them left-padded. Exit status 1 if logits differ by more than {interop.TOLERANCE}.",
+  )  # fmt: skip
+  verify.add_argument(
+    "--length",
+    type=int,
+    help="tokens of a row; default twice the window of local attention and a few more",
+  )
+  return parser
+
+
+if __name__ == "__main__":
+  cli.guarded(main)

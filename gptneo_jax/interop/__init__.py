@@ -1,0 +1,15 @@
+"""Weights of other programs: Hugging Face's, in every form they are stored in, in and out."""
+
+from gptneo_jax.interop.incoming import HuggingFaceModel, hf_to_orbax, open_hf
+from gptneo_jax.interop.outgoing import orbax_to_hf
+from gptneo_jax.interop.verification import REPORT, TOLERANCE, verify
+
+__all__ = [
+  "REPORT",
+  "TOLERANCE",
+  "HuggingFaceModel",
+  "hf_to_orbax",
+  "open_hf",
+  "orbax_to_hf",
+  "verify",
+]

@@ -1,0 +1,122 @@
+"""`flax_model.msgpack`, as the Flax classes of transformers (before version 5) saved it.
+
+Maps within maps of arrays, by the module's names: kernels where PyTorch has weights, transposed;
+scales and embeddings likewise, as they are. The file is indexed first and each array read in its
+turn: flax's own reader would hold the model twice. Source: flax.serialization, and
+transformers 4.57's modeling_flax_pytorch_utils.py.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO
+
+import ml_dtypes
+import msgpack
+import numpy as np
+
+from gptneo_jax.errors import UserError
+from gptneo_jax.interop.tensors import Tensor
+
+_NDARRAY = 1  # flax's number for an array among msgpack's extension types
+_CHUNKED = "__msgpack_chunked_array__"  # flax's mark of an array above 1 GiB
+_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+_HEADER = 64  # bytes that hold the shape and type at the front of any array
+
+
+def open_msgpack(path: pathlib.Path) -> dict[str, Tensor]:
+  """The tensors by PyTorch's names, none read yet. Raises UserError if the file is damaged."""
+  tensors = {}
+  try:
+    with path.open("rb") as file:
+      end = path.stat().st_size
+      for keys, start, size in _arrays(file, ()):
+        if start + size > end:
+          raise EOFError
+        file.seek(start)
+        shape, dtype = _shape_and_type(file.read(min(size, _HEADER)))
+        file.seek(start + size)
+        transposed = keys[-1] == "kernel" and len(shape) == 2
+        tensors[pytorch_name(keys)] = Tensor(
+          shape[::-1] if transposed else shape, dtype, path, _reader(path, start, size, transposed)
+        )
+  except (EOFError, ValueError, TypeError, KeyError, OSError) as error:
+    reason = str(error) or "it ends too early"
+    raise UserError(f"{path} is damaged or no msgpack file of flax: {reason}") from None
+  return tensors
+
+
+def pytorch_name(keys: Sequence[str]) -> str:
+  """PyTorch's name of a tensor of flax's, given as its path."""
+  return ".".join((*keys[:-1], _LEAVES.get(keys[-1], keys[-1])))
+
+
+def _arrays(file: BinaryIO, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], int, int]]:
+  """Path, first byte and length of every array below the map that the file stands at."""
+  for _ in range(_map_size(file)):
+    key = _string(file)
+    if key == _CHUNKED:
+      raise ValueError(f"{'/'.join(keys)} is above 1 GiB and stored in pieces: not supported")
+    here, code = file.tell(), _byte(file)
+    if code in (0xC7, 0xC8, 0xC9):
+      size = _number(file, 1 << (code - 0xC7))
+      if _byte(file) != _NDARRAY:
+        raise ValueError(f"{'/'.join((*keys, key))} is no array")
+      yield (*keys, key), file.tell(), size
+    else:
+      file.seek(here)
+      yield from _arrays(file, (*keys, key))
+
+
+def _byte(file: BinaryIO) -> int:
+  return _number(file, 1)
+
+
+def _number(file: BinaryIO, size: int) -> int:
+  data = file.read(size)
+  if len(data) < size:
+    raise EOFError
+  return int.from_bytes(data, "big")
+
+
+def _map_size(file: BinaryIO) -> int:
+  code = _byte(file)
+  if 0x80 <= code <= 0x8F:
+    return code - 0x80
+  if code in (0xDE, 0xDF):
+    return _number(file, 2 << (code - 0xDE))
+  raise ValueError(f"byte {code:#x} where a map begins")
+
+
+def _string(file: BinaryIO) -> str:
+  code = _byte(file)
+  if 0xA0 <= code <= 0xBF:
+    size = code - 0xA0
+  elif code in (0xD9, 0xDA):
+    size = _number(file, 1 << (code - 0xD9))
+  else:
+    raise ValueError(f"byte {code:#x} where a name begins")
+  return file.read(size).decode()
+
+
+def _shape_and_type(front: bytes) -> tuple[tuple[int, ...], np.dtype]:
+  unpacker = msgpack.Unpacker(raw=False)
+  unpacker.feed(front)
+  if unpacker.read_array_header() != 3:
+    raise ValueError("an array is not of shape, type and data")
+  shape, name = unpacker.unpack(), unpacker.unpack()
+  return tuple(shape), np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+
+
+def _reader(path: pathlib.Path, start: int, size: int, transposed: bool):
+  def read() -> np.ndarray:
+    with path.open("rb") as file:
+      file.seek(start)
+      data = file.read(size)
+    shape, dtype = _shape_and_type(data[:_HEADER])
+    raw = msgpack.unpackb(data, raw=True, max_bin_len=len(data))[2]
+    array = np.frombuffer(raw, dtype).reshape(shape)
+    return array.T if transposed else array
+
+  return read

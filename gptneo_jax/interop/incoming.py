@@ -1,0 +1,349 @@
+"""Hugging Face's folders, opened; and written as checkpoint folders of ours."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import logging
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from gptneo_jax.checkpoint_pieces import LazyArray, write_params
+from gptneo_jax.config import ModelConfig
+from gptneo_jax.data.tokenizer import load_tokenizer
+from gptneo_jax.errors import UserError
+from gptneo_jax.folder import save_config
+from gptneo_jax.interop import hub, tables
+from gptneo_jax.interop.destination import new_folder
+from gptneo_jax.interop.hf_config import from_hf
+from gptneo_jax.interop.tables import Entry
+from gptneo_jax.interop.tensors import TOKENIZER_FILES, Tensor, open_tensors
+
+# Their files, kept in our folder for the way back.
+HF_CONFIG = "hf_config.json"
+GENERATION_CONFIG = "generation_config.json"
+
+FLOATS = {
+  "float32": np.dtype(np.float32),
+  "bfloat16": np.dtype(ml_dtypes.bfloat16),
+  "float16": np.dtype(np.float16),
+}
+_PADDINGS = (8, 16, 32, 64, 128)  # multiples to which tables over a vocabulary are padded
+_COMPARED_BYTES = 64 << 20
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class HuggingFaceModel:
+  """A model of theirs in our terms. Nothing of `params` is read yet.
+
+  Attributes:
+    folder: where it is; a folder of the hub's cache if it came from there.
+    config: what it is; `param_dtype` is the type in which `params` come.
+    params: nested dictionaries of LazyArray: the tree of our model.
+    hf_config: their config.json.
+    has_tokenizer: whether there is a tokenizer in the folder.
+  """
+
+  folder: pathlib.Path
+  config: ModelConfig
+  params: dict[str, Any]
+  hf_config: dict[str, Any]
+  has_tokenizer: bool
+
+
+def open_hf(name: str, dtype: str | None = None) -> HuggingFaceModel:
+  """Opens a local folder or a hub id, and checks each tensor's name, shape and type.
+
+  Args:
+    name: hub id or local folder.
+    dtype: 'float32', 'bfloat16' or 'float16', to have another type than the one stored.
+
+  Raises:
+    UserError: no such model, or one that is damaged, contradicts its config.json, or is not of a
+      kind that is supported; names the tensor, the file or the setting.
+  """
+  folder = hub.find(name)
+  hf_config = _read_config(folder)
+  config = from_hf(hf_config, folder / "config.json")
+  tensors = _with_prefix(open_tensors(folder))
+  config = _with_lm_head(config, tensors)
+  _check_vocabulary(config, folder, tensors)
+  stored = _stored_dtype(tensors, dtype)
+  config = config.replace(
+    param_dtype=dtype or stored,
+    # float16 overflows in the attention scores of GPT-Neo: it is for storage only.
+    dtype="bfloat16" if (dtype or stored) == "bfloat16" else "float32",
+  )
+  params = _params(config, tensors)
+  return HuggingFaceModel(folder, config, params, hf_config, _has_tokenizer(folder))
+
+
+def hf_to_orbax(
+  source: str,
+  destination: str | os.PathLike,
+  *,
+  dtype: str | None = None,
+  tokenizer: bool = True,
+  progress: Callable[[int, int], object] = lambda done, total: None,
+) -> HuggingFaceModel:
+  """Writes a model of theirs as a checkpoint folder of ours: step 0, config.json, tokenizer.
+
+  The model is never whole in memory. `destination` is there whole in the end, or not at all.
+
+  Args:
+    source, dtype: as in `open_hf`.
+    destination: a folder that is empty or not there yet.
+    tokenizer: False to do without: else a source that has none is refused.
+    progress: told the bytes written so far, and in all.
+
+  Raises:
+    UserError: as `open_hf`; or the destination cannot be written.
+  """
+  model = open_hf(source, dtype)
+  if tokenizer and not model.has_tokenizer:
+    raise UserError(f"{source} holds no tokenizer; --no_tokenizer converts the weights alone")
+  leaves = _leaves(model.params)
+  total, done = sum(leaf.nbytes for leaf in leaves), 0
+
+  def on_written(size: int) -> None:
+    nonlocal done
+    done += size
+    progress(done, total)
+
+  with new_folder(destination, total) as folder:
+    save_config(folder, model.config)
+    (folder / HF_CONFIG).write_text(json.dumps(model.hf_config, indent=2) + "\n")
+    if (model.folder / GENERATION_CONFIG).exists():
+      shutil.copyfile(model.folder / GENERATION_CONFIG, folder / GENERATION_CONFIG)
+    if tokenizer:
+      _bring_tokenizer(model.folder, folder)
+    write_params(folder, model.params, on_written=on_written)
+  return model
+
+
+def cast(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+  """The array in another type. Raises UserError where finite numbers become infinite."""
+  if array.dtype == dtype:
+    return array
+  with np.errstate(over="ignore"):
+    result = array.astype(dtype)
+  if dtype == np.float16 and np.isinf(result).sum() > np.isinf(array).sum():
+    raise UserError(f"{name} has values beyond float16's range of 65504: take bfloat16")
+  return result
+
+
+# --- what a folder holds --------------------------------------------------------------------------
+
+
+def _read_config(folder: pathlib.Path) -> dict[str, Any]:
+  path = folder / "config.json"
+  if not path.is_file():
+    if any((folder / name).is_file() for name in ("hparams.json", "model.ckpt.index")):
+      open_tensors(folder)  # refuses OpenAI's own files by name
+    raise UserError(f"{folder} holds no config.json: it is no Hugging Face model")
+  try:
+    fields = json.loads(path.read_text())
+    if not isinstance(fields, dict):
+      raise ValueError("it holds no object")
+  except ValueError as error:
+    raise UserError(f"{path} cannot be read: {error}") from None
+  if fields.get("format") == "gptneo_jax":
+    raise UserError(f"{folder} is a gptneo_jax checkpoint folder already")
+  return fields
+
+
+def _has_tokenizer(folder: pathlib.Path) -> bool:
+  there = lambda name: (folder / name).is_file()  # noqa: E731
+  return there("tokenizer.json") or (there("vocab.json") and there("merges.txt"))
+
+
+def _bring_tokenizer(source: pathlib.Path, folder: pathlib.Path) -> None:
+  """Copies the tokenizer's files; where they do not stand alone, has transformers write them anew.
+
+  In older models the end of text, or the tokenizer itself, comes from the class that config.json
+  names, and is in no file.
+  """
+  tokenizer = load_tokenizer(str(source))  # raises where it cannot be read
+  try:
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+  except (OSError, ValueError):
+    settings = {}
+  if (source / "tokenizer.json").is_file() and settings.get("eos_token"):
+    for file in TOKENIZER_FILES:
+      if (source / file).is_file():
+        shutil.copyfile(source / file, folder / file)
+  else:
+    tokenizer.save_pretrained(folder)
+
+
+def _with_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+  """The names as classes with a head have them: a decoder saved alone has no prefix."""
+  named = {}
+  for name, tensor in tensors.items():
+    if re.match(r"(wte|wpe|ln_f|h\.\d+)\.", name):
+      name = tables.PREFIX + name
+    if name in named:
+      raise UserError(f"{tensor.file} holds {name} twice, with the prefix and without")
+    named[name] = tensor
+  return named
+
+
+def _with_lm_head(config: ModelConfig, tensors: dict[str, Tensor]) -> ModelConfig:
+  """Whether the output head is the embedding is decided by the weights, not by the config.
+
+  A copy of the embedding beside it is dropped; a table of its own is kept, whatever config.json
+  says: transformers too takes the weights.
+  """
+  name, table = tables.LM_HEAD.theirs, tensors.get(f"{tables.PREFIX}wte.weight")
+  head = tensors.get(name)
+  if not config.has_lm_head or head is None or table is None or not config.tie_word_embeddings:
+    return config
+  if _same(head, table):
+    del tensors[name]
+    return config
+  _log.warning(
+    "%s: %s is not the embedding, although config.json says tie_word_embeddings; it is kept as a"
+    " table of its own", head.file, name,
+  )  # fmt: skip
+  return config.replace(tie_word_embeddings=False)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+  if (a.shape, a.dtype) != (b.shape, b.dtype):
+    return False
+  left, right = (np.ascontiguousarray(t.read()).reshape(-1).view(np.uint8) for t in (a, b))
+  step = _COMPARED_BYTES
+  return all(
+    np.array_equal(left[i : i + step], right[i : i + step]) for i in range(0, left.size, step)
+  )
+
+
+def _check_vocabulary(config: ModelConfig, folder: pathlib.Path, tensors) -> None:
+  """Notes rows of padding behind the vocabulary, which are dropped; `_check` refuses other rows.
+
+  Raises UserError where the tokenizer has ids that lie among them.
+  """
+  table = tensors.get(f"{tables.PREFIX}wte.weight")
+  if table is not None and _is_padding(table.shape[0], config.vocab_size):
+    ids = _tokenizer_ids(folder)
+    if ids > config.vocab_size:
+      raise UserError(
+        f"{folder / 'config.json'}: vocab_size is {config.vocab_size}, but the embedding has"
+        f" {table.shape[0]} rows and the tokenizer {ids} ids"
+      )
+    _log.warning(
+      "%s: the embedding has %d rows, %d of them padding behind the vocabulary of config.json; they"
+      " are dropped", folder, table.shape[0], table.shape[0] - config.vocab_size,
+    )  # fmt: skip
+
+
+def _tokenizer_ids(folder: pathlib.Path) -> int:
+  """One more than the largest id of the folder's tokenizer, 0 if it has none."""
+  if (folder / "tokenizer.json").is_file():
+    import tokenizers
+
+    backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return max(backend.get_vocab().values()) + 1
+  if (folder / "vocab.json").is_file():
+    return max(json.loads((folder / "vocab.json").read_text()).values()) + 1
+  return 0
+
+
+def _is_padding(rows: int, vocab_size: int) -> bool:
+  return rows > vocab_size and any(rows == -(-vocab_size // m) * m for m in _PADDINGS)
+
+
+def _stored_dtype(tensors: Mapping[str, Tensor], wanted: str | None) -> str:
+  """The one float type of the weights. Raises UserError if there are several and none is wanted."""
+  names = {dtype: name for name, dtype in FLOATS.items()}
+  first: dict[str, str] = {}
+  for name, tensor in tensors.items():
+    if tensor.dtype not in names:
+      raise UserError(f"{tensor.file}: {name} is stored as {tensor.dtype}, which is not supported")
+    first.setdefault(names[tensor.dtype], name)
+  if not first:
+    raise UserError("there are no tensors in the weights")
+  if len(first) > 1 and wanted is None:
+    found = ", ".join(f"{name} {dtype}" for dtype, name in first.items())
+    raise UserError(f"the weights are of several types ({found}): choose one with --dtype")
+  return next(iter(first))
+
+
+# --- the tree of ours -----------------------------------------------------------------------------
+
+
+def _params(config: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+  shapes = tables.leaf_shapes(config)
+  entries = tables.entries(config)
+  _check(config, entries, shapes, tensors)
+  sources: dict[str, dict[int | None, tuple[Entry, int]]] = {path: {} for path in shapes}
+  for entry in entries:
+    for part, path in enumerate(entry.paths):
+      sources[path][entry.index] = (entry, part)
+  tree: dict[str, Any] = {}
+  for path, shape in shapes.items():
+    *parents, leaf = path.split("/")
+    node = functools.reduce(lambda node, key: node.setdefault(key, {}), parents, tree)
+    stacked = None not in sources[path]
+    read = _read_piece(
+      sources[path], tensors, shape[1:] if stacked else shape, FLOATS[config.param_dtype]
+    )
+    node[leaf] = LazyArray(shape, FLOATS[config.param_dtype], stacked, read)
+  return tree
+
+
+def _read_piece(sources, tensors: Mapping[str, Tensor], shape: tuple[int, ...], dtype: np.dtype):
+  def read(index: int | None) -> np.ndarray:
+    entry, part = sources[index]
+    # The type first: half the bytes are left to transpose.
+    array = cast(tensors[entry.name].read(), dtype, entry.name)
+    return tables.to_ours(entry, array, part, shape)
+
+  return read
+
+
+def _check(config, entries: list[Entry], shapes, tensors: Mapping[str, Tensor]) -> None:
+  """Raises UserError naming the first tensor that is missing, of a wrong shape, or too many."""
+  expected = {e.name: tables.their_shape(e, shapes, config.vocab_size) for e in entries}
+  files = sorted({str(tensor.file) for tensor in tensors.values()})
+  where = files[0] if len(files) == 1 else f"{os.path.dirname(files[0])}"
+  for name, shape in expected.items():
+    if name not in tensors:
+      raise UserError(
+        f"{where} lacks {name}, which a {config.model_type} with {config.num_layers} layers"
+        f"{_of_head(config)} has"
+      )
+    found = tensors[name].shape
+    padded = name.endswith(("wte.weight", "lm_head.weight")) and (
+      found[1:] == shape[1:] and _is_padding(found[0], shape[0])
+    )
+    if found != shape and not padded:
+      raise UserError(
+        f"{tensors[name].file}: {name} has shape {found}, and config.json makes it {shape}"
+      )
+  for name, tensor in tensors.items():
+    if name not in expected:
+      raise UserError(
+        f"{tensor.file} holds {name}, which a {config.model_type} with {config.num_layers} layers"
+        f"{_of_head(config)} has not"
+      )
+
+
+def _of_head(config: ModelConfig) -> str:
+  return "" if config.head == "lm" else f" and a head for {config.head.replace('_', ' ')}"
+
+
+def _leaves(tree: Any) -> list[LazyArray]:
+  if isinstance(tree, LazyArray):
+    return [tree]
+  return [leaf for node in tree.values() for leaf in _leaves(node)]

@@ -1,0 +1,140 @@
+"""The tensors of a Hugging Face folder, whatever file they are in; none is read before its turn."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import re
+from collections.abc import Callable
+
+import numpy as np
+
+from gptneo_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+  """A stored tensor, by PyTorch's name and layout."""
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  file: pathlib.Path
+  read: Callable[[], np.ndarray]
+
+
+# In the order in which they are looked for: what needs no torch and no second copy first.
+FILES = ("model.safetensors", "pytorch_model.bin", "flax_model.msgpack")
+TOKENIZER_FILES = (
+  "tokenizer.json",
+  "tokenizer_config.json",
+  "special_tokens_map.json",
+  "added_tokens.json",
+  "vocab.json",
+  "merges.txt",
+  "chat_template.jinja",
+)
+
+_INDEX = ".index.json"  # behind the name of the file that was split
+
+_REFUSED = {
+  "rust_model.ot": "rust_model.ot is rust-bert's",
+  "tf_model.h5": "tf_model.h5 is TensorFlow's",
+  "hparams.json": "hparams.json and model.ckpt are OpenAI's own TensorFlow files",
+  "model.ckpt*": "model.ckpt is a TensorFlow checkpoint",
+}
+_HUB_IDS = {
+  ("gpt_neo", 12): "EleutherAI/gpt-neo-125m",
+  ("gpt_neo", 24): "EleutherAI/gpt-neo-1.3B",
+  ("gpt_neo", 32): "EleutherAI/gpt-neo-2.7B",
+  ("gpt2", 6): "distilbert/distilgpt2",
+  ("gpt2", 12): "openai-community/gpt2",
+  ("gpt2", 24): "openai-community/gpt2-medium",
+  ("gpt2", 36): "openai-community/gpt2-large",
+  ("gpt2", 48): "openai-community/gpt2-xl",
+}
+
+# Masks that older versions saved beside the weights, on any of the layers.
+_LEGACY_BUFFER = re.compile(r"(transformer\.)?h\.\d+\.attn\.(attention\.)?(bias|masked_bias)")
+
+
+def open_tensors(folder: pathlib.Path) -> dict[str, Tensor]:
+  """The weights in a folder, without buffers that are none.
+
+  Raises UserError where there are none, where a part is missing or damaged, or where they are in a
+  form that is not read here.
+  """
+  name = weights_file({path.name for path in folder.iterdir()})
+  if name is None:
+    raise UserError(_why_not(folder))
+  if name.endswith(_INDEX):
+    tensors = _open_split(folder / name)
+  else:
+    tensors = _open_file(folder / name)
+  return {name: t for name, t in tensors.items() if not _LEGACY_BUFFER.fullmatch(name)}
+
+
+def weights_file(names: set[str]) -> str | None:
+  """Which of a folder's files holds the weights, or lists the files that do; None if none does."""
+  return next((n for file in FILES for n in (file, file + _INDEX) if n in names), None)
+
+
+def _open_file(path: pathlib.Path) -> dict[str, Tensor]:
+  if path.suffix == ".safetensors":
+    from gptneo_jax.interop.safetensors_file import open_safetensors
+
+    return open_safetensors(path)
+  if path.suffix == ".bin":
+    from gptneo_jax.interop.pytorch import open_bin
+
+    return open_bin(path)
+  from gptneo_jax.interop.flax_msgpack import open_msgpack
+
+  return open_msgpack(path)
+
+
+def _open_split(index: pathlib.Path) -> dict[str, Tensor]:
+  try:
+    files = json.loads(index.read_text())["weight_map"]
+    parts = sorted(set(files.values()))
+  except (ValueError, TypeError, KeyError, AttributeError):
+    raise UserError(f"{index} is damaged: it has no weight_map") from None
+  tensors: dict[str, Tensor] = {}
+  for part in parts:
+    if not (index.parent / part).is_file():
+      raise UserError(f"{index} names {part}, which is not there")
+    tensors |= _open_file(index.parent / part)
+  for name, part in files.items():
+    if part.endswith(".msgpack"):
+      from gptneo_jax.interop.flax_msgpack import pytorch_name
+
+      name = pytorch_name(name.split("/"))
+    if name not in tensors:
+      raise UserError(f"{index.parent / part} lacks {name}, which {index.name} says is there")
+  return tensors
+
+
+def _why_not(folder: pathlib.Path) -> str:
+  for pattern, text in _REFUSED.items():
+    if any(folder.glob(pattern)):
+      return (
+        f"{folder}: {text}, which is not read here; {_hub_id(folder)} on the Hugging Face hub holds"
+        f" the same weights as model.safetensors"
+      )
+  return f"{folder} holds no weights: none of {', '.join(FILES)}"
+
+
+def _hub_id(folder: pathlib.Path) -> str:
+  """The hub's name for a released model, from what the folder says of its layers."""
+  fields = {}
+  for file in ("config.json", "hparams.json"):
+    if (folder / file).is_file():
+      try:
+        fields = json.loads((folder / file).read_text())
+        break
+      except ValueError:
+        continue
+  layers = fields.get("num_layers", fields.get("n_layer"))
+  family = fields.get("model_type", "gpt_neo" if "num_layers" in fields else "gpt2")
+  known = [name for (kind, _), name in _HUB_IDS.items() if kind == family]
+  return _HUB_IDS.get((family, layers), " or ".join(known or _HUB_IDS.values()))

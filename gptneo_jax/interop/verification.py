@@ -1,0 +1,163 @@
+"""Whether a checkpoint of ours and a model of Hugging Face's compute the same numbers."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gptneo_jax import heads
+from gptneo_jax.checkpoint import latest_step
+from gptneo_jax.checkpoint_pieces import open_params
+from gptneo_jax.config import ModelConfig
+from gptneo_jax.errors import UserError
+from gptneo_jax.folder import load_config
+from gptneo_jax.interop import hub
+from gptneo_jax.interop.hf_config import CLASSES
+
+TOLERANCE = 1e-4  # of logits in float32, largest absolute difference
+REPORT = "parity.json"
+
+_SEED = 0
+_OUTPUTS = {
+  "question_answering": ("start_logits", "end_logits"),
+  "double_heads": ("logits", "mc_logits"),
+}
+
+
+def verify(
+  source: str, destination: str | os.PathLike, *, length: int | None = None
+) -> dict[str, Any]:
+  """Runs both models on the same random ids, and writes DESTINATION/parity.json.
+
+  One row of ids is full, one has padding on the left, of which nothing is compared. Both sides
+  compute in float32 from the weights as they are stored, so that what is measured is the model and
+  the conversion, and not a type's rounding.
+
+  Args:
+    source, destination: one is a checkpoint folder of ours, the other a Hugging Face model.
+    length: tokens of a row; default twice the window of local attention and a few more, or as
+      many as there are positions.
+
+  Returns:
+    the report.
+
+  Raises:
+    UserError: neither or both are ours, no torch, or as `open_params`.
+  """
+  destination = pathlib.Path(destination)
+  if not destination.is_dir():
+    raise UserError(f"{destination}: no such folder")
+  ours, theirs = (source, destination) if _is_ours(source) else (destination, source)
+  if not _is_ours(ours) or _is_ours(theirs):
+    raise UserError(
+      f"of {source} and {destination} one is to be a gptneo_jax checkpoint folder and one a Hugging"
+      " Face model"
+    )
+  config = load_config(ours).replace(dtype="float32", param_dtype="float32")
+  T = length or min(config.max_position_embeddings, 2 * config.window_size + 16)
+  if not 1 < T <= config.max_position_embeddings:
+    raise UserError(
+      f"the length is {T}; the model has {config.max_position_embeddings} positions, and 2 tokens"
+      " are the least"
+    )
+  ids_BxT, mask_BxT = _inputs(config, T)
+  from gptneo_jax.interop import pytorch
+
+  reference = pytorch.reference_outputs(
+    hub.find(str(theirs)), CLASSES[config.head][config.model_type], ids_BxT, mask_BxT
+  )
+  found = _our_outputs(config, ours, ids_BxT, mask_BxT)
+  report = {
+    **_compare(config, reference, found, mask_BxT),
+    "tolerance": TOLERANCE,
+    "computed_in": "float32",
+    "length": T,
+    "window": config.window_size if "local" in config.attention_pattern else None,
+    "padding": int(T - mask_BxT[1].sum()),
+    "step": latest_step(str(ours)),
+    "versions": {
+      **{name: importlib.metadata.version(name) for name in ("gptneo_jax", "jax", "jaxlib")},
+      **pytorch.versions(),
+    },
+  }
+  (destination / REPORT).write_text(json.dumps(report, indent=2) + "\n")
+  return report
+
+
+def _is_ours(folder: str | os.PathLike) -> bool:
+  try:
+    fields = json.loads((pathlib.Path(folder) / "config.json").read_text())
+    return isinstance(fields, dict) and fields.get("format") == "gptneo_jax"
+  except (OSError, ValueError):
+    return False
+
+
+def _inputs(config: ModelConfig, T: int) -> tuple[np.ndarray, np.ndarray]:
+  """Random ids, 2 x T, and the mask: the second row begins with padding."""
+  ids_BxT = np.random.default_rng(_SEED).integers(config.vocab_size, size=(2, T), dtype=np.int32)
+  mask_BxT = np.ones((2, T), np.int32)
+  mask_BxT[1, : max(1, T // 8)] = 0
+  return np.where(mask_BxT, ids_BxT, max(config.pad_token_id, 0)).astype(np.int32), mask_BxT
+
+
+def _our_outputs(config: ModelConfig, folder, ids_BxT, mask_BxT) -> list[list[np.ndarray]]:
+  """Outputs row by row, like `pytorch.reference_outputs`."""
+  params: dict[str, Any] = {}
+  for path, leaf in open_params(folder).items():
+    *parents, name = path.split("/")
+    node = params
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[name] = jnp.asarray(leaf.load(), jnp.float32)
+  module = heads.build(config)
+  method = "logits" if config.head == "lm" else "outputs"
+
+  @jax.jit
+  def forward(params, ids_1xT, mask_1xT):
+    outputs = module.apply(
+      {"params": params},
+      ids_1xT,
+      positions_BxT=jnp.maximum(jnp.cumsum(mask_1xT, axis=-1) - 1, 0),
+      segment_ids_BxT=mask_1xT,  # padding attends to itself alone
+      method=method,
+    )
+    return jax.tree.leaves(outputs)
+
+  return [
+    [np.asarray(output) for output in forward(params, ids[None], mask[None])]
+    for ids, mask in zip(ids_BxT, mask_BxT)
+  ]
+
+
+def _compare(config: ModelConfig, reference, found, mask_BxT: np.ndarray) -> dict[str, Any]:
+  T = mask_BxT.shape[1]
+  outputs = {name: [] for name in _OUTPUTS.get(config.head, ("logits",))}
+  for theirs, ours, mask_T in zip(reference, found, mask_BxT):
+    for values, expected, actual in zip(outputs.values(), theirs, ours, strict=True):
+      expected, actual = np.atleast_1d(expected[0]), np.atleast_1d(actual[0])
+      if expected.shape[0] == T:
+        expected, actual = expected[mask_T == 1], actual[mask_T == 1]
+      actual = actual[..., : expected.shape[-1]]  # without padding of the vocabulary
+      values.append((np.abs(expected - actual).max(), np.abs(expected).max(), expected, actual))
+  report: dict[str, Any] = {}
+  for name, rows in outputs.items():
+    largest = float(max(row[0] for row in rows))
+    agreement = [row[2].argmax(-1) == row[3].argmax(-1) for row in rows]
+    report[name] = {
+      "max_abs_difference": largest,
+      "max_rel_difference": largest / float(max(row[1] for row in rows)),
+      "greedy_agreement": float(np.mean(np.concatenate([np.atleast_1d(a) for a in agreement]))),
+    }
+  worst = max(report.values(), key=lambda entry: entry["max_abs_difference"])
+  return {
+    **worst,
+    "greedy_agreement": min(entry["greedy_agreement"] for entry in report.values()),
+    "outputs": report,
+  }

@@ -1,0 +1,134 @@
+import json
+import subprocess
+import sys
+
+import hf_folders
+import pytest
+
+from gptneo_jax import cli, convert, interop
+from gptneo_jax.checkpoint import saved_steps
+
+
+@pytest.fixture
+def hf(tmp_path):
+  """A small model with a tokenizer."""
+  name = hf_folders.save(tmp_path / "hf", hf_folders.config(), hf_folders.tensors())
+  hf_folders.word_tokenizer(tmp_path / "hf")
+  return name
+
+
+def fails(capsys, *arguments) -> str:
+  """The one line on standard error of a command that must exit with status 1."""
+  with pytest.raises(SystemExit) as caught:
+    cli.guarded(lambda: convert.main([str(argument) for argument in arguments]))
+  assert caught.value.code == 1
+  lines = capsys.readouterr().err.strip().splitlines()
+  assert len(lines) == 1
+  assert lines[0].startswith("error: ")
+  return lines[0]
+
+
+def test_there_and_back(tmp_path, hf, capsys):
+  ours, back = str(tmp_path / "ours"), str(tmp_path / "back")
+  assert convert.main(["hf-to-orbax", hf, ours, "--dtype", "bfloat16"]) == 0
+  said = capsys.readouterr()
+  assert "gpt_neo" in said.out
+  assert "in bfloat16, step 0" in said.out
+  assert "100%" in said.err  # the progress bar
+  assert saved_steps(ours) == [0]
+  assert convert.main(["orbax-to-hf", ours, back, "--step", "0", "--dtype", "float32"]) == 0
+  found = hf_folders.load(tmp_path / "back")
+  expected = hf_folders.tensors(dtype="bfloat16")
+  hf_folders.assert_same(found, {n: a.astype("float32") for n, a in expected.items()})
+  card = (tmp_path / "back/README.md").read_text()
+  assert "library_name: transformers" in card
+  assert "Checkpoint 0 of a gptneo_jax folder" in card
+  assert sorted(path.name for path in (tmp_path / "back").iterdir()) == [
+    "README.md",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+  ]
+
+
+def test_mistakes_are_one_line(tmp_path, hf, capsys):
+  nowhere, full = tmp_path / "nowhere", tmp_path / "full"
+  full.mkdir()
+  (full / "notes").write_text("mine")
+  assert "not empty" in fails(capsys, "hf-to-orbax", hf, full)
+  assert "no such folder" in fails(capsys, "hf-to-orbax", nowhere, tmp_path / "ours")
+  assert "no config.json" in fails(capsys, "orbax-to-hf", full, tmp_path / "back")
+  (tmp_path / "hf/tokenizer.json").unlink()
+  assert "--no_tokenizer" in fails(capsys, "hf-to-orbax", hf, tmp_path / "ours")
+  assert "no such folder" in fails(capsys, "verify", hf, nowhere)
+  assert "one is to be a gptneo_jax checkpoint folder" in fails(capsys, "verify", hf, hf)
+  convert.main(["hf-to-orbax", hf, str(tmp_path / "ours"), "--no_tokenizer"])
+  capsys.readouterr()
+  assert "no checkpoint 3" in fails(
+    capsys, "orbax-to-hf", tmp_path / "ours", tmp_path / "back", "--step", 3
+  )
+  message = fails(capsys, "verify", hf, tmp_path / "ours", "--length", 33)
+  assert "the model has 32 positions" in message
+
+
+@pytest.mark.processes
+def test_as_a_program(tmp_path, hf):
+  def run(*arguments):
+    command = [sys.executable, "-m", "gptneo_jax.convert", *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+  helped = run("--help")
+  assert helped.returncode == 0
+  for command in ("hf-to-orbax", "orbax-to-hf", "verify"):
+    assert f"python -m gptneo_jax.convert {command}" in helped.stdout
+  (tmp_path / "hf/config.json").write_text(json.dumps(hf_folders.config(model_type="llama")))
+  failed = run("hf-to-orbax", hf, str(tmp_path / "ours"))
+  assert failed.returncode == 1
+  assert failed.stderr.startswith("error: ")
+  assert failed.stderr.strip().count("\n") == 0
+  assert "model_type is 'llama'; supported are gpt2 and gpt_neo" in failed.stderr
+
+
+@pytest.mark.processes
+def test_safetensors_need_no_torch(tmp_path, hf):
+  code = f"""
+import importlib.machinery, sys
+installed = importlib.machinery.PathFinder
+class WithoutTorch:
+  find_distributions = installed.find_distributions
+  def find_spec(name, *where):
+    return None if name.split(".")[0] == "torch" else installed.find_spec(name, *where)
+sys.meta_path = [WithoutTorch if finder is installed else finder for finder in sys.meta_path]
+from gptneo_jax import convert
+convert.main(["hf-to-orbax", {hf!r}, {str(tmp_path / "ours")!r}])
+convert.main(["orbax-to-hf", {str(tmp_path / "ours")!r}, {str(tmp_path / "back")!r}])
+assert "torch" not in sys.modules
+"""
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  hf_folders.assert_same(hf_folders.load(tmp_path / "back"), hf_folders.tensors())
+
+
+@pytest.mark.parity
+def test_verify(tmp_path, capsys):
+  pytest.importorskip("torch")
+  weights = {n: 0.1 * a for n, a in hf_folders.tensors().items()}
+  name = hf_folders.save(tmp_path / "hf", hf_folders.config(), weights)
+  ours = str(tmp_path / "ours")
+  convert.main(["hf-to-orbax", name, ours, "--no_tokenizer"])
+  assert convert.main(["verify", name, ours]) == 0
+  report = json.loads((tmp_path / "ours" / interop.REPORT).read_text())
+  assert report["max_abs_difference"] < 1e-5
+  assert report["greedy_agreement"] == 1.0
+  assert (report["length"], report["window"], report["step"]) == (28, 6, 0)
+  assert 0 < report["padding"] < 28 - 6
+  assert {"jax", "torch", "transformers", "gptneo_jax"} <= report["versions"].keys()
+  assert "greedy agreement 100.00%, at 28 tokens" in capsys.readouterr().out
+  assert convert.main(["verify", ours, name]) == 0  # the report then goes to the other folder
+  assert (tmp_path / "hf" / interop.REPORT).is_file()
+  weights["transformer.wpe.weight"][:, 3] += 0.05
+  hf_folders.save(tmp_path / "hf", hf_folders.config(), weights)
+  assert convert.main(["verify", name, ours]) == 1
+  assert "error: the difference is above 0.0001" in capsys.readouterr().err
