@@ -115,8 +115,7 @@ def open_params(folder: str | os.PathLike, step: int | None = None) -> dict[str,
     tuple(key.key for key in keys): leaf
     for keys, leaf in jax.tree_util.tree_leaves_with_path(metadata)
   }
-  # A checkpoint of a training run has one chunk per array and device: the chunk that a slice lies
-  # in stays in the cache until the next array takes its place, and is not decoded once per slice.
+  # The chunk that a slice lies in stays in the cache until the next array takes its place.
   largest = max(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves.values())
   context = ts.Context({"cache_pool": {"total_bytes_limit": largest}, "cache_pool#ocdbt": {}})
   return {
@@ -171,6 +170,10 @@ class _PiecewiseHandler(ocp.type_handlers.NumpyHandler):
       await writing
 
 
+def _uncached() -> ts.Context:
+  return ts.Context({"cache_pool#ocdbt": {}})
+
+
 class _Reader:
   """Reads one stored array; opens it at the first piece."""
 
@@ -185,8 +188,11 @@ class _Reader:
         info = ocp.type_handlers.ParamInfo(
           name=self._name, parent_dir=self._path, use_zarr3=False, ts_context=self._context
         )
-        spec = ocp.type_handlers.get_json_tspec_read(info, use_ocdbt=ocdbt)
-        self._array = ts.open(ts.Spec(spec), context=self._context).result()
+        spec = ts.Spec(ocp.type_handlers.get_json_tspec_read(info, use_ocdbt=ocdbt))
+        self._array = ts.open(spec, context=_uncached()).result()
+        if index is not None and self._array.chunk_layout.read_chunk.shape[0] > 1:
+          # Of a training run: one chunk for all layers, not to be decoded once for each of them.
+          self._array = ts.open(spec, context=self._context).result()
       return np.asarray((self._array if index is None else self._array[index]).read().result())
     except ValueError as error:  # tensorstore's, whatever the cause
       reason = str(error).strip().splitlines()[0][:300]
