@@ -21,6 +21,15 @@ def save_config(folder: epath.PathLike, config: ModelConfig) -> None:
   (folder / _CONFIG_FILE).write_text(text + "\n")
 
 
+def is_checkpoint_folder(folder: epath.PathLike) -> bool:
+  """Whether FOLDER/config.json is there and ours (and not Hugging Face's)."""
+  try:
+    fields = json.loads((epath.Path(folder) / _CONFIG_FILE).read_text())
+    return isinstance(fields, dict) and fields.get("format") == _FORMAT
+  except (OSError, ValueError):
+    return False
+
+
 def load_config(folder: epath.PathLike) -> ModelConfig:
   """Reads FOLDER/config.json. Raises UserError if it is missing, damaged or another program's."""
   path = epath.Path(folder) / _CONFIG_FILE

@@ -23,7 +23,7 @@ def _randomise(model: torch.nn.Module, std: float, seed: int) -> torch.nn.Module
 
 def gpt_neo(
   pattern=("global", "local"), layers=4, hidden=24, heads=4, window=6, positions=64, vocab=61,
-  intermediate=None, std=0.1, seed=0,
+  intermediate=None, std=0.1, seed=0, cls=transformers.GPTNeoForCausalLM, **head,
 ):  # fmt: skip
   config = transformers.GPTNeoConfig(
     vocab_size=vocab,
@@ -38,17 +38,22 @@ def gpt_neo(
     use_cache=False,
     bos_token_id=0,
     eos_token_id=0,
+    **head,
   )
-  return _randomise(transformers.GPTNeoForCausalLM(config).float(), std, seed)
+  return _randomise(cls(config).float(), std, seed)
 
 
-def gpt2(layers=4, hidden=24, heads=4, positions=64, vocab=61, std=0.1, seed=0):
+def gpt2(
+  layers=4, hidden=24, heads=4, positions=64, vocab=61, intermediate=None, std=0.1, seed=0,
+  cls=transformers.GPT2LMHeadModel, **head,
+):  # fmt: skip
   config = transformers.GPT2Config(
     vocab_size=vocab,
     n_positions=positions,
     n_embd=hidden,
     n_layer=layers,
     n_head=heads,
+    n_inner=intermediate,
     attn_implementation="eager",
     use_cache=False,
     bos_token_id=0,
@@ -56,8 +61,37 @@ def gpt2(layers=4, hidden=24, heads=4, positions=64, vocab=61, std=0.1, seed=0):
     resid_pdrop=0.0,
     embd_pdrop=0.0,
     attn_pdrop=0.0,
+    **head,
   )
-  return _randomise(transformers.GPT2LMHeadModel(config).float(), std, seed)
+  return _randomise(cls(config).float(), std, seed)
+
+
+CLASSES = {
+  "gpt_neo": {
+    "lm": transformers.GPTNeoForCausalLM,
+    "sequence_classification": transformers.GPTNeoForSequenceClassification,
+    "token_classification": transformers.GPTNeoForTokenClassification,
+    "question_answering": transformers.GPTNeoForQuestionAnswering,
+  },
+  "gpt2": {
+    "lm": transformers.GPT2LMHeadModel,
+    "sequence_classification": transformers.GPT2ForSequenceClassification,
+    "token_classification": transformers.GPT2ForTokenClassification,
+    "question_answering": transformers.GPT2ForQuestionAnswering,
+    "double_heads": transformers.GPT2DoubleHeadsModel,
+  },
+}
+HEAD_TENSORS = {  # where the head's weight and bias are
+  "sequence_classification": "score",
+  "token_classification": "classifier",
+  "question_answering": "qa_outputs",
+  "double_heads": "multiple_choice_head.summary",
+}
+
+
+def head_of(model) -> str:
+  names = CLASSES[model.config.model_type]
+  return next(head for head, cls in names.items() if isinstance(model, cls))
 
 
 def config_of(model) -> ModelConfig:
@@ -71,9 +105,13 @@ def config_of(model) -> ModelConfig:
     hidden_size=c.hidden_size,
     num_layers=c.num_layers if neo else c.n_layer,
     num_heads=c.num_heads if neo else c.n_head,
-    intermediate_size=(c.intermediate_size or 0) if neo else 0,
+    intermediate_size=(c.intermediate_size if neo else c.n_inner) or 0,
     attention_pattern=tuple(c.attention_types[0][0]) if neo else ("global",),
     window_size=c.window_size if neo else 256,
+    head=head_of(model),
+    num_labels=c.num_labels,
+    problem_type=c.problem_type or "",
+    pad_token_id=-1 if c.pad_token_id is None else c.pad_token_id,
   )
 
 
@@ -130,7 +168,14 @@ def to_params(state: dict[str, np.ndarray], config: ModelConfig) -> dict:
       return {key: stack([tree[key] for tree in layers]) for key in first}
     return np.stack(layers)
 
+  head = {}
+  if config.head != "lm":
+    name = HEAD_TENSORS[config.head]
+    head["head"] = {"kernel": state[f"{name}.weight"].T}
+    if f"{name}.bias" in state:
+      head["head"]["bias"] = state[f"{name}.bias"]
   return {
+    **head,
     "wte": state["transformer.wte.weight"],
     "wpe": state["transformer.wpe.weight"],
     "ln_f": norm("transformer.ln_f"),

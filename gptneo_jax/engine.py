@@ -1,0 +1,421 @@
+"""A loaded model and what it is asked: logits, hidden states, scores of texts, continuations.
+
+lm = gptneo_jax.load("EleutherAI/gpt-neo-125m")     # a hub id, a Hugging Face folder, or ours
+lm.generate("The dog", max_new_tokens=20).texts
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from gptneo_jax import data, decode, heads, lora, model, steps, weights
+from gptneo_jax.config import ModelConfig
+from gptneo_jax.data.tokenizer import DocumentEncoder
+from gptneo_jax.errors import UserError
+from gptneo_jax.folder import is_checkpoint_folder
+
+_BUCKET = 64  # lengths are rounded up to a multiple, so that new ones rarely recompile
+_SCORED_ROWS = 8  # windows scored at once
+
+
+class Score(NamedTuple):
+  """How well a text is predicted; bits per byte are nll / (bytes · ln 2)."""
+
+  nll: float  # nats, sum over the tokens
+  tokens: int
+  bytes: int  # of UTF-8
+
+
+class Generation(NamedTuple):
+  """Continued prompts.
+
+  sequences: int32 B x T as transformers lays them out: the prompts, padded on the left to one
+    length, then the new tokens, padded on the right behind the end of text.
+  texts: the new text of each, without the end of text; None where there is no tokenizer.
+  """
+
+  sequences: np.ndarray
+  texts: list[str] | None
+
+
+def load(
+  path_or_hub_id: str, dtype: str | None = None, mesh: Mesh | None = None, *,
+  adapter: str | None = None,
+) -> LanguageModel:  # fmt: skip
+  """Opens a model: the newest checkpoint of a folder of ours, a Hugging Face folder, or a hub id.
+
+  Args:
+    dtype: 'float32', 'bfloat16' or 'float16' (in which weights are kept; it computes in float32);
+      default: as stored.
+    mesh: devices to split it over (`sharding.make_mesh`); default the first one.
+    adapter: folder of a LoRA adapter in PEFT's form, which is merged into the weights.
+
+  Raises:
+    UserError: not there, damaged, not supported, or not divisible over the mesh; in one line.
+  """
+  mesh = mesh or weights.first_device()
+  loaded = weights.load(str(path_or_hub_id), dtype, mesh)
+  if adapter is not None:
+    merged = lora.merge(loaded.params, lora.read_adapter(adapter, loaded.config))
+    # Laid out like the weights were: what is computed here is not.
+    put = lambda new, old: jax.device_put(new, old.sharding)  # noqa: E731
+    loaded = loaded._replace(params=jax.tree.map(put, merged, loaded.params))
+  return LanguageModel(loaded, mesh)
+
+
+def init(config: ModelConfig, seed: int = 0, mesh: Mesh | None = None) -> LanguageModel:
+  """A model with random weights, by `config.initializer`, and without a tokenizer."""
+  mesh = mesh or weights.first_device()
+  return LanguageModel(weights.init(config, seed, mesh), mesh)
+
+
+class LanguageModel:
+  """A model in memory. Made by `load` or `init`.
+
+  Attributes:
+    config: what it is.
+    params: its weights, jax arrays in the layout that model.py describes.
+    mesh: the devices it is on.
+    tokenizer: a fast transformers tokenizer, read when first used; None if the folder has none.
+
+  Ids and masks are whatever NumPy makes arrays of. With an `attention_mask` (1 real, 0 padding, on
+  either side) real tokens see real tokens only and positions count from the first of them, unless
+  `position_ids` are given; what comes out at padding means nothing. Compiled functions are kept,
+  and lengths rounded up inside, so that only the first call of a kind is slow. Wrong input raises
+  UserError.
+  """
+
+  def __init__(self, loaded: weights.Weights, mesh: Mesh):
+    self.config, self.params, self.mesh = loaded.config, loaded.params, mesh
+    self._loaded = loaded._replace(params=None)
+
+  @functools.cached_property
+  def tokenizer(self) -> Any:
+    source = self._loaded.tokenizer_from
+    if source is None:
+      return None
+    # A folder of ours has its whole tokenizer in tokenizer.json, whatever config.json seems to say.
+    return data.load_tokenizer(source, save_to=source if is_checkpoint_folder(source) else None)
+
+  # --- forward passes -----------------------------------------------------------------------------
+
+  def logits(
+    self,
+    ids: Any,
+    attention_mask: Any = None,
+    position_ids: Any = None,
+    *,
+    mc_token_ids: Any = None,
+  ) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """Next-token logits, float32 B x T x V (V: the true vocabulary); or what the head says.
+
+    sequence classification B x C · token classification B x T x C · question answering the pair
+    (start, end), each B x T · double heads the pair of next-token logits … x T x V and choice
+    scores …, for ids … x T and mc_token_ids … (default: the last position).
+    """
+    ids = _integers("ids", ids)
+    rows, shape = ids.reshape(-1, ids.shape[-1]), ids.shape[:-1]
+    if self.config.head != "double_heads" and ids.ndim != 2:
+      raise UserError(f"ids have {ids.ndim} axes; they are B x T")
+    token_B = self._token(rows, mc_token_ids)
+    method = "logits" if self.config.head == "lm" else "outputs"
+    outputs, T = self._run(
+      _forward, rows, attention_mask, position_ids, method=method, token_B=token_B
+    )
+    if self.config.head == "sequence_classification":
+      return outputs
+    if self.config.head == "double_heads":
+      logits_BxTxV, scores_B = outputs
+      return logits_BxTxV[:, :T].reshape(*ids.shape, -1), scores_B.reshape(shape)
+    return jax.tree.map(lambda x: x[:, :T], outputs)
+
+  def hidden_states(self, ids: Any, attention_mask: Any = None) -> tuple[jax.Array, ...]:
+    """Embeddings, then what each block gives, the last after the final norm: L + 1 of B x T x D."""
+    states, T = self._run(_hidden_states, ids, attention_mask)
+    return tuple(x[:, :T] for x in states)
+
+  def attentions(self, ids: Any, attention_mask: Any = None) -> tuple[jax.Array, ...]:
+    """Attention probabilities of each layer, L of B x H x T x T, always from the O(T²) path."""
+    layers, T = self._run(_attentions, ids, attention_mask)
+    return tuple(x[:, :, :T, :T] for x in layers)
+
+  def _run(self, function, ids, attention_mask, position_ids=None, **options) -> tuple[Any, int]:
+    """Runs a compiled function on padded ids; its result without the rows added, and T."""
+    ids_BxT = _integers("ids", ids)
+    if ids_BxT.ndim != 2 or ids_BxT.size == 0:
+      raise UserError(f"ids have shape {ids_BxT.shape}; they are B x T, of at least one token")
+    B, T = ids_BxT.shape
+    limit = self.config.max_position_embeddings
+    if T > limit:
+      raise UserError(f"{T} tokens are {T - limit} more than the model's {limit} positions")
+    _check_range("ids", ids_BxT, self.config.vocab_size)
+    ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+    width = min(_round_up(T, _BUCKET), limit)
+    pad = functools.partial(np.pad, pad_width=((0, -B % ways), (0, width - T)))
+    mask_BxT = positions_BxT = None
+    if attention_mask is not None:
+      mask_BxT = (_integers("attention_mask", attention_mask).reshape(B, -1) != 0).astype(np.int32)
+      _check_shape("attention_mask", mask_BxT, (B, T))
+      positions_BxT = np.maximum(mask_BxT.cumsum(-1) - 1, 0)
+      mask_BxT = pad(mask_BxT)
+    if position_ids is not None:
+      positions_BxT = _integers("position_ids", position_ids).reshape(B, -1)
+      _check_shape("position_ids", positions_BxT, (B, T))
+      _check_range("position_ids", positions_BxT, limit)
+    if positions_BxT is not None:
+      positions_BxT = pad(positions_BxT).astype(np.int32)
+    token_B = options.get("token_B")
+    if token_B is not None:
+      options["token_B"] = np.pad(token_B, (0, -B % ways)).astype(np.int32)
+    with jax.set_mesh(self.mesh):
+      outputs = function(
+        heads.build(self.config), self.params, pad(ids_BxT).astype(np.int32),
+        positions_BxT=positions_BxT, segment_ids_BxT=mask_BxT, **options,
+      )  # fmt: skip
+    return jax.tree.map(lambda x: x[:B], outputs), T
+
+  def _token(self, ids_BxT: np.ndarray, mc_token_ids: Any) -> np.ndarray | None:
+    """The position of each row that the head reads, None if it reads all."""
+    B, T = ids_BxT.shape
+    if mc_token_ids is not None and self.config.head != "double_heads":
+      raise UserError(f"mc_token_ids are for double heads, and the head is {self.config.head!r}")
+    if self.config.head == "sequence_classification":
+      try:
+        return heads.last_tokens(ids_BxT, self.config.pad_token_id)
+      except ValueError as error:
+        raise UserError(str(error)) from None
+    if self.config.head != "double_heads":
+      return None
+    if mc_token_ids is None:
+      return np.full(B, T - 1)
+    token_B = _integers("mc_token_ids", mc_token_ids).reshape(-1)
+    _check_shape("mc_token_ids", token_B, (B,))
+    _check_range("mc_token_ids", token_B, T)
+    return token_B
+
+  # --- texts --------------------------------------------------------------------------------------
+
+  def score(self, texts: Sequence[str]) -> list[Score]:
+    """Negative log-likelihood of each text, as perplexity is measured.
+
+    The end-of-text token stands before a text and is not scored; a text longer than the model is
+    taken in disjoint windows, each beginning with the last token of the one before. Sums are
+    float64. An empty text has no tokens.
+    """
+    self._require_lm_head("score")
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    tokenizer = self._require_tokenizer("score")
+    documents = [data.Document(text, "", f"texts[{i}]") for i, text in enumerate(texts)]
+    for document in documents:
+      try:
+        document.text.encode()
+      except UnicodeEncodeError as error:
+        raise UserError(f"{document.location} is not valid text: {error.reason}") from None
+    longest = max((len(ids) for ids in DocumentEncoder(tokenizer).encode(texts)), default=1)
+    ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+    batches = data.evaluation_batches(
+      documents,
+      tokenizer,
+      batch_size=_round_up(min(_SCORED_ROWS, max(len(texts), 1)), ways),
+      seq_len=min(_round_up(longest, _BUCKET), self.config.max_position_embeddings),
+    )
+    nll = [0.0] * len(texts)
+    for batch in batches:
+      document_B = batch.pop("row_document")
+      with jax.set_mesh(self.mesh):
+        nll_B = np.asarray(
+          self._eval_step(self.params, steps.place_batch(batch, self.mesh, len(document_B))),
+          np.float64,
+        )
+      for document, value in zip(document_B, nll_B):
+        if document >= 0:
+          nll[document] += float(value)
+    return [
+      Score(*entry) for entry in zip(nll, batches.tokens_per_document, batches.bytes_per_document)
+    ]
+
+  @property
+  def _eval_step(self) -> Any:
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, self.params)
+    leaves, tree = jax.tree.flatten(shardings)
+    return _eval_step(heads.build(self.config), tuple(leaves), tree, self.mesh)
+
+  def generate(
+    self, prompts: Any, attention_mask: Any = None, seed: int = 0, **options
+  ) -> Generation:
+    """Continues prompts: a text, texts, or ids (rows of any lengths, or B x T with a mask).
+
+    Options, with transformers' names and defaults: max_new_tokens (20), do_sample (False: greedy),
+    temperature (1.0), top_k (50; 0: all), eos_token_id, pad_token_id (default: the end of text).
+    Raises UserError for any other option, by name, and for a prompt
+    that is empty or too long.
+    """
+    self._require_lm_head("generate")
+    settings = {**_GENERATE_DEFAULTS, **options}
+    for name in options:
+      if name not in _GENERATE_DEFAULTS:
+        raise UserError(
+          f"generate: {name} is not supported; supported are {', '.join(_GENERATE_DEFAULTS)}"
+        )
+    if settings["temperature"] <= 0:
+      raise UserError(f"generate: temperature is {settings['temperature']}; it must be above 0")
+    rows = self._prompt_ids(prompts, attention_mask)
+    end_id = settings["eos_token_id"]
+    if end_id is None:
+      end_id = -1 if self.tokenizer is None else data.end_of_text_id(self.tokenizer)
+    pad_id = settings["pad_token_id"]
+    pad_id = max(end_id, 0) if pad_id is None else pad_id
+    new_tokens = settings["max_new_tokens"]
+    if new_tokens < 1:
+      raise UserError(f"generate: max_new_tokens is {new_tokens}; it is at least 1")
+    with jax.set_mesh(self.mesh):
+      new = decode.generate_ids(
+        heads.build(self.config),
+        self.params,
+        rows,
+        max_new_tokens=new_tokens,
+        end_id=end_id,
+        temperature=settings["temperature"] if settings["do_sample"] else 0.0,
+        top_k=settings["top_k"],
+        seed=seed,
+      )
+    texts = None
+    if self.tokenizer is not None:
+      texts = [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in new]
+    new = [ids + [end_id] * (len(ids) < new_tokens) for ids in new]
+    prompt_width, new_width = (max(map(len, part)) for part in (rows, new))
+    sequences = np.full((len(rows), prompt_width + new_width), pad_id, np.int32)
+    for sequence, prompt, ids in zip(sequences, rows, new):
+      sequence[prompt_width - len(prompt) : prompt_width] = prompt
+      sequence[prompt_width : prompt_width + len(ids)] = ids
+    return Generation(sequences, texts)
+
+  def _prompt_ids(self, prompts: Any, attention_mask: Any) -> list[list[int]]:
+    """Rows of ids without padding."""
+    if isinstance(prompts, str):
+      prompts = [prompts]
+    prompts = list(prompts)
+    if not prompts:
+      raise UserError("generate: there is no prompt")
+    if isinstance(prompts[0], str):
+      if attention_mask is not None:
+        raise UserError("generate: an attention_mask belongs to ids, and the prompts are texts")
+      tokenizer = self._require_tokenizer("generate from text")
+      return [list(tokenizer(text).input_ids) for text in prompts]
+    rows = [_integers("prompts", row) for row in (prompts if np.ndim(prompts[0]) else [prompts])]
+    if attention_mask is not None:
+      masks = np.atleast_2d(np.asarray(attention_mask))
+      _check_shape("attention_mask", masks, (len(rows), len(rows[0])))
+      rows = [row[mask != 0] for row, mask in zip(rows, masks)]
+    for row in rows:
+      if row.size:  # decode refuses an empty one
+        _check_range("prompts", row, self.config.vocab_size)
+    return [row.tolist() for row in rows]
+
+  # --- changes ------------------------------------------------------------------------------------
+
+  def resize_vocabulary(self, size: int, seed: int = 0) -> None:
+    """Gives the model `size` ids, in place: drops the last rows of the tables, or adds new ones.
+
+    New rows are drawn around the mean of the old ones with 1e-9 of their covariance, as
+    transformers does: so near the mean that no old token's probability changes much.
+    """
+    if size < 1:
+      raise UserError(f"the vocabulary is to have {size} ids; it has at least 1")
+    self.config, self.params = weights.resize_vocabulary(
+      self.config, self.params, self.mesh, size, seed
+    )
+
+  def save(self, path: str) -> None:
+    """Writes a folder that stands alone: weights (step 0), config.json, tokenizer if there is one.
+
+    Raises UserError if `path` is there and not empty, is not local, or the disk is full.
+    """
+    weights.save(
+      path, self._loaded._replace(config=self.config, params=self.params), self.tokenizer
+    )
+
+  def _require_lm_head(self, what: str) -> None:
+    if not self.config.has_lm_head:
+      raise UserError(f"cannot {what}: the model's head is {self.config.head!r}, not next-token")
+
+  def _require_tokenizer(self, what: str) -> Any:
+    if self.tokenizer is None:
+      raise UserError(f"cannot {what}: the model has no tokenizer; set lm.tokenizer")
+    return self.tokenizer
+
+
+_GENERATE_DEFAULTS = {
+  "max_new_tokens": 20,
+  "do_sample": False,
+  "temperature": 1.0,
+  "top_k": 50,
+  "eos_token_id": None,
+  "pad_token_id": None,
+}
+
+
+# --- compiled functions, shared by all models of one config ---------------------------------------
+
+
+@functools.partial(jax.jit, static_argnames=("module", "method"))
+def _forward(module, params, ids_BxT, *, method, token_B, **options):
+  if token_B is not None:
+    options["token_B"] = token_B
+  outputs = module.apply({"params": params}, ids_BxT, method=method, **options)
+  V = module.config.vocab_size
+  if module.config.head == "lm":
+    return outputs[..., :V]
+  if module.config.head == "double_heads":
+    return outputs[0][..., :V], outputs[1]
+  return outputs
+
+
+@functools.partial(jax.jit, static_argnames="module")
+def _hidden_states(module, params, ids_BxT, **options):
+  return model.hidden_states(module, {"params": params}, ids_BxT, **options)
+
+
+@functools.partial(jax.jit, static_argnames="module")
+def _attentions(module, params, ids_BxT, **options):
+  return model.attentions(module, {"params": params}, ids_BxT, **options)
+
+
+@functools.lru_cache(maxsize=8)
+def _eval_step(module, sharding_leaves, tree, mesh):
+  return steps.make_eval_step(module, jax.tree.unflatten(tree, sharding_leaves), mesh)
+
+
+# --- small parts ----------------------------------------------------------------------------------
+
+
+def _round_up(n: int, multiple: int) -> int:
+  return math.ceil(n / multiple) * multiple
+
+
+def _integers(name: str, values: Any) -> np.ndarray:
+  try:
+    array = np.asarray(values)
+  except ValueError:
+    array = np.asarray(None)
+  if array.dtype.kind not in "iub" and array.size:
+    raise UserError(f"{name} are not an array of whole numbers")
+  return array.astype(np.int64)
+
+
+def _check_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
+  if array.shape != shape:
+    raise UserError(f"{name} have shape {array.shape}, and the ids make it {shape}")
+
+
+def _check_range(name: str, array: np.ndarray, limit: int) -> None:
+  if array.min() < 0 or array.max() >= limit:
+    bad = array.min() if array.min() < 0 else array.max()
+    raise UserError(f"{name} hold {bad}; the model takes 0 to {limit - 1}")

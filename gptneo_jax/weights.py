@@ -1,0 +1,189 @@
+"""A model's weights on a mesh: read from any folder or made at random, resized, saved."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.sharding import AxisType, Mesh
+
+from gptneo_jax import checkpoint, heads, interop
+from gptneo_jax.checkpoint_pieces import LazyArray, open_params, write_params
+from gptneo_jax.config import ModelConfig
+from gptneo_jax.errors import UserError
+from gptneo_jax.folder import is_checkpoint_folder, load_config, save_config
+from gptneo_jax.interop.destination import new_folder
+from gptneo_jax.interop.incoming import GENERATION_CONFIG, HF_CONFIG
+from gptneo_jax.sharding import MESH_AXES, param_shardings
+
+_NEW_ROWS_SPREAD = 1e-9  # of new embeddings, as a share of the covariance of the old (transformers)
+
+
+class Weights(NamedTuple):
+  """A model in memory, and what goes with it.
+
+  tokenizer_from: the folder that holds a tokenizer, None if there is none.
+  kept_files: Hugging Face's files by name, kept for the way back.
+  """
+
+  config: ModelConfig
+  params: Any
+  tokenizer_from: str | None = None
+  kept_files: dict[str, str] = {}  # noqa: RUF012 (never changed)
+
+
+def load(name: str, dtype: str | None, mesh: Mesh) -> Weights:
+  """Reads a folder of ours, a Hugging Face folder or a hub id, one tensor at a time where it can.
+
+  dtype: of the result; None for the type stored. Raises UserError.
+  """
+  return (
+    _load_ours(name, dtype, mesh) if is_checkpoint_folder(name) else _load_hf(name, dtype, mesh)
+  )
+
+
+def init(config: ModelConfig, seed: int, mesh: Mesh) -> Weights:
+  """Random weights, each part made on the device that holds it."""
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_params(config, mesh))
+  module = heads.build(config)
+
+  @functools.partial(jax.jit, out_shardings=shardings)
+  def start():
+    return nn.unbox(module.init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32)))["params"]
+
+  return Weights(config, start())
+
+
+def save(path: str, weights: Weights, tokenizer: Any) -> None:
+  """Writes a folder of ours: step 0, config.json, the tokenizer unless it is None."""
+  as_piece = lambda x: LazyArray(x.shape, np.dtype(x.dtype), False, lambda _: np.asarray(x))  # noqa: E731
+  size = sum(leaf.nbytes for leaf in jax.tree.leaves(weights.params))
+  with new_folder(path, size) as folder:
+    save_config(folder, weights.config)
+    for name, text in weights.kept_files.items():
+      (folder / name).write_text(text)
+    if tokenizer is not None:
+      tokenizer.save_pretrained(folder)
+    write_params(folder, jax.tree.map(as_piece, weights.params))
+
+
+def resize_vocabulary(
+  config: ModelConfig, params: dict[str, Any], mesh: Mesh, size: int, seed: int
+) -> tuple[ModelConfig, dict[str, Any]]:
+  """The model with `size` ids: the last rows of its tables gone, or new ones behind them.
+
+  New rows are drawn from the normal distribution of the old ones' mean and 1e-9 of their
+  covariance, as transformers' resize_token_embeddings does.
+  """
+  resized = _for_mesh(config.replace(vocab_size=size), mesh)
+  abstract = abstract_params(resized, mesh)
+  params = dict(params)
+  for number, name in enumerate(("wte", "lm_head")):
+    if name in params:
+      key = jax.random.fold_in(jax.random.key(seed), number)
+      table_VxD = _resized(params[name][: config.vocab_size], size, key)
+      padding = ((0, resized.padded_vocab_size - size), (0, 0))
+      params[name] = jax.device_put(jnp.pad(table_VxD, padding), abstract[name].sharding)
+  return resized, params
+
+
+def first_device() -> Mesh:
+  """A mesh of one device."""
+  axis_types = (AxisType.Auto,) * len(MESH_AXES)
+  return jax.make_mesh(
+    (1,) * len(MESH_AXES), MESH_AXES, axis_types, devices=jax.local_devices()[:1]
+  )
+
+
+def _load_ours(name: str, dtype: str | None, mesh: Mesh) -> Weights:
+  stored = load_config(name)
+  config = _for_mesh(stored, mesh)
+  if dtype is not None:
+    # float16 overflows in the attention scores of GPT-Neo: it is for storage only.
+    compute = "bfloat16" if dtype == "bfloat16" else "float32"
+    try:
+      config = config.replace(param_dtype=dtype, dtype=compute)
+    except ValueError as error:
+      raise UserError(str(error)) from None
+  abstract = abstract_params(config, mesh)
+  if config.padded_vocab_size == stored.padded_vocab_size:
+    params = checkpoint.restore_params(name, abstract)
+  else:
+    lazy = open_params(name)
+    params = _placed(lambda path: lazy[path], abstract)
+  folder = epath.Path(name)
+  kept = {f: folder / f for f in (HF_CONFIG, GENERATION_CONFIG)}
+  return Weights(
+    config,
+    params,
+    name if (folder / "tokenizer.json").exists() else None,
+    {file: path.read_text() for file, path in kept.items() if path.exists()},
+  )
+
+
+def _load_hf(name: str, dtype: str | None, mesh: Mesh) -> Weights:
+  opened = interop.open_hf(name, dtype)
+  config = _for_mesh(opened.config, mesh)
+
+  def leaf(path: str) -> LazyArray:
+    return functools.reduce(lambda node, key: node[key], path.split("/"), opened.params)
+
+  params = _placed(leaf, abstract_params(config, mesh))
+  kept = {HF_CONFIG: json.dumps(opened.hf_config, indent=2) + "\n"}
+  generation = opened.folder / GENERATION_CONFIG
+  if generation.exists():
+    kept[GENERATION_CONFIG] = generation.read_text()
+  return Weights(config, params, str(opened.folder) if opened.has_tokenizer else None, kept)
+
+
+def abstract_params(config: ModelConfig, mesh: Mesh) -> Any:
+  """The parameters as ShapeDtypeStructs on a mesh. Raises UserError if it does not divide them."""
+  module = heads.build(config)
+  boxed = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+  try:
+    shardings = param_shardings(mesh, boxed)
+  except ValueError as error:
+    raise UserError(str(error)) from None
+  return jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+    nn.unbox(boxed),
+    shardings,
+  )
+
+
+def _for_mesh(config: ModelConfig, mesh: Mesh) -> ModelConfig:
+  """The config with its tables padded so that the mesh divides them."""
+  parts = mesh.shape["tensor"]
+  if config.padded_vocab_size % parts == 0:
+    return config
+  return config.replace(vocab_multiple=math.lcm(config.vocab_multiple, parts))
+
+
+def _placed(leaf: Callable[[str], LazyArray], abstract: Any) -> Any:
+  """Reads one array after another onto the mesh, tables padded with zeros to their new length."""
+
+  def place(path, to: jax.ShapeDtypeStruct) -> jax.Array:
+    array = leaf(jax.tree_util.keystr(path, simple=True, separator="/")).load().astype(to.dtype)
+    if array.shape != to.shape:
+      array = np.pad(array, [(0, n - m) for n, m in zip(to.shape, array.shape)])
+    return jax.device_put(array, to.sharding)
+
+  return jax.tree_util.tree_map_with_path(place, abstract)
+
+
+def _resized(table_VxD: jax.Array, size: int, key: jax.Array) -> jax.Array:
+  V = table_VxD.shape[0]
+  old_VxD = table_VxD.astype(jnp.float32)
+  mean_D = old_VxD.mean(0)
+  # Random mixtures of the deviations have exactly their covariance: no matrix to factorise.
+  mix_NxV = jax.random.normal(key, (max(size - V, 0), V)) / math.sqrt(V)
+  new_NxD = mean_D + math.sqrt(_NEW_ROWS_SPREAD) * mix_NxV @ (old_VxD - mean_D)
+  return jnp.concatenate([table_VxD[:size], new_NxD.astype(table_VxD.dtype)])

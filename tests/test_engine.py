@@ -1,0 +1,344 @@
+"""The loaded model: what it says, whatever the lengths, the padding, the mesh and the folder."""
+
+import math
+import subprocess
+import sys
+import textwrap
+
+import jax
+import numpy as np
+import pytest
+
+import gptneo_jax
+from gptneo_jax import data, engine, heads, weights
+from gptneo_jax.data.documents import Document
+from gptneo_jax.errors import UserError
+
+TINY = gptneo_jax.ModelConfig(
+  vocab_size=280, max_position_embeddings=96, hidden_size=16, num_layers=2, num_heads=2,
+  window_size=6,
+)  # fmt: skip
+TEXT = "the quick brown fox jumps over the lazy dog, and the dog does not mind it at all. " * 20
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+  return data.load_tokenizer("train", documents=[Document(TEXT, "", "here")], vocab_size=280)
+
+
+def make(config, seed=0):
+  """A model at random, made without compiling `init`."""
+  mesh, rng = weights.first_device(), np.random.default_rng(seed)
+  params = jax.tree.map(
+    lambda x: jax.device_put((0.3 * rng.standard_normal(x.shape)).astype(x.dtype), x.sharding),
+    weights.abstract_params(config, mesh),
+  )
+  return engine.LanguageModel(weights.Weights(config, params), mesh)
+
+
+def apply(lm, ids_BxT, method):
+  """The module itself, without the engine."""
+  run = lambda params: heads.build(lm.config).apply({"params": params}, ids_BxT, method=method)  # noqa: E731
+  return jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})(lm.params)
+
+
+@pytest.fixture(scope="module")
+def lm(tokenizer):
+  lm = make(TINY, seed=3)
+  lm.tokenizer = tokenizer
+  return lm
+
+
+def ids(B=2, T=9, seed=0):
+  return np.random.default_rng(seed).integers(0, 280, (B, T))
+
+
+# --- forward passes -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("T", [1, 9, 65, 96])
+def test_logits_are_the_module_s(lm, T):
+  """Padding to a bucket inside, up to all positions there are, shows nowhere."""
+  expected = apply(lm, ids(T=T), "logits")
+  logits = lm.logits(ids(T=T).tolist())
+  assert (logits.shape, logits.dtype) == ((2, T, 280), np.float32)
+  np.testing.assert_allclose(logits, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_rows_equal_rows_alone(lm, side):
+  lengths, T = [4, 12, 1], 12
+  rows, mask = ids(B=3, T=T), np.zeros((3, T), int)
+  for b, n in enumerate(lengths):
+    mask[b, T - n :] = 1
+  if side == "right":
+    mask = mask[:, ::-1]
+  together = lm.logits(rows, attention_mask=mask)
+  states = lm.hidden_states(rows, attention_mask=mask)
+  for b in range(3):
+    real = mask[b] == 1
+    np.testing.assert_allclose(together[b][real], lm.logits(rows[b : b + 1, real])[0], atol=2e-5)
+    alone = lm.hidden_states(rows[b : b + 1, real])
+    for state, expected in zip(states, alone, strict=True):
+      np.testing.assert_allclose(state[b][real], expected[0], atol=2e-5)
+
+
+def test_position_ids(lm):
+  plain = lm.logits(ids())
+  np.testing.assert_array_equal(
+    plain, lm.logits(ids(), position_ids=np.arange(9)[None].repeat(2, 0))
+  )
+  moved = lm.logits(ids(), position_ids=np.arange(5, 14)[None].repeat(2, 0))
+  assert np.abs(moved - plain).max() > 0.1
+
+
+def test_hidden_states_end_in_the_logits(lm):
+  states = lm.hidden_states(ids())
+  assert [x.shape for x in states] == [(2, 9, 16)] * 3
+  np.testing.assert_allclose(states[-1] @ lm.params["wte"].T, lm.logits(ids()), atol=1e-5)
+  embeddings = lm.params["wte"][ids()] + lm.params["wpe"][:9]
+  np.testing.assert_allclose(states[0], embeddings, atol=1e-6)
+
+
+def test_attentions_obey_the_window(lm):
+  attentions = lm.attentions(ids(T=20))
+  assert [x.shape for x in attentions] == [(2, 2, 20, 20)] * 2
+  for x, window in zip(attentions, (20, 6)):
+    far = np.subtract.outer(np.arange(20), np.arange(20))
+    np.testing.assert_allclose(x.sum(-1), 1, atol=1e-5)
+    assert (np.asarray(x)[..., (far < 0) | (far >= window)] == 0).all()
+
+
+@pytest.mark.parametrize(
+  "head, shapes",
+  [
+    ("sequence_classification", [(2, 3)]),
+    ("token_classification", [(2, 9, 3)]),
+    ("question_answering", [(2, 9), (2, 9)]),
+  ],
+)
+def test_heads(head, shapes):
+  config = TINY.replace(head=head, num_labels=3, pad_token_id=7)
+  lm = make(config)
+  rows = ids()
+  rows[0, 5:] = 7
+  outputs = lm.logits(rows)
+  assert [x.shape for x in jax.tree.leaves(outputs)] == shapes
+  expected = apply(lm, rows, "outputs")
+  for output, other in zip(jax.tree.leaves(outputs), jax.tree.leaves(expected)):
+    np.testing.assert_allclose(output, other, atol=1e-5)
+  with pytest.raises(UserError, match="cannot generate: the model's head is"):
+    lm.generate([[1, 2]])
+  with pytest.raises(UserError, match="cannot score"):
+    lm.score(["a"])
+
+
+def test_double_heads():
+  lm = make(TINY.replace(model_type="gpt2", head="double_heads"))
+  choices = ids(B=6).reshape(3, 2, 9)
+  logits, scores = lm.logits(choices)
+  assert (logits.shape, scores.shape) == ((3, 2, 9, 280), (3, 2))
+  np.testing.assert_array_equal(lm.logits(choices, mc_token_ids=np.full((3, 2), 8))[1], scores)
+  other = lm.logits(choices, mc_token_ids=np.full((3, 2), 4))[1]
+  np.testing.assert_allclose(other, lm.logits(choices[..., :5])[1], atol=1e-5)
+
+
+def test_rows_without_padding_id_are_refused_together():
+  lm = make(TINY.replace(head="sequence_classification"))
+  assert lm.logits(ids(B=1)).shape == (1, 2)
+  with pytest.raises(UserError, match="2 rows, and the model has no padding token"):
+    lm.logits(ids())
+
+
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
+    (([[1, 280]],), "ids hold 280; the model takes 0 to 279"),
+    (([[1, -1]],), "ids hold -1"),
+    (([1, 2],), "B x T"),
+    (([[1.5]],), "not an array of whole numbers"),
+    (([[1], [1, 2]],), "not an array of whole numbers"),
+    ((np.zeros((1, 97), int),), "97 tokens are 1 more than the model's 96 positions"),
+    (([[1, 2]], [[1]]), r"attention_mask have shape \(1, 1\)"),
+    (([[1, 2]], None, [[0, 96]]), "position_ids hold 96"),
+  ],
+)
+def test_bad_ids_are_refused(lm, arguments, message):
+  with pytest.raises(UserError, match=message):
+    lm.logits(*arguments)
+
+
+def test_new_lengths_do_not_recompile(lm):
+  lm.logits(ids(T=10))
+  before = engine._forward._cache_size()
+  for T in range(1, 64, 7):
+    lm.logits(ids(T=T))
+  assert engine._forward._cache_size() == before
+
+
+# --- texts --------------------------------------------------------------------------------------
+
+
+def test_score(lm, tokenizer):
+  """Against log-probabilities taken window by window from the logits."""
+  texts = ["the dog", "", TEXT[:400], "über <|endoftext|>"]
+  encode = data.tokenizer.DocumentEncoder(tokenizer)
+  assert len(encode.encode([texts[2]])[0]) > 96  # more than one window
+  for text, score in zip(texts, lm.score(texts), strict=True):
+    tokens = encode.encode([text])[0]
+    inputs, nll = np.concatenate([[encode.end_of_text], tokens[:-1]]), 0.0
+    for start in range(0, len(tokens), 96):
+      window = slice(start, start + 96)
+      log_probs = jax.nn.log_softmax(lm.logits(inputs[None, window]))[0]
+      nll -= float(np.asarray(log_probs)[np.arange(len(tokens[window])), tokens[window]].sum())
+    assert score.nll == pytest.approx(nll, rel=1e-5)
+    assert (score.tokens, score.bytes) == (len(tokens), len(text.encode()))
+
+
+def test_generate_is_greedy(lm):
+  """Each new token is the likeliest after the row so far, padding or not."""
+  prompts = [[5, 6, 7], [9], [8, 8, 8, 8, 8]]
+  result = lm.generate(prompts, max_new_tokens=6)
+  assert result.sequences.shape == (3, 11)
+  end = lm.tokenizer.eos_token_id
+  for row, prompt in zip(result.sequences, prompts):
+    assert row[5 - len(prompt) : 5].tolist() == prompt
+    assert (row[: 5 - len(prompt)] == end).all()
+    so_far = list(prompt)
+    for token in row[5:]:
+      assert token == int(np.argmax(lm.logits([so_far])[0, -1]))
+      so_far.append(int(token))
+      if token == end:
+        break
+  padded = np.full((3, 5), 0)
+  for row, prompt in zip(padded, prompts):
+    row[5 - len(prompt) :] = prompt
+  mask = np.arange(5) >= 5 - np.array([[3], [1], [5]])
+  again = lm.generate(padded, attention_mask=mask, max_new_tokens=6)
+  np.testing.assert_array_equal(again.sequences, result.sequences)
+
+
+def test_end_of_text_stops_a_row(lm):
+  free = lm.generate([[5, 6, 7]], max_new_tokens=6, eos_token_id=-1).sequences[0, 3:]
+  stop = int(free[2])
+  first = free.tolist().index(stop)
+  result = lm.generate([[5, 6, 7]], max_new_tokens=6, eos_token_id=stop, pad_token_id=1)
+  assert result.sequences[0, 3:].tolist() == free[: first + 1].tolist()
+  with pytest.raises(UserError, match="num_beams is not supported; supported are max_new_tokens"):
+    lm.generate("a", num_beams=4)
+
+
+def test_without_a_tokenizer():
+  lm = make(TINY)
+  assert lm.tokenizer is None
+  assert lm.generate([[1, 2]], max_new_tokens=2).texts is None
+  with pytest.raises(UserError, match="has no tokenizer"):
+    lm.generate("text")
+
+
+# --- folders and meshes -------------------------------------------------------------------------
+
+
+def test_save_and_load(lm, tmp_path):
+  lm.save(str(tmp_path / "saved"))
+  again = gptneo_jax.load(str(tmp_path / "saved"))
+  assert again.config == lm.config
+  jax.tree.map(np.testing.assert_array_equal, again.params, lm.params)
+  assert again.tokenizer.get_vocab() == lm.tokenizer.get_vocab()
+  assert again.generate("the dog").texts == lm.generate("the dog").texts
+  half = gptneo_jax.load(str(tmp_path / "saved"), dtype="bfloat16")
+  assert {x.dtype.name for x in jax.tree.leaves(half.params)} == {"bfloat16"}
+  assert half.logits(ids()).dtype == np.float32
+  with pytest.raises(UserError, match="not empty"):
+    lm.save(str(tmp_path / "saved"))
+  with pytest.raises(UserError, match="float8"):
+    gptneo_jax.load(str(tmp_path / "saved"), dtype="float8")
+  with pytest.raises(UserError, match="nowhere"):
+    gptneo_jax.load(str(tmp_path / "nowhere"))
+
+
+def test_resize_vocabulary():
+  """Old rows stay; new ones lie at the mean, a little apart; smaller again is as it was."""
+  lm = make(TINY.replace(tie_word_embeddings=False, vocab_multiple=8), seed=1)
+  before = lm.logits(ids())
+  tables = {name: np.asarray(lm.params[name])[:280] for name in ("wte", "lm_head")}
+  lm.resize_vocabulary(333)
+  assert (lm.config.vocab_size, lm.params["wte"].shape) == (333, (336, 16))
+  for name, old in tables.items():
+    new = np.asarray(lm.params[name])
+    np.testing.assert_array_equal(new[:280], old)
+    np.testing.assert_allclose(new[280:333], old.mean(0)[None].repeat(53, 0), atol=1e-3)
+    spread = (new[280:333] - old.mean(0)).std() / old.std()
+    assert spread == pytest.approx(math.sqrt(1e-9), rel=0.3)
+  after = lm.logits(ids())
+  assert after.shape == (2, 9, 333)
+  np.testing.assert_allclose(after[..., :280], before, atol=2e-6)
+  lm.resize_vocabulary(280)
+  np.testing.assert_allclose(lm.logits(ids()), before, atol=2e-6)
+
+
+def test_init_is_by_its_seed():
+  first, same, other = (gptneo_jax.init(TINY, seed=seed) for seed in (0, 0, 1))
+  jax.tree.map(np.testing.assert_array_equal, first.params, same.params)
+  assert np.abs(first.params["wte"] - other.params["wte"]).max() > 0
+  assert first.params["wte"].std() == pytest.approx(0.02, rel=0.1)
+
+
+def test_public_names():
+  assert gptneo_jax.__version__.count(".") == 2
+  assert set(gptneo_jax.__all__) <= set(dir(gptneo_jax))
+  with pytest.raises(AttributeError, match="'nothing'"):
+    gptneo_jax.nothing  # noqa: B018
+
+
+def run_python(code, **environment):
+  import os
+
+  command = [sys.executable, "-c", textwrap.dedent(code)]
+  done = subprocess.run(
+    command, capture_output=True, text=True, timeout=300, env={**os.environ, **environment}
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  return done.stdout
+
+
+@pytest.mark.processes
+def test_needs_no_torch(lm, tmp_path):
+  """Where torch cannot be imported: load, run, score, generate, save."""
+  lm.save(str(tmp_path / "saved"))
+  out = run_python(f"""
+    import sys
+    sys.modules["torch"] = None  # importing it raises ImportError
+    import gptneo_jax
+    lm = gptneo_jax.load({str(tmp_path / "saved")!r})
+    lm.logits([[1, 2, 3]]), lm.score(["the dog"]), lm.generate("the dog", max_new_tokens=2)
+    lm.save({str(tmp_path / "again")!r})
+    print("done")
+  """)
+  assert out == "done\n"
+
+
+@pytest.mark.processes
+def test_on_a_mesh(lm, tmp_path):
+  """Four devices, and a vocabulary that they do not divide: the same numbers."""
+  lm.save(str(tmp_path / "saved"))
+  np.save(tmp_path / "logits.npy", lm.logits(ids(B=3)))
+  out = run_python(
+    f"""
+    import numpy as np
+    import gptneo_jax
+    from gptneo_jax.sharding import make_mesh
+    lm = gptneo_jax.load({str(tmp_path / "saved")!r})
+    lm.resize_vocabulary(279)
+    lm.save({str(tmp_path / "odd")!r})
+    lm = gptneo_jax.load({str(tmp_path / "odd")!r}, mesh=make_mesh(data=1, fsdp=2, tensor=2))
+    assert lm.params["wte"].shape == (280, 16) and len(lm.params["wte"].sharding.device_set) == 4
+    ids = np.random.default_rng(0).integers(0, 280, (3, 9))
+    logits = lm.logits(ids % 279)
+    assert logits.shape == (3, 9, 279)
+    print(np.abs(logits - np.load({str(tmp_path / "logits.npy")!r})[..., :279]).max())
+    print(lm.score(["the dog"])[0].nll, lm.generate("the dog", max_new_tokens=3).texts)
+    """,
+    XLA_FLAGS="--xla_force_host_platform_device_count=4",
+  ).splitlines()
+  assert float(out[0]) < 2e-5
