@@ -7,7 +7,7 @@ import pathlib
 import sys
 from collections.abc import Callable, Sequence
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from gptneo_jax.errors import UserError
@@ -17,6 +17,7 @@ EXIT_TERMINATED = 143  # 128 + SIGTERM, as a shell reports it: saved, and to be 
 
 def run_with_config(main: Callable[[ConfigDict], int | None], flag_values=flags.FLAGS) -> None:
   """Runs a program with --config; `main` gets the locked config and returns the exit status."""
+  logging.set_verbosity(logging.WARNING)
   app.run(
     lambda _: _guarded(lambda: main(flag_values.config)),
     flags_parser=lambda argv: _guarded(lambda: _parse(argv, flag_values)),
@@ -80,10 +81,10 @@ def _load(value: str) -> ConfigDict:
     near = sorted(str(p) for p in path.parent.glob("*.py") if p.stem not in ("__init__", "common"))
     there = f"; there are: {', '.join(near)}" if near else ""
     raise UserError(f"no config file {str(path)!r}{there}")
-  values = flags.FlagValues()
-  config_flags.DEFINE_config_file("config", flag_values=values)
+  values, argv = flags.FlagValues(), ["program", f"--config={value}"]
+  config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
   try:
-    values(["program", f"--config={value}"])
+    values(argv)
     return values.config.lock()
   except Exception as error:  # whatever the file's own code raises
     raise UserError(f"--config {value}: {_last_line(error)}") from None

@@ -25,7 +25,6 @@ import fsspec
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tensorboardX
 import tqdm
 
 # Object stores cannot append: there the whole file is written anew, and not more often than this.
@@ -67,6 +66,8 @@ class MetricWriter:
     folder = str(folder)
     self._wandb = _start_wandb(wandb_project, folder, resume_step) if wandb_project else None
     self._lines = _JsonLines(f"{folder}/metrics.jsonl", resume_step)
+    import tensorboardX  # imports torch where that is installed: over a second, so not at start-up
+
     self._tensorboard = tensorboardX.SummaryWriter(
       f"{folder}/tensorboard", purge_step=resume_step + 1 if resume_step else 0
     )

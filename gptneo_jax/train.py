@@ -84,6 +84,8 @@ def _train(config: ConfigDict, closing: contextlib.ExitStack) -> int:
   )
   closing.callback(batches.close)
 
+  peak_flops, _ = peak_flops_per_second(jax.local_devices()[0], model_config.dtype)  # no mesh yet
+
   # --- state: what this folder holds, else init_from, else fresh ----------------------------------
   jax.set_mesh(mesh)
   checkpoints = Checkpointer(str(workdir), keep_latest=config.keep_latest)
@@ -129,7 +131,6 @@ def _train(config: ConfigDict, closing: contextlib.ExitStack) -> int:
     enabled=hosts.is_first(),
   )
   closing.callback(writer.close)
-  peak_flops = peak_flops_per_second(jax.local_devices()[0], model_config.dtype)[0]
   flops_per_token = model_config.flops_per_token(config.seq_len)
   waited, clock = batches.wait_seconds, time.perf_counter()
 
@@ -138,6 +139,7 @@ def _train(config: ConfigDict, closing: contextlib.ExitStack) -> int:
     nonlocal waited, clock
     loss, grad_norm = float(metrics["loss"]), float(metrics["grad_norm"])
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+      checkpoints.wait()
       raise UserError(
         f"step {step}: loss {loss}, gradient norm {grad_norm}; stopped. The last good checkpoint"
         f" is that of step {latest_step(str(workdir))}"

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorboardX
 
 from gptneo_jax import metrics
 
@@ -82,7 +83,7 @@ def test_disabled_writes_nothing(tmp_path):
 
 
 def test_an_object_store_gets_the_whole_file(monkeypatch):
-  monkeypatch.setattr(metrics.tensorboardX, "SummaryWriter", lambda *args, **options: _Recorder())
+  monkeypatch.setattr(tensorboardX, "SummaryWriter", lambda *args, **options: _Recorder())
   folder = "memory://metrics-test/run"
   writer = metrics.MetricWriter(folder)
   for step in (1, 2, 3):

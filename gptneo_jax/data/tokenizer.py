@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -58,6 +59,8 @@ def load_tokenizer(
 
 def _load(name: str):
   local = os.path.expanduser(name)
+  if os.path.isfile(os.path.join(local, "tokenizer.json")):
+    return _saved(local)  # whatever config.json there says of the model
   if os.path.isdir(local):
     tokenizer = _from_pretrained(local, name, local_files_only=True)
   elif name.startswith(("/", ".", "~")) or name.count("/") > 1:
@@ -197,7 +200,7 @@ def _train(documents: Iterable[Document], vocab_size: int):
     vocab_size=vocab_size,
     special_tokens=[END_OF_TEXT],
     initial_alphabet=sorted(alphabet),
-    show_progress=True,
+    show_progress=sys.stderr.isatty(),
   )
   sample = list(_sample(documents))
   if not sample:

@@ -6,6 +6,8 @@ import pathlib
 import random
 import subprocess
 import sys
+import tempfile
+import warnings
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -54,9 +56,18 @@ def train_command(workdir, *, config: str = "configs/tiny.py", **settings) -> li
   return [*start, f"--workdir={workdir}", *flags]
 
 
+# Runs of one session share what they compile, and compile it quickly: they are short.
+_COMPILED = tempfile.TemporaryDirectory()
+_QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+
 def environment(devices: int = 1) -> dict[str, str]:
-  flags = f"--xla_force_host_platform_device_count={devices}"
-  return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+  return os.environ | {
+    "XLA_FLAGS": f"{_QUICK} --xla_force_host_platform_device_count={devices}",
+    "JAX_PLATFORMS": "cpu",
+    "JAX_COMPILATION_CACHE_DIR": _COMPILED.name,
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+  }
 
 
 def train(workdir, *, devices: int = 1, **settings) -> subprocess.CompletedProcess:
@@ -79,9 +90,10 @@ def arrays(workdir, step: int) -> dict[str, np.ndarray]:
   """Every array of a checkpoint, by item and path."""
   found = {}
   for item in ("params", "optimizer"):
-    with ocp.PyTreeCheckpointer() as reader:
+    with ocp.PyTreeCheckpointer() as reader, warnings.catch_warnings():
+      warnings.simplefilter("ignore")  # about shardings, of which there is one here
       tree = reader.restore(pathlib.Path(workdir).absolute() / str(step) / item)
-    paths, _ = ocp.tree.to_flat_dict(tree, sep="/"), None
+    paths = ocp.tree.to_flat_dict(tree, sep="/")
     found |= {f"{item}/{path}": np.asarray(leaf) for path, leaf in paths.items()}
   return found
 

@@ -1,0 +1,64 @@
+"""Eight devices, other meshes and several hosts: the same data, the same loss to rounding."""
+
+import socket
+import subprocess
+
+import numpy as np
+import pytest
+import train_runs
+
+pytestmark = pytest.mark.processes
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+  corpus = train_runs.write_corpus(tmp_path_factory.mktemp("corpus"))
+  return {"data__source": "jsonl", "data__path": corpus, "data__validation_fraction": 0.1}
+
+
+@pytest.fixture(scope="module")
+def one_device(settings, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("one")
+  result = train_runs.train(workdir, **settings)
+  assert result.returncode == 0, result.stderr
+  return train_runs.losses(workdir)
+
+
+def test_a_checkpoint_goes_on_on_another_mesh(settings, one_device, tmp_path):
+  first = settings | {"steps": 8, "mesh__data": 1, "mesh__fsdp": 8}
+  result = train_runs.train(tmp_path, devices=8, **first)
+  assert result.returncode == 0, result.stderr
+  then = settings | {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}
+  result = train_runs.train(tmp_path, devices=8, **then)
+  assert result.returncode == 0, result.stderr
+  assert "going on from step 8" in result.stdout
+  np.testing.assert_allclose(train_runs.losses(tmp_path), one_device, rtol=2e-5)
+
+
+def test_accumulation_is_the_large_batch(settings, one_device, tmp_path):
+  result = train_runs.train(tmp_path, grad_accumulation=4, **settings)
+  assert result.returncode == 0, result.stderr
+  np.testing.assert_allclose(train_runs.losses(tmp_path), one_device, rtol=2e-5)
+
+
+def test_two_hosts(settings, one_device, tmp_path):
+  """Two processes of two devices each; then the checkpoint goes on in one process."""
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    address = f"127.0.0.1:{free.getsockname()[1]}"
+  command = train_runs.train_command(tmp_path, **settings | {"steps": 8, "mesh__fsdp": 2})
+  hosts = [
+    subprocess.Popen(
+      [*command, f"--coordinator_address={address}", "--num_processes=2", f"--process_id={number}"],
+      cwd=train_runs.REPOSITORY, env=train_runs.environment(devices=2),
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )
+    for number in range(2)
+  ]  # fmt: skip
+  outputs = [host.communicate(timeout=300) for host in hosts]
+  assert [host.returncode for host in hosts] == [0, 0], outputs
+  assert "step 8: checkpoint" in outputs[0][0]  # one of them speaks
+  assert "step" not in outputs[1][0] + outputs[1][1]
+  result = train_runs.train(tmp_path, **settings)
+  assert result.returncode == 0, result.stderr
+  np.testing.assert_allclose(train_runs.losses(tmp_path), one_device, rtol=2e-5)
