@@ -21,3 +21,12 @@ def shared_data() -> pathlib.Path:
   if not folder.is_dir():
     pytest.skip(f"no development data at {folder} (set GPTNEO_JAX_DATA)")
   return folder
+
+
+def pytest_addoption(parser):
+  parser.addoption(
+    "--parity-examples",
+    type=int,
+    default=2,
+    help="random models per head that parity tests draw; compiling each takes seconds",
+  )

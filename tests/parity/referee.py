@@ -1,8 +1,11 @@
 """GPT-Neo and GPT-2 in float64 from their definitions: the referee between us and PyTorch.
 
 Reads PyTorch's tensors under PyTorch's names, loops over the layers, masks T by T, and shares
-nothing with either implementation. Written for NumPy; jax.numpy with 64 bits gives its gradients.
+nothing with either implementation. Written for NumPy; on PyTorch's float64 tensors (`xp=torch`) it
+gives gradients, without a compiler.
 """
+
+import math
 
 import numpy as np
 
@@ -14,7 +17,7 @@ def _layer_norm(x, weight, bias, epsilon, xp):
 
 
 def _gelu(x, xp):
-  return 0.5 * x * (1 + xp.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+  return 0.5 * x * (1 + xp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
 def _visible_BxTxT(kind, window, real_BxT):
@@ -27,8 +30,8 @@ def _visible_BxTxT(kind, window, real_BxT):
   return visible_BxTxT
 
 
-def logits(state, config, ids_BxT, real_BxT=None, positions_BxT=None, xp=np):
-  """Logits, B x T x V.
+def hidden(state, config, ids_BxT, real_BxT=None, positions_BxT=None, xp=np):
+  """What the final norm gives, B x T x D.
 
   state: PyTorch's tensors by name, float64. config: the Hugging Face config.
   real_BxT: which positions are not padding. positions_BxT: default 0, 1, …
@@ -61,23 +64,57 @@ def logits(state, config, ids_BxT, real_BxT=None, positions_BxT=None, xp=np):
     if neo:
       qkv = [linear(h_BxTxD, f"{layer}.attn.attention.{n}_proj") for n in "qkv"]
     else:
-      qkv = xp.split(linear(h_BxTxD, f"{layer}.attn.c_attn"), 3, axis=-1)
-    q, k, v = (x.reshape(B, T, H, K).transpose(0, 2, 1, 3) for x in qkv)
-    scores_BxHxTxT = xp.where(visible[kind], scale * (q @ k.transpose(0, 1, 3, 2)), -np.inf)
-    probs_BxHxTxT = xp.exp(scores_BxHxTxT - scores_BxHxTxT.max(-1, keepdims=True))
+      qkv_BxTx3xD = linear(h_BxTxD, f"{layer}.attn.c_attn").reshape(B, T, 3, H * K)
+      qkv = [qkv_BxTx3xD[:, :, n] for n in range(3)]
+    q, k, v = (x.reshape(B, T, H, K).swapaxes(1, 2) for x in qkv)
+    scores_BxHxTxT = xp.where(xp.asarray(visible[kind]), scale * (q @ k.swapaxes(2, 3)), -np.inf)
+    probs_BxHxTxT = xp.exp(scores_BxHxTxT - xp.amax(scores_BxHxTxT, -1, keepdims=True))
     probs_BxHxTxT = probs_BxHxTxT / probs_BxHxTxT.sum(-1, keepdims=True)
-    out_BxTxD = (probs_BxHxTxT @ v).transpose(0, 2, 1, 3).reshape(B, T, H * K)
+    out_BxTxD = (probs_BxHxTxT @ v).swapaxes(1, 2).reshape(B, T, H * K)
     name = "attn.attention.out_proj" if neo else "attn.c_proj"
     x_BxTxD = x_BxTxD + linear(out_BxTxD, f"{layer}.{name}")
     h_BxTxF = _gelu(linear(norm(x_BxTxD, f"{layer}.ln_2"), f"{layer}.mlp.c_fc"), xp)
     x_BxTxD = x_BxTxD + linear(h_BxTxF, f"{layer}.mlp.c_proj")
-  return norm(x_BxTxD, "transformer.ln_f") @ wte.T
+  return norm(x_BxTxD, "transformer.ln_f")
+
+
+def logits(state, config, ids_BxT, real_BxT=None, positions_BxT=None, xp=np):
+  """Logits, B x T x V; arguments as of `hidden`."""
+  x_BxTxD = hidden(state, config, ids_BxT, real_BxT, positions_BxT, xp)
+  return x_BxTxD @ state["transformer.wte.weight"].T
+
+
+def outputs(state, name, x_BxTxD, token_B):
+  """What the head with the tensors `name` says: of all positions, or of token_B of each row."""
+  if token_B is not None:
+    x_BxTxD = x_BxTxD[np.arange(len(token_B)), token_B]
+  y = x_BxTxD @ state[f"{name}.weight"].T
+  return y + state[f"{name}.bias"] if f"{name}.bias" in state else y
 
 
 def loss(state, config, ids_BxT, labels_BxT, real_BxT=None, positions_BxT=None, xp=np):
   """Mean negative log-likelihood of the labels that are not -100, already shifted."""
   logits_BxTxV = logits(state, config, ids_BxT, real_BxT, positions_BxT, xp)
-  logits_BxTxV = logits_BxTxV - logits_BxTxV.max(-1, keepdims=True)
-  log_probs_BxTxV = logits_BxTxV - xp.log(xp.exp(logits_BxTxV).sum(-1, keepdims=True))
   b, t = np.nonzero(labels_BxT != -100)
-  return -log_probs_BxTxV[b, t, labels_BxT[b, t]].mean()
+  return cross_entropy(logits_BxTxV[b, t], labels_BxT[b, t], xp)
+
+
+def cross_entropy(logits_NxC, labels_N, xp=np):
+  """Mean over the rows."""
+  logits_NxC = logits_NxC - xp.amax(logits_NxC, -1, keepdims=True)
+  log_probs_NxC = logits_NxC - xp.log(xp.exp(logits_NxC).sum(-1, keepdims=True))
+  return -log_probs_NxC[np.arange(len(labels_N)), labels_N].mean()
+
+
+def gradients(function, state):
+  """Values and gradients of `function(state, torch)`, which gives a scalar and anything else.
+
+  Returns NumPy: the scalar, the rest with its tensors as they are, gradients by name.
+  """
+  import torch
+
+  state = {name: torch.tensor(x, dtype=torch.float64, requires_grad=True)
+           for name, x in state.items()}  # fmt: skip
+  value, rest = function(state, torch)
+  value.backward()
+  return value.item(), rest, {name: x.grad.numpy() for name, x in state.items()}

@@ -17,6 +17,7 @@ pytest.importorskip("transformers")
 
 import hf_models  # noqa: E402
 import referee  # noqa: E402
+from comparison import NOT_WORSE, compare, largest, make_batch, rms  # noqa: E402
 
 from gptneo_jax.config import ModelConfig  # noqa: E402
 from gptneo_jax.losses import token_losses  # noqa: E402
@@ -26,32 +27,6 @@ pytestmark = pytest.mark.parity
 torch.set_num_threads(1)  # the tensors are tiny
 
 QUICK = {"xla_backend_optimization_level": 0}  # where rounding is not what is measured
-NOT_WORSE = 2.0  # our largest error over PyTorch's, both against float64
-SMALL, AGREE = 2e-5, 1e-4  # where PyTorch's error is below SMALL, we are within AGREE of it
-
-
-@dataclasses.dataclass
-class Batch:
-  ids_BxT: np.ndarray
-  labels_BxT: np.ndarray  # shifted: what position t is to say; -100 where nothing counts
-  real_BxT: np.ndarray
-  positions_BxT: np.ndarray
-
-  @property
-  def torch_labels_BxT(self):
-    """As transformers takes them: not shifted."""
-    return np.pad(self.labels_BxT, ((0, 0), (1, 0)), constant_values=-100)[:, :-1]
-
-
-def make_batch(vocab, B=2, T=40, pads=None, seed=0):
-  """Random ids; row b starts with pads[b] positions of padding."""
-  rng = np.random.default_rng(seed)
-  ids_BxT = rng.integers(0, vocab, (B, T))
-  real_BxT = np.arange(T)[None] >= np.asarray(pads or [0] * B)[:, None]
-  labels_BxT = np.full((B, T), -100)
-  labels_BxT[:, :-1] = np.where(real_BxT[:, :-1], ids_BxT[:, 1:], -100)
-  positions_BxT = np.clip(real_BxT.cumsum(1) - 1, 0, None)
-  return Batch(ids_BxT, labels_BxT, real_BxT, positions_BxT)
 
 
 def torch_logits(model, batch):
@@ -112,30 +87,14 @@ def referee_logits(model, batch):
 
 def referee_gradients(model, batch):
   """Loss and gradients, float64, by PyTorch's names."""
-  with jax.enable_x64(True):
-    loss = lambda state: referee.loss(  # noqa: E731
-      state, model.config, batch.ids_BxT, batch.labels_BxT, batch.real_BxT, batch.positions_BxT, jnp
-    )
-    value, gradients = jax.jit(jax.value_and_grad(loss), compiler_options=QUICK)(
-      jax.tree.map(jnp.asarray, referee_state(model))
-    )
-    assert value.dtype == jnp.float64
-    return float(value), jax.tree.map(np.asarray, gradients)
-
-
-def largest(x, kept=None):
-  x = np.abs(x)
-  return float(x.max() if kept is None else x[kept].max())
-
-
-def compare(what, ours, theirs, truth, kept=None):
-  """Applies the rule to one tensor; says the figures if it is broken."""
-  our_error, their_error = largest(ours - truth, kept), largest(theirs - truth, kept)
-  figures = f"{what}: ours {our_error:.2e}, PyTorch {their_error:.2e} of {largest(truth, kept):.2e}"
-  assert our_error <= NOT_WORSE * their_error, figures
-  if their_error < SMALL:
-    assert largest(ours - theirs, kept) <= AGREE, figures
-  return our_error, their_error
+  loss = lambda state, xp: (  # noqa: E731
+    referee.loss(
+      state, model.config, batch.ids_BxT, batch.labels_BxT, batch.real_BxT, batch.positions_BxT, xp
+    ),
+    None,
+  )
+  value, _, gradients = referee.gradients(loss, referee_state(model))
+  return value, gradients
 
 
 MODELS = {  # how each is made, and its batch; window 6, so T is several windows
@@ -173,10 +132,6 @@ def test_logits(name):
     ours = np.asarray(forward(hf_models.to_params(hf_models.tensors(model), config)))
     errors = compare("logits", ours, theirs, referee_logits(model, batch), batch.real_BxT)
     print(f"logits, {name}, std {std}: ours {errors[0]:.2e}, PyTorch {errors[1]:.2e}")
-
-
-def rms(x):
-  return float(np.sqrt(np.square(x).mean()))
 
 
 @pytest.mark.parametrize(

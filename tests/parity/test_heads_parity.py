@@ -1,0 +1,440 @@
+"""Every head against transformers' eager PyTorch, on random models: outputs, losses, gradients.
+
+The rule is comparison.py's: our error against a float64 referee is at most twice PyTorch's.
+"""
+
+import dataclasses
+from typing import Any
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+import hf_models  # noqa: E402
+import referee  # noqa: E402
+from comparison import AGREE, NOT_WORSE, SMALL, largest, rms  # noqa: E402
+
+from gptneo_jax import heads, model  # noqa: E402
+from gptneo_jax.config import ModelConfig  # noqa: E402
+from gptneo_jax.losses import IGNORED  # noqa: E402
+
+pytestmark = pytest.mark.parity
+torch.set_num_threads(1)  # the tensors are tiny
+
+FEW = 64  # entries below which the largest error is chance: a unit in the last place on either side
+CHANCE = 4.0  # what one gradient's ratio of errors may be: among equals it lies between 0.3 and 2.5
+B = 6  # rows; of choices for double heads: 3 questions of 2
+
+
+# --- random models and inputs -------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Case:
+  """A model of PyTorch's, and a batch with labels as it takes them."""
+
+  hf: Any
+  ids_BxT: np.ndarray
+  real_BxT: np.ndarray
+  token_B: np.ndarray | None  # the positions that the head reads
+  labels: Any
+
+  @property
+  def config(self) -> ModelConfig:
+    return hf_models.config_of(self.hf)
+
+  @property
+  def positions_BxT(self) -> np.ndarray:
+    return np.clip(self.real_BxT.cumsum(1) - 1, 0, None)
+
+  @property
+  def padded(self) -> bool:
+    return not self.real_BxT.all()
+
+
+PATTERNS = [
+  ("global", "local"), ("local", "global"), ("local",), ("global",), ("global", "global", "local")
+]  # fmt: skip
+PROBLEMS = ["regression", "single_label_classification", "multi_label_classification", None]
+
+
+@st.composite
+def settings(draw, family, head):
+  """Arguments of `make_case`: layers, heads, odd head sizes, window, vocabulary, pattern, …"""
+  pattern = draw(st.sampled_from(PATTERNS))
+  window = draw(st.sampled_from([5, 2, 3, 4, 6, 7, 8, 9]))
+  return dict(  # what stands first is what hypothesis begins with
+    family=family,
+    head=head,
+    pattern=pattern,
+    layers=len(pattern) * draw(st.sampled_from([2, 1])),
+    heads=draw(st.sampled_from([3, 1, 2, 4])),
+    head_dim=draw(st.sampled_from([5, 3, 4, 7, 8])),
+    window=window,
+    vocab=draw(st.integers(17, 80)),
+    intermediate=draw(st.sampled_from([None, 19, 50])),
+    T=draw(st.integers(3 * window + 1, 4 * window + 6)),
+    std=draw(st.sampled_from([0.1, 0.02, 0.3])),
+    padding=draw(st.sampled_from(["none", "left", "right"])),
+    problem=draw(st.sampled_from(PROBLEMS)),
+    num_labels=draw(st.sampled_from([3, 1, 2, 4])),
+    seed=draw(st.integers(0, 99)),
+  )
+
+
+def make_case(
+  family, head, std, *, pattern=("global", "local"), layers=2, heads=2, head_dim=5, window=4,
+  vocab=29, intermediate=None, T=15, padding="none", problem=None, num_labels=3, seed=0,
+) -> Case:  # fmt: skip
+  rng = np.random.default_rng(seed)
+  pad = int(rng.integers(vocab))
+  options = dict(
+    cls=hf_models.CLASSES[family][head], layers=layers, heads=heads, hidden=heads * head_dim,
+    vocab=vocab, intermediate=intermediate, positions=64, std=std, seed=seed, pad_token_id=pad,
+  )  # fmt: skip
+  if head in ("sequence_classification", "token_classification"):
+    options["num_labels"] = num_labels
+  if head == "sequence_classification":
+    options["problem_type"] = problem
+  if family == "gpt_neo":
+    hf = hf_models.gpt_neo(pattern=pattern, window=window, **options)
+  else:
+    hf = hf_models.gpt2(**options)
+
+  lengths_B = rng.integers(T // 3, T + 1, B) if padding != "none" else np.full(B, T)
+  real_BxT = np.arange(T) < lengths_B[:, None]
+  if padding == "left":
+    real_BxT = real_BxT[:, ::-1]
+  ids_BxT = np.where(real_BxT, rng.integers(0, vocab, (B, T)), pad)
+  token_B = None
+  tokens = np.where(real_BxT, ids_BxT, IGNORED)
+  if head == "lm":
+    labels = tokens
+  elif head == "token_classification":
+    labels = np.where(real_BxT & (rng.random((B, T)) < 0.8), ids_BxT % num_labels, IGNORED)
+  elif head == "question_answering":
+    labels = rng.integers(0, T + 5, (2, B))  # some past the end, which do not count
+    labels[:, 0] = 0, T - 1
+  elif head == "double_heads":
+    token_B = np.array([rng.choice(np.flatnonzero(real)) for real in real_BxT])
+    labels = tokens, rng.integers(0, 2, B // 2)
+  else:
+    token_B = (np.arange(T) * (ids_BxT != pad)).argmax(-1)
+    labels = rng.integers(0, num_labels, B)
+    if problem == "regression" or (problem is None and num_labels == 1):
+      labels = rng.standard_normal((B, num_labels)).astype(np.float32)
+    elif problem == "multi_label_classification":
+      labels = rng.integers(0, 2, (B, num_labels)).astype(np.float32)
+  return Case(hf, ids_BxT, real_BxT, token_B, labels)
+
+
+# --- the three sides ----------------------------------------------------------------------------
+
+
+def torch_run(case):
+  """Outputs, losses and gradients of transformers' own class."""
+  head = case.config.head
+  tensor = lambda x: torch.tensor(np.ascontiguousarray(x))  # noqa: E731
+  inputs = dict(
+    input_ids=tensor(case.ids_BxT),
+    attention_mask=tensor(case.real_BxT.astype(np.int64)),
+    position_ids=tensor(case.positions_BxT),
+  )
+  if head == "question_answering":
+    inputs |= dict(start_positions=tensor(case.labels[0]), end_positions=tensor(case.labels[1]))
+  elif head == "double_heads":
+    half = lambda x: tensor(x.reshape(B // 2, 2, *x.shape[1:]))  # noqa: E731
+    inputs |= dict(input_ids=half(case.ids_BxT), mc_token_ids=half(case.token_B))
+    inputs |= dict(labels=half(case.labels[0]), mc_labels=tensor(case.labels[1]))
+  else:
+    inputs["labels"] = tensor(case.labels)
+  case.hf.zero_grad()
+  result = case.hf(**inputs)
+  losses = [result.loss, result.mc_loss] if head == "double_heads" else [result.loss]
+  sum(losses).backward()
+  outputs = {
+    "question_answering": lambda: (result.start_logits, result.end_logits),
+    "double_heads": lambda: (result.logits.flatten(0, 1), result.mc_logits.flatten()),
+  }.get(head, lambda: (result.logits,))()
+  return (
+    [x.detach().numpy() for x in outputs],
+    [x.item() for x in losses],
+    hf_models.tensors(case.hf, gradients=True),
+  )
+
+
+def our_run(case, config=None):
+  config = config or case.config
+  module = heads.build(config)
+  labels = jax.tree.map(jnp.asarray, case.labels)
+  ids_BxT = case.ids_BxT
+
+  def run(params):
+    options = {"token_B": case.token_B} if case.token_B is not None else {}
+    if config.head == "sequence_classification":
+      options = {}  # it is to find them itself
+    if case.padded:
+      options["positions_BxT"] = case.positions_BxT
+      options["segment_ids_BxT"] = case.real_BxT.astype(np.int32)
+    method = "logits" if config.head == "lm" else "outputs"
+    outputs = module.apply({"params": params}, ids_BxT, method=method, **options)
+    return jax.tree.leaves(outputs), jax.tree.leaves(heads.loss(config, outputs, labels))
+
+  @jax.jit
+  def both(params):
+    def total(params):
+      outputs, losses = run(params)
+      return sum(losses), (outputs, losses)
+
+    return jax.grad(total, has_aux=True)(params)
+
+  params = hf_models.to_params(hf_models.tensors(case.hf), config)
+  gradients, (outputs, losses) = both(params)
+  as_numpy = lambda tree: jax.tree.map(np.asarray, tree)  # noqa: E731
+  return as_numpy(outputs), [float(x) for x in losses], as_numpy(gradients)
+
+
+def true_run(case):
+  """The same in float64, from definitions that share nothing with either."""
+  config, hf = case.config, case.hf.config
+
+  def losses(state, xp):
+    x_BxTxD = referee.hidden(
+      state, hf, case.ids_BxT, case.real_BxT, case.positions_BxT, xp
+    )  # fmt: skip
+    tokens = lambda: x_BxTxD @ state["transformer.wte.weight"].T  # noqa: E731
+    if config.head == "lm":
+      logits = tokens()
+      return [logits], [next_token(logits, case.labels, xp)]
+    name = hf_models.HEAD_TENSORS[config.head]
+    y = referee.outputs(state, name, x_BxTxD, case.token_B)
+    if config.head == "double_heads":
+      logits, (labels, choices) = tokens(), case.labels
+      losses = [next_token(logits, labels, xp), referee.cross_entropy(y.reshape(3, 2), choices, xp)]
+      return [logits, y[:, 0]], losses
+    if config.head == "question_answering":
+      parts = []
+      for k, at_B in enumerate(case.labels):
+        inside = at_B < case.ids_BxT.shape[1]
+        parts.append(referee.cross_entropy(y[inside, :, k], at_B[inside], xp))
+      return [y[..., 0], y[..., 1]], [sum(parts) / 2]
+    if config.head == "token_classification":
+      b, t = np.nonzero(case.labels != IGNORED)
+      return [y], [referee.cross_entropy(y[b, t], case.labels[b, t], xp)]
+    if case.labels.dtype.kind == "i":
+      return [y], [referee.cross_entropy(y, case.labels, xp)]
+    labels = xp.asarray(case.labels)
+    if config.problem_type == "multi_label_classification":
+      p = 1 / (1 + xp.exp(-y))
+      return [y], [-(labels * xp.log(p) + (1 - labels) * xp.log(1 - p)).mean()]
+    return [y], [((y - labels) ** 2).mean()]
+
+  def next_token(logits, labels, xp):
+    b, t = np.nonzero(labels[:, 1:] != IGNORED)
+    return referee.cross_entropy(logits[b, t], labels[b, t + 1], xp)
+
+  def total(state, xp):
+    outputs, values = losses(state, xp)
+    return sum(values), (outputs, values)
+
+  _, (outputs, values), gradients = referee.gradients(total, hf_models.tensors(case.hf))
+  return [x.detach().numpy() for x in outputs], [x.item() for x in values], gradients
+
+
+# --- the comparison -----------------------------------------------------------------------------
+
+
+def compare_outputs(case, ours, theirs, truths):
+  """Applies the rule; returns the largest errors, ours and PyTorch's."""
+  worst = [0.0, 0.0]
+  for number, (our, their, truth) in enumerate(zip(ours, theirs, truths, strict=True)):
+    if our.shape[:2] == case.ids_BxT.shape:  # of every position: at padding there is no truth
+      our, their, truth = (x[case.real_BxT] for x in (our, their, truth))
+    assert our.shape == their.shape == truth.shape
+    errors = largest(our - truth), largest(their - truth)
+    figures = f"output {number}: ours {errors[0]:.2e}, PyTorch {errors[1]:.2e}"
+    if our.size >= FEW:
+      assert errors[0] <= NOT_WORSE * errors[1], figures
+    else:
+      unit = np.finfo(np.float32).eps * largest(case_scale(case, truth))
+      assert rms(our - truth) <= NOT_WORSE * max(rms(their - truth), unit), figures
+    if errors[1] < SMALL:
+      assert largest(our - their) <= AGREE, figures
+    worst = [max(pair) for pair in zip(worst, errors)]
+  return worst
+
+
+def case_scale(case, truth):
+  """Size of the terms that an output is a sum of: what rounding is relative to."""
+  name = hf_models.HEAD_TENSORS[case.config.head]
+  weight = hf_models.tensors(case.hf)[f"{name}.weight"]
+  return np.append(truth.ravel(), np.abs(weight).sum(-1))
+
+
+def compare_gradients(case, ours, theirs, truths):
+  """The rule for the whole gradient, each tensor relative to its size; returns the errors.
+
+  Root mean square over the tensors: the largest of thousands of entries is chance on either side.
+  So is a tensor whose terms cancel, which counts relative to a thousandth of the largest.
+  """
+  config = case.config
+  leaves = jax.tree_util.tree_leaves_with_path(ours)
+  theirs = jax.tree.leaves(hf_models.to_params(theirs, config))
+  truths = jax.tree.leaves(hf_models.to_params(truths, config))
+  whole = max(largest(truth) for truth in truths)
+  errors = []
+  for (path, our), their, truth in zip(leaves, theirs, truths, strict=True):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    size = max(largest(truth), 1e-3 * whole)
+    if size == 0:  # one class: there is nothing to learn
+      assert (our == 0).all(), name
+      continue
+    errors.append((rms(our - truth) / size, rms(their - truth) / size))
+    assert errors[-1][0] <= max(1e-4, CHANCE * errors[-1][1]), name
+  if not errors:
+    return 0.0, 0.0
+  worst = tuple(map(rms, zip(*errors)))
+  assert worst[0] <= CHANCE * worst[1], f"gradients: ours {worst[0]:.2e}, PyTorch {worst[1]:.2e}"
+  return worst
+
+
+def check(case, config=None):
+  """Everything about one case; the largest errors."""
+  theirs, ours, truths = torch_run(case), our_run(case, config), true_run(case)
+  errors = compare_outputs(case, ours[0], theirs[0], truths[0])
+  if case.config.head == "question_answering" and case.padded:
+    # Its loss is over all positions, and what either side says at padding is arbitrary.
+    return [*errors, 0.0, 0.0]
+  for our, their, truth in zip(ours[1], theirs[1], truths[1], strict=True):
+    assert abs(our - truth) <= max(NOT_WORSE * abs(their - truth), 2e-6 * (1 + abs(truth)))
+    assert our == pytest.approx(their, rel=1e-5, abs=1e-6)
+  return [*errors, *compare_gradients(case, ours[2], theirs[2], truths[2])]
+
+
+HEADS = [(family, head) for family, classes in hf_models.CLASSES.items() for head in classes]
+
+
+@pytest.mark.parametrize("family, head", HEADS)
+def test_random_models(family, head, request):
+  """Layers, heads, sizes, windows, vocabularies, patterns, padding, problems: drawn."""
+  seen = []
+
+  @hypothesis.settings(
+    max_examples=request.config.getoption("--parity-examples"), deadline=None, database=None,
+    derandomize=True, phases=[hypothesis.Phase.generate],
+    suppress_health_check=list(hypothesis.HealthCheck),
+  )  # fmt: skip
+  @hypothesis.given(settings(family, head))
+  def run(arguments):
+    hypothesis.note(arguments)
+    seen.append(check(make_case(**arguments)))
+
+  run()
+  ratios = [ours / theirs for *_, ours, theirs in seen if theirs]
+  if ratios:  # of the gradients: on the whole the rule holds for them too
+    assert np.exp(np.mean(np.log(ratios))) <= NOT_WORSE
+  figures = [f"{x:.1e}" for x in np.max(seen, axis=0)]
+  print(f"{family} {head}, {len(seen)} models: outputs {figures[:2]}, gradients {figures[2:]}")
+
+
+@pytest.mark.parametrize("mistake", ["window", "scale", "pooling"])
+def test_a_mistake_is_noticed(mistake, monkeypatch):
+  """A window or a scale forgotten, or the last position read where padding is: the rule breaks."""
+  case = make_case("gpt_neo", "sequence_classification", 0.1, padding="right", T=14)
+  config = case.config
+  theirs, truths = torch_run(case), true_run(case)
+  compare_outputs(case, our_run(case)[0], theirs[0], truths[0])
+  if mistake == "window":
+    config = config.replace(window_size=64)
+  elif mistake == "scale":
+    monkeypatch.setattr(ModelConfig, "attention_scale", property(lambda c: c.head_dim**-0.5))
+  else:
+    monkeypatch.setattr(heads, "last_tokens", lambda ids, pad: jnp.full(B, ids.shape[1] - 1))
+  with pytest.raises(AssertionError, match="output 0: ours"):
+    compare_outputs(case, our_run(case, config)[0], theirs[0], truths[0])
+
+
+# --- states, attentions, bfloat16 ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["gpt_neo", "gpt2"])
+def test_hidden_states_and_attentions(family):
+  case = make_case(family, "lm", 0.1, layers=4, padding="left")
+  variables = {"params": hf_models.to_params(hf_models.tensors(case.hf), case.config)}
+  with torch.no_grad():
+    theirs = case.hf(
+      torch.tensor(case.ids_BxT),
+      attention_mask=torch.tensor(case.real_BxT.astype(np.int64)),
+      position_ids=torch.tensor(case.positions_BxT),
+      output_hidden_states=True,
+      output_attentions=True,
+    )
+  options = dict(positions_BxT=case.positions_BxT, segment_ids_BxT=case.real_BxT.astype(np.int32))
+  module = heads.build(case.config)
+  both = jax.jit(
+    lambda v: [f(module, v, case.ids_BxT, **options) for f in (model.hidden_states,
+                                                              model.attentions)]
+  )  # fmt: skip
+  states, attentions = both(variables)
+  assert len(states) == len(theirs.hidden_states) == 5
+  assert len(attentions) == len(theirs.attentions) == 4
+  for our, their in zip(states, theirs.hidden_states):
+    np.testing.assert_allclose(our[case.real_BxT], their.numpy()[case.real_BxT], atol=2e-5)
+  for our, their in zip(attentions, theirs.attentions):
+    queries = lambda x: np.moveaxis(np.asarray(x), 1, 2)[case.real_BxT]  # noqa: E731
+    np.testing.assert_allclose(queries(our), queries(their), atol=1e-6)
+
+
+def bfloat16_distances(hf, config, params, ids_BxT):
+  """Root mean squares of differences of logits: ours to PyTorch's in bfloat16, and of both to
+  float32 from the same, rounded weights. And the largest of the first and of PyTorch's."""
+  config = config.replace(dtype="bfloat16", param_dtype="bfloat16")
+  params = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), params)
+  forward = jax.jit(lambda p: heads.build(config).apply({"params": p}, ids_BxT, method="logits"))
+  ours = np.asarray(forward(params))
+  mask = torch.ones(ids_BxT.shape, dtype=torch.int64)
+  with torch.no_grad():
+    hf = hf.to(torch.bfloat16)
+    theirs = hf(torch.tensor(ids_BxT), attention_mask=mask).logits.float().numpy()
+    exact = hf.float()(torch.tensor(ids_BxT), attention_mask=mask).logits.numpy()
+  apart, our, their = ours - theirs, ours - exact, theirs - exact
+  return rms(apart), rms(our), rms(their), largest(apart), largest(their)
+
+
+def check_bfloat16(name, apart, our, their, apart_most, their_most):
+  """Two roundings that err alike, and know nothing of each other, are √2 of either apart."""
+  print(
+    f"bfloat16, {name}: apart {apart:.2e} (largest {apart_most:.2e}), our error {our:.2e},"
+    f" PyTorch's {their:.2e} (largest {their_most:.2e})"
+  )
+  assert our <= 1.15 * their
+  assert apart <= np.sqrt(2) * their
+  assert apart_most <= 1.5 * their_most
+
+
+@pytest.mark.parametrize("family", ["gpt_neo", "gpt2"])
+def test_bfloat16(family):
+  case = make_case(family, "lm", 0.1, layers=4, heads=4, head_dim=8, T=40)
+  params = hf_models.to_params(hf_models.tensors(case.hf), case.config)
+  check_bfloat16(family, *bfloat16_distances(case.hf, case.config, params, case.ids_BxT))
+
+
+def test_bfloat16_of_a_trained_model(shared_data):
+  import transformers
+
+  folder = str(shared_data / "checkpoints" / "neo_docs_hf")
+  hf = transformers.AutoModelForCausalLM.from_pretrained(
+    folder, dtype=torch.float32, attn_implementation="eager"
+  ).eval()
+  with open(transformers.__file__) as file:
+    ids = transformers.AutoTokenizer.from_pretrained(folder)(file.read()[:8000]).input_ids
+  ids_BxT = np.array(ids[:1200]).reshape(2, 600)
+  config = hf_models.config_of(hf)
+  params = hf_models.to_params(hf_models.tensors(hf), config)
+  check_bfloat16("trained", *bfloat16_distances(hf, config, params, ids_BxT))
