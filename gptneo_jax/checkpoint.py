@@ -63,13 +63,13 @@ class _QuietOrbax(logging.Filter):
 logging.getLogger("absl").addFilter(_QuietOrbax())
 
 
-def saved_steps(folder: str) -> list[int]:
+def saved_steps(folder: epath.PathLike) -> list[int]:
   """Returns the steps of the committed checkpoints directly below `folder`, ascending."""
   path = _absolute(folder)
   return sorted(ocp.utils.checkpoint_steps(path)) if path.is_dir() else []
 
 
-def latest_step(folder: str) -> int | None:
+def latest_step(folder: epath.PathLike) -> int | None:
   """Returns the newest committed step below `folder`, None if there is none."""
   return max(saved_steps(folder), default=None)
 

@@ -87,7 +87,8 @@ def write_params(
     )
     # Weights shrink by a few percent only, and compressing them takes longer than writing them.
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)
-    composite = ocp.CompositeCheckpointHandler(**{_ITEM: handler})
+    items: dict[str, Any] = {_ITEM: handler}  # Any: orbax has named options beside the items
+    composite = ocp.CompositeCheckpointHandler(**items)
     path = epath.Path(os.path.abspath(folder))
     path.mkdir(parents=True, exist_ok=True)
     with ocp.Checkpointer(composite) as writer:
@@ -167,6 +168,7 @@ class _PiecewiseHandler(ocp.type_handlers.NumpyHandler):
         target = stored if i is None else stored[i]
         writing = target.write(data, can_reference_source_data_indefinitely=True)
         self._on_written(data.nbytes)
+      assert writing is not None  # an array of no layers is never written
       await writing
 
 
@@ -190,7 +192,8 @@ class _Reader:
         )
         spec = ts.Spec(ocp.type_handlers.get_json_tspec_read(info, use_ocdbt=ocdbt))
         self._array = ts.open(spec, context=_uncached()).result()
-        if index is not None and self._array.chunk_layout.read_chunk.shape[0] > 1:
+        chunk = self._array.chunk_layout.read_chunk.shape
+        if index is not None and chunk is not None and (chunk[0] or 1) > 1:
           # Of a training run: one chunk for all layers, not to be decoded once for each of them.
           self._array = ts.open(spec, context=self._context).result()
       return np.asarray((self._array if index is None else self._array[index]).read().result())

@@ -59,15 +59,15 @@ def first_then_others(action: Callable[[], T]) -> T:
   """Runs `action` on the first process, then on the others, which find the files it has written."""
   if jax.process_count() == 1:
     return action()
-  result = action() if is_first() else None
+  results = [action()] if is_first() else []
   multihost_utils.sync_global_devices("first_then_others")
-  return result if is_first() else action()
+  return results[0] if results else action()
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> range:
   """The rows of a global batch that this host's devices hold."""
   slices = NamedSharding(mesh, BATCH_SPEC).addressable_devices_indices_map((batch_size,)).values()
-  starts_stops = {rows[0].indices(batch_size)[:2] for rows in slices}
+  starts_stops = {rows[0].indices(batch_size)[:2] for rows in slices if rows is not None}
   start, stop = min(s for s, _ in starts_stops), max(s for _, s in starts_stops)
   if sum(b - a for a, b in starts_stops) != stop - start:
     raise UserError(

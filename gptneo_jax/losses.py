@@ -71,8 +71,8 @@ def span_cross_entropy(
   Positions past the end are clamped to T, and T does not count.
   """
   T = start_BxT.shape[-1]
-  losses = (
+  first, last = (
     cross_entropy(logits, jnp.clip(at, 0, T), ignored=T)
     for logits, at in ((start_BxT, start_B), (end_BxT, end_B))
   )
-  return sum(losses) / 2
+  return (first + last) / 2

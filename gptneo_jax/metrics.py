@@ -19,7 +19,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import fsspec
 import jax
@@ -117,7 +117,7 @@ class _JsonLines:
     if not resume_step:
       return []
     try:
-      with fsspec.open(self._path, "r") as file:
+      with _open(self._path, "r") as file:
         lines = file.readlines()
     except FileNotFoundError:
       return []
@@ -143,7 +143,7 @@ class _JsonLines:
       self._write_all()
 
   def _write_all(self) -> None:
-    with fsspec.open(self._path, "w") as file:
+    with _open(self._path, "w") as file:
       file.writelines(self._all)
     self._written_at = time.monotonic()
 
@@ -152,6 +152,11 @@ class _JsonLines:
       self._file.close()
     else:
       self._write_all()
+
+
+def _open(path: str, mode: str, **options: Any) -> contextlib.AbstractContextManager[TextIO]:
+  # fsspec has no annotations, and what is inferred from its code is a list of files.
+  return cast(contextlib.AbstractContextManager[TextIO], fsspec.open(path, mode, **options))
 
 
 def _start_wandb(project: str, folder: str, resume_step: int) -> Any:
@@ -164,10 +169,10 @@ def _start_wandb(project: str, folder: str, resume_step: int) -> Any:
   id_path = f"{folder}/wandb_run_id"
   run_id = None
   if resume_step:
-    with contextlib.suppress(FileNotFoundError), fsspec.open(id_path, "r") as file:
+    with contextlib.suppress(FileNotFoundError), _open(id_path, "r") as file:
       run_id = file.read().strip()
   run_id = run_id or uuid.uuid4().hex
-  with fsspec.open(id_path, "w", auto_mkdir=True) as file:
+  with _open(id_path, "w", auto_mkdir=True) as file:
     file.write(run_id)
   return wandb.init(
     project=project, name=os.path.basename(folder.rstrip("/")), id=run_id, resume="allow"
@@ -207,7 +212,8 @@ class Progress:
     self._total, self._tokens_per_step = total_steps, tokens_per_step
     self._every = {name: steps for name, steps in (every or {}).items() if steps}
     self._clock = clock
-    self._step, self._since, self._in_sections = first_step, None, 0.0
+    self._step, self._in_sections = first_step, 0.0
+    self._since: float | None = None
     self._step_times = collections.deque(maxlen=20)
     self._section_times = collections.defaultdict(list)
     self._stream = (stream or sys.stderr) if enabled else None
@@ -273,9 +279,10 @@ class Progress:
 
   def _show(self, loss: float) -> None:
     parts = [f"loss {loss:.4f}"]
-    if self.step_seconds is not None:
-      parts.append(f"{self.tokens_per_second:,.0f} tokens/s")
-      parts.append(f"{datetime.timedelta(seconds=round(self.seconds_left))} left")
+    rate, left = self.tokens_per_second, self.seconds_left
+    if rate is not None and left is not None:
+      parts.append(f"{rate:,.0f} tokens/s")
+      parts.append(f"{datetime.timedelta(seconds=round(left))} left")
     if self._bar is not None:
       self._bar.n = self._step
       self._bar.set_postfix_str(", ".join(parts))  # and redraws
@@ -367,8 +374,8 @@ def _measured_flops_per_second(device: jax.Device, dtype: np.dtype) -> float:
 def memory_in_use_bytes(devices: Sequence[jax.Device]) -> int:
   """Returns the largest peak of memory on any of `devices`; without such a count, as on CPU, the
   peak of this process."""
-  peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in devices]
-  if peaks and None not in peaks:
-    return max(peaks)
+  stats = [device.memory_stats() or {} for device in devices]
+  if stats and all("peak_bytes_in_use" in each for each in stats):
+    return max(each["peak_bytes_in_use"] for each in stats)
   unit = 1 if sys.platform == "darwin" else 1024
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

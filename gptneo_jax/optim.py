@@ -153,10 +153,10 @@ def _scale_by_mesh_adam(b1: float, b2: float, eps: float) -> optax.GradientTrans
     mu, nu = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))
     return MeshAdamState(mu, nu)
 
-  def update(grads, state, params=None):
+  def update(updates, state, params=None):
     del params
-    mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
-    nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, grads)
+    mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, updates)
+    nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, updates)
     return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu), MeshAdamState(mu, nu)
 
   return optax.GradientTransformation(init, update)
@@ -185,12 +185,12 @@ def _scale_by_adafactor() -> optax.GradientTransformation:
   def init(params):
     return jax.tree_util.tree_map_with_path(lambda path, p: rule(path).init(p), params)
 
-  def update(grads, state, params):
+  def update(updates, state, params=None):
     both = jax.tree_util.tree_map_with_path(
-      lambda path, *leaves: rule(path).update(*leaves), grads, state, params
+      lambda path, *leaves: rule(path).update(*leaves), updates, state, params
     )
-    updates = jax.tree.map(lambda _, pair: pair[0], grads, both)
-    return updates, jax.tree.map(lambda _, pair: pair[1], grads, both)
+    directions = jax.tree.map(lambda _, pair: pair[0], updates, both)
+    return directions, jax.tree.map(lambda _, pair: pair[1], updates, both)
 
   return optax.GradientTransformation(init, update)
 
@@ -201,8 +201,8 @@ def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransforma
   def cast(tree):
     return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
-  def update(grads, state, params):
-    return inner.update(cast(grads), state, cast(params))
+  def update(updates, state, params=None):
+    return inner.update(cast(updates), state, cast(params))
 
   return optax.GradientTransformation(lambda params: inner.init(cast(params)), update)
 

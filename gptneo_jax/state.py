@@ -15,8 +15,7 @@ from gptneo_jax.model import Decoder
 from gptneo_jax.sharding import param_shardings
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
   """Everything that a step changes."""
 
   step: jax.Array  # int32, updates done

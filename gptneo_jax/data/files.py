@@ -1,13 +1,14 @@
 """Files behind a path: local, gs://, s3:// and whatever else fsspec opens."""
 
 import os
+from typing import Any
 
 from gptneo_jax.data.documents import DataError
 
 _NOT_SOURCE = "__pycache__"
 
 
-def file_system(path: str):
+def file_system(path: str) -> tuple[Any, str]:
   """(fsspec file system, path in it); DataError when the scheme cannot be opened."""
   import fsspec
 
@@ -17,7 +18,7 @@ def file_system(path: str):
     raise DataError(f"{path}: {str(error).splitlines()[0]}") from error
 
 
-def match_files(path: str, *, folders: bool) -> tuple[object, list[str]]:
+def match_files(path: str, *, folders: bool) -> tuple[Any, list[str]]:
   """Files that a glob matches, or that stand below a folder, in sorted order.
 
   Args:

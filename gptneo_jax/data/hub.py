@@ -34,8 +34,8 @@ class HubDataset:
         )
     except Exception as error:  # the library raises what its many back ends raise
       raise DataError(f"{path}#{split}: cannot be opened: {_first_line(error)}") from error
-    self._data, self._streamed = data, isinstance(data, datasets.IterableDataset)
-    number = data.num_shards if self._streamed else 1
+    self._data = data
+    number = data.num_shards if isinstance(data, datasets.IterableDataset) else 1
     self.shards = [f"{path}#{split}[{shard}]" for shard in range(number)]
     self._name, self._text_key, self._bad_records = name, text_key, bad_records
 
@@ -50,9 +50,11 @@ class HubDataset:
         yield (number + 1, 0), document
 
   def _records(self, shard: int, start: int, mine: Callable[[int], bool]):
+    import datasets
+
     number = start
     try:
-      if self._streamed:
+      if isinstance(self._data, datasets.IterableDataset):
         data = self._data.shard(num_shards=len(self.shards), index=shard).skip(start)
         for number, record in enumerate(data, start):
           if mine(number):

@@ -92,7 +92,8 @@ def document_of(
   record: object, text_key: str, name: str, location: str, bad_records: BadRecords
 ) -> Document | None:
   """The document in a parsed record; None for a bad one that is skipped."""
-  text = record.get(text_key) if isinstance(record, dict) else None
+  fields = record if isinstance(record, dict) else {}
+  text = fields.get(text_key)
   if not isinstance(text, str):
     bad_records.add(location, f"no text: field '{text_key}' is missing or not a string")
     return None
@@ -102,7 +103,7 @@ def document_of(
     except UnicodeEncodeError as error:  # "\ud800" passes as JSON, but no tokenizer takes it
       bad_records.add(location, "lone surrogate in the text", f"character {error.start}")
       return None
-  meta = record.get("meta")
+  meta = fields.get("meta")
   subset = meta.get("pile_set_name") if isinstance(meta, dict) else None
   return Document(text, subset if isinstance(subset, str) and subset else name, location)
 

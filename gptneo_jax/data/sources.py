@@ -19,7 +19,8 @@ SPLITS = ("train", "validation", "test")
 class Source(Protocol):
   """Shards of records; see JsonLines.read."""
 
-  shards: Sequence[str]
+  @property
+  def shards(self) -> Sequence[str]: ...
 
   def read(
     self, shard: int, start: tuple[int, int], mine: Callable[[int], bool]
@@ -57,9 +58,9 @@ def open_components(config: DataConfig, split: str, bad_records: BadRecords) -> 
   keep = _split_rule(config, split)
   components = []
   for weight, kind, path in config.entries:
-    if keep is None and kind != "stdlib":
-      continue
     rule = _all_documents if kind == "stdlib" else keep
+    if rule is None:
+      continue
     components.append(Component(weight, _open(config, kind, path, split, bad_records), rule))
   if not components:
     raise DataError(f"no {split} data: set data.{split}_path or data.{split}_fraction")

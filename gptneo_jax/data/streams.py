@@ -64,7 +64,8 @@ class DocumentStream:
   def set_state(self, state: dict[str, int]) -> None:
     self._start = {name: int(value) for name, value in state.items() if name != "index"}
     self._index = int(state["index"])
-    self._end = None  # (shard, cursor) past the block in hand; None: no block in hand
+    # (shard, cursor) past the block in hand; None: no block in hand.
+    self._end: tuple[int, tuple[int, int]] | None = None
     self._block: list[str] = []
     self._encoded: deque[np.ndarray] = deque()
     self._reader: Iterator | None = None
@@ -88,6 +89,7 @@ class DocumentStream:
   def _advance(self) -> None:
     """Goes from a block that is used up to the next one, into the next epoch if need be."""
     start = self._start
+    assert self._end is not None  # `next` has read a block
     if len(self._block) == self._window:
       shard, (record, offset) = self._end
       start = {**start, "block": start["block"] + 1}
