@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 import flax.linen as nn
 import jax
@@ -80,16 +80,27 @@ class _Module(nn.Module):
 
   config: ModelConfig
 
-  def weight(self, name: str, rule: str, shape: tuple[int, ...], names: tuple[str, ...]):
+  if TYPE_CHECKING:
+    # flax declares Any | tuple, which no caller can index: `mutable` decides which it is.
+    def apply(self, *args: Any, **kwargs: Any) -> Any: ...
+
+  def weight(
+    self, name: str, rule: str, shape: tuple[int, ...], names: tuple[str, ...]
+  ) -> jax.Array:
     init = nn.initializers.normal(init_stddev(self.config, rule))
     return self._param(name, init, shape, names)
 
-  def constant(self, name: str, value: float, shape: tuple[int, ...], names: tuple[str, ...]):
+  def constant(
+    self, name: str, value: float, shape: tuple[int, ...], names: tuple[str, ...]
+  ) -> jax.Array:
     return self._param(name, nn.initializers.constant(value), shape, names)
 
-  def _param(self, name: str, init: Callable, shape: tuple[int, ...], names: tuple[str, ...]):
+  def _param(
+    self, name: str, init: Callable, shape: tuple[int, ...], names: tuple[str, ...]
+  ) -> jax.Array:
     dtype = jnp.dtype(self.config.param_dtype)
-    return self.param(name, nn.with_logical_partitioning(init, names), shape, dtype)
+    boxed_init = nn.with_logical_partitioning(init, names)
+    return cast(jax.Array, self.param(name, boxed_init, shape, dtype))  # taken out of its box
 
   def asked_for(self, collection: str) -> bool:
     """Whether this call is to write into `collection`: what nobody reads is not computed."""
@@ -319,7 +330,7 @@ def attentions(model: Decoder, variables: Any, ids_BxT: jax.Array, **options) ->
 
 
 def _in_order(
-  config: ModelConfig, blocks: dict[str, Any], take: Callable[[Any], jax.Array]
+  config: ModelConfig, blocks: Mapping[str, Any], take: Callable[[Any], jax.Array]
 ) -> list[jax.Array]:
   """One array of each layer, first to last, out of the stacks of the scan."""
   places = [take(blocks[f"layer_{j}"]) for j in range(config.period)]
