@@ -64,6 +64,7 @@ def base(model: ModelConfig) -> ConfigDict:
       batch_size=0,  # 0: that of training
       baselines=False,  # print what a byte unigram and gzip -9 make of the same documents
       sample_tokens=64,  # length of the sample of text; 0: none
+      sample_prompt="",  # empty: the beginning of a validation document
     )
   )
   config.profile = ConfigDict(dict(first_step=0, steps=0))  # steps to trace; 0: none

@@ -30,6 +30,7 @@ import jax.numpy as jnp
 from gptneo_jax import axes
 from gptneo_jax.attention import Dropout, MaskSpec, attend, probabilities
 from gptneo_jax.config import ModelConfig
+from gptneo_jax.matmul import contract
 from gptneo_jax.sharding import constrain
 
 MASKED_LOGIT = float(jnp.finfo(jnp.float32).min)
@@ -136,8 +137,7 @@ class Projection(_Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     shape, names = self.in_shape + self.out_shape, self.in_axes + self.out_axes
-    kernel = self.weight("kernel", self.rule, shape, names).astype(self.dtype)
-    y = jnp.tensordot(x, kernel, axes=len(self.in_shape))
+    y = contract(x, self.weight("kernel", self.rule, shape, names), len(self.in_shape))
     if self.has_variable("lora", "a"):
       a, b = (self.get_variable("lora", name).astype(self.dtype) for name in ("a", "b"))
       y += jnp.tensordot(jnp.tensordot(x, a, axes=len(self.in_shape)), b, axes=1)
@@ -279,8 +279,12 @@ class Decoder(_Module):
       raise ValueError(
         f"{T} tokens, and the model has {self.config.max_position_embeddings} positions"
       )
-    x_BxTxD = jnp.take(self.wte, ids_BxT, axis=0).astype(self.dtype)
-    positions = self.wpe[:T] if positions_BxT is None else self.wpe[positions_BxT]
+    # Rows whole before they are looked up: else XLA would reshard the activations, by copying all.
+    wte_VxD = constrain(self.wte, axes.VOCAB, None)
+    x_BxTxD = jnp.take(wte_VxD, ids_BxT, axis=0).astype(self.dtype)
+    positions = self.wpe[:T]
+    if positions_BxT is not None:
+      positions = jnp.take(self.wpe, positions_BxT, axis=0)  # NaN past the table: never silent
     x_BxTxD = x_BxTxD + positions.astype(self.dtype)
     x_BxTxD = constrain(x_BxTxD, axes.BATCH, axes.LENGTH, axes.ACT_EMBED)
     x_BxTxD = self.embed_dropout(x_BxTxD, deterministic=deterministic)

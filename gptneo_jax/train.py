@@ -358,10 +358,11 @@ def _evaluation(
     return perplexity.evaluate(row_nll, batches), sample(params)
 
   def sample(params: Any) -> str:
-    """The beginning of a validation document, and how the model goes on."""
+    """A beginning, and how the model goes on."""
     if not config.eval.sample_tokens:
       return ""
-    prompt = tokenizer(next(documents()).text[:_PROMPT_CHARACTERS]).input_ids
+    text = config.eval.sample_prompt or next(documents()).text[:_PROMPT_CHARACTERS]
+    prompt = tokenizer(text).input_ids
     prompt = prompt[: config.seq_len - config.eval.sample_tokens]
     ids = generate_ids(
       model,
@@ -369,7 +370,7 @@ def _evaluation(
       [prompt],
       max_new_tokens=config.eval.sample_tokens,
       end_id=data.end_of_text_id(tokenizer),
-      temperature=0.8,
+      temperature=0.7,
     )
     return tokenizer.decode(prompt) + " ⏵ " + tokenizer.decode(ids[0])
 

@@ -32,6 +32,7 @@ SMALL = {
   "eval.documents": 4,
   "eval.sample_tokens": 0,
   "eval.baselines": False,
+  "data.num_streams": 8,
 }
 
 

@@ -1,0 +1,47 @@
+"""Time to compile the training step against depth: the scan over periods keeps it constant.
+
+python experiments/bench_compile_depth.py
+"""
+
+import time
+
+import bench
+import jax
+import jax.numpy as jnp
+
+from gptneo_jax import sharding
+from gptneo_jax.config import ModelConfig
+from gptneo_jax.model import Decoder
+from gptneo_jax.optim import OptimizerConfig, ScheduleConfig, make_optimizer
+from gptneo_jax.state import abstract_state
+from gptneo_jax.steps import make_train_step
+
+
+def compile_seconds(num_layers: int) -> float:
+  config = ModelConfig(
+    vocab_size=1024, max_position_embeddings=512, hidden_size=128, num_heads=2,
+    num_layers=num_layers, window_size=256,
+  )  # fmt: skip
+  model, mesh = Decoder(config), sharding.make_mesh()
+  optimizer, _ = make_optimizer(OptimizerConfig(), ScheduleConfig(decay_steps=10_000))
+  abstract = abstract_state(model, optimizer, mesh)
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+  batch = dict.fromkeys(("inputs", "targets"), jax.ShapeDtypeStruct((2, 512), jnp.int32))
+  step = make_train_step(model, optimizer, shardings, mesh, z_loss=1e-4)
+  start = time.perf_counter()
+  with jax.set_mesh(mesh):
+    step.lower(abstract, batch).compile()
+  return time.perf_counter() - start
+
+
+def main():
+  compile_seconds(2)  # the first compilation of a process carries its start-up
+  rounds = [{depth: compile_seconds(depth) for depth in (4, 8, 16, 32)} for _ in range(3)]
+  seconds = {depth: sorted(row[depth] for row in rounds)[1] for depth in rounds[0]}
+  bench.record(
+    "bench_compile_depth", {"seconds": seconds, "ratio_32_to_4": seconds[32] / seconds[4]}
+  )
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,75 @@
+"""Memory of a step, worked out before it runs."""
+
+import jax
+import numpy as np
+import pytest
+
+from gptneo_jax import preflight, sharding
+from gptneo_jax.config import PRESETS, ModelConfig
+from gptneo_jax.model import Decoder
+from gptneo_jax.optim import OptimizerConfig, ScheduleConfig, make_optimizer
+from gptneo_jax.state import abstract_state, init_state
+from gptneo_jax.steps import make_train_step
+
+OPTIMIZER, _ = make_optimizer(OptimizerConfig(), ScheduleConfig(decay_steps=100))
+
+
+def needs(config: ModelConfig, rows: int, seq_len: int, **options) -> dict[str, int]:
+  mesh = sharding.make_mesh()
+  state = abstract_state(Decoder(config), OPTIMIZER, mesh)
+  options = {"accumulates": False} | options
+  return preflight.step_bytes(config, state, mesh, rows=rows, seq_len=seq_len, **options)
+
+
+def test_weights_and_moments_are_counted_exactly():
+  config = PRESETS["neo_125m"]
+  parts = needs(config, rows=1, seq_len=256)
+  assert parts["parameters"] == parts["gradients"] == 4 * config.num_params()
+  moments = parts["optimizer"] - 2 * parts["parameters"]
+  assert 0 <= moments < 1000  # and the step count
+  assert (
+    needs(config, rows=1, seq_len=256, accumulates=True)["gradients"] == 8 * config.num_params()
+  )
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_the_estimate_is_near_what_the_compiler_takes(remat):
+  """Within a factor of two of the compiled step: the estimate is there to refuse, not to plan."""
+  config = ModelConfig(
+    vocab_size=512, max_position_embeddings=256, hidden_size=64, num_layers=8, num_heads=2,
+    window_size=64, remat=remat,
+  )  # fmt: skip
+  mesh = sharding.make_mesh()
+  model = Decoder(config)
+  abstract = abstract_state(model, OPTIMIZER, mesh)
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+  step = make_train_step(model, OPTIMIZER, shardings, mesh, z_loss=0.0)
+  batch = dict.fromkeys(("inputs", "targets"), jax.ShapeDtypeStruct((16, 256), np.int32))
+  compiled = step.lower(abstract, batch).compile().memory_analysis().temp_size_in_bytes
+  parts = needs(config, rows=16, seq_len=256)
+  estimate = parts["activations"] + parts["logits"] + parts["gradients"]
+  assert 0.5 < estimate / compiled < 2.0, (estimate, compiled)
+
+
+def test_a_problem_is_said_with_its_figures():
+  parts = {"parameters": 3 * preflight.GIB, "activations": preflight.GIB}
+  assert preflight.memory_problem(parts, 4 * preflight.GIB, 1) is None
+  text = preflight.memory_problem(parts, 2 * preflight.GIB, 8)
+  assert "about 4.0 GiB on each of 8 device(s)" in text
+  assert "parameters 3.0, activations 1.0" in text and "there are 2.0 GiB" in text
+
+
+def test_there_is_memory_here():
+  assert preflight.available_bytes(jax.local_devices()) > preflight.GIB / 4
+
+
+def test_a_fresh_state_has_the_shape_that_was_promised():
+  config = ModelConfig(vocab_size=64, hidden_size=16, num_layers=2, num_heads=2, window_size=4)
+  mesh = sharding.make_mesh()
+  abstract = abstract_state(Decoder(config), OPTIMIZER, mesh)
+  state = init_state(Decoder(config), OPTIMIZER, mesh, seed=0)
+  assert jax.tree.structure(state) == jax.tree.structure(abstract)
+  for leaf, promised in zip(jax.tree.leaves(state), jax.tree.leaves(abstract)):
+    assert (leaf.shape, leaf.dtype, leaf.sharding) == (
+      promised.shape, promised.dtype, promised.sharding
+    )  # fmt: skip
