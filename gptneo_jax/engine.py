@@ -245,7 +245,9 @@ class LanguageModel:
   def _eval_step(self) -> Any:
     shardings = jax.tree.map(lambda leaf: leaf.sharding, self.params)
     leaves, tree = jax.tree.flatten(shardings)
-    return _eval_step(heads.build(self.config), tuple(leaves), tree, self.mesh)
+    module = heads.build(self.config)
+    # flax's modules are frozen dataclasses with a hash; its annotations make them plain ones.
+    return _eval_step(module, tuple(leaves), tree, self.mesh)  # pyrefly: ignore[bad-argument-type]
 
   def generate(
     self, prompts: Any, attention_mask: Any = None, seed: int = 0, **options
@@ -352,7 +354,7 @@ class LanguageModel:
     return self.tokenizer
 
 
-_GENERATE_DEFAULTS = {
+_GENERATE_DEFAULTS: dict[str, Any] = {
   "max_new_tokens": 20,
   "do_sample": False,
   "temperature": 1.0,

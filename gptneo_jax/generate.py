@@ -27,7 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   options["do_sample"] = args.do_sample or bool({"temperature", "top_k"} & set(options))
   prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
   lm = engine.load(args.checkpoint, args.dtype)
-  print(prompt + lm.generate(prompt, seed=args.seed, **options).texts[0])
+  texts = lm.generate(prompt, seed=args.seed, **options).texts
+  assert texts is not None  # without a tokenizer a prompt of text is refused
+  print(prompt + texts[0])
   return 0
 
 

@@ -239,13 +239,11 @@ def _take_pairs(config: ModelConfig, tensors: dict[str, np.ndarray], path) -> Pa
     outputs = sum(math.prod(shape[row.inputs :]) for shape in kernels)
     for layer in range(config.num_layers):
       names = [f"{tables.PREFIX}h.{layer}.{module}.lora_{side}.weight" for side in "AB"]
-      found = [tensors.pop(name, None) for name in names]
-      if found[0] is None and found[1] is None:
+      A, B = (tensors.pop(name, None) for name in names)
+      if A is None and B is None:
         continue
-      for name, array in zip(names, found):
-        if array is None:
-          raise UserError(f"{path} lacks {name}")
-      A, B = found
+      if A is None or B is None:
+        raise UserError(f"{path} lacks {names[0] if A is None else names[1]}")
       if (A.shape[1:], B.shape[:1], A.shape[:1]) != ((inputs,), (outputs,), B.shape[1:]):
         raise UserError(
           f"{path}: {names[0]} and lora_B have shapes {A.shape} and {B.shape}; this model makes"

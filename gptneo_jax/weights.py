@@ -134,7 +134,10 @@ def _load_hf(name: str, dtype: str | None, mesh: Mesh) -> Weights:
   config = _for_mesh(opened.config, mesh)
 
   def leaf(path: str) -> LazyArray:
-    return functools.reduce(lambda node, key: node[key], path.split("/"), opened.params)
+    node: Any = opened.params
+    for key in path.split("/"):
+      node = node[key]
+    return node
 
   params = _placed(leaf, abstract_params(config, mesh))
   kept = {HF_CONFIG: json.dumps(opened.hf_config, indent=2) + "\n"}

@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +28,7 @@ def load_tokenizer(
   documents: Iterable[Document] | None = None,
   vocab_size: int | None = None,
   save_to: str | None = None,
-):
+) -> Any:
   """A fast Hugging Face tokenizer.
 
   Args:
@@ -57,7 +58,7 @@ def load_tokenizer(
   return tokenizer
 
 
-def _load(name: str):
+def _load(name: str) -> Any:
   local = os.path.expanduser(name)
   if os.path.isfile(os.path.join(local, "tokenizer.json")):
     return _saved(local)  # whatever config.json there says of the model

@@ -242,6 +242,7 @@ def _attention_layers(fields: Mapping[str, Any], num_layers: int, path: Any) -> 
     if layers is not None and list(layers) != expanded:
       raise UserError(f"{path}: attention_layers is not what attention_types expands to")
     layers = expanded
+  assert layers is not None  # given, or expanded
   if len(layers) != num_layers:
     raise UserError(
       f"{path}: attention_types is of {len(layers)} layers, and num_layers is {num_layers}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import importlib.metadata
+import itertools
 import json
 import math
 import os
@@ -72,7 +73,8 @@ def orbax_to_hf(
   source = pathlib.Path(source)
   config = load_config(source)
   leaves = open_params(source, step)
-  step = latest_step(str(source)) if step is None else step
+  step = latest_step(source) if step is None else step
+  assert step is not None  # what `open_params` has found
   shapes = tables.leaf_shapes(config)
   _check(source, leaves, shapes)
   if tokenizer and not (source / "tokenizer.json").is_file():
@@ -162,12 +164,15 @@ def _index(files: dict[str, list[str]], specs: dict[str, Any], total: int) -> di
 
 def _ahead(items: Iterator[Item]) -> Iterator[Item]:
   """The same items, the next one made in a thread while the one before is used."""
-  end = object()
+
+  def take() -> list[Item]:  # none at the end
+    return list(itertools.islice(items, 1))
+
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
-    following = pool.submit(next, items, end)
-    while (item := following.result()) is not end:
-      following = pool.submit(next, items, end)
-      yield item
+    following = pool.submit(take)
+    while taken := following.result():
+      following = pool.submit(take)
+      yield taken[0]
 
 
 def _original(source: pathlib.Path, tokenizer: bool) -> dict[str, Any]:
