@@ -1,6 +1,7 @@
 """Every head against transformers' eager PyTorch, on random models: outputs, losses, gradients.
 
-The rule is comparison.py's: our error against a float64 referee is at most twice PyTorch's.
+The rule: our error against a float64 referee is at most twice PyTorch's by root mean square, and
+where PyTorch's is small the two agree outright.
 """
 
 import dataclasses
@@ -28,7 +29,9 @@ pytestmark = pytest.mark.parity
 torch.set_num_threads(1)  # the tensors are tiny
 
 FEW = 64  # entries below which the largest error is chance: a unit in the last place on either side
-CHANCE = 4.0  # what one gradient's ratio of errors may be: among equals it lies between 0.3 and 2.5
+# The largest error is partly chance: among two who round alike its ratio lies between 0.6 and 2.3.
+# For it the rule holds in the mean of the ratios over the models drawn.
+CHANCE = 4.0
 B = 6  # rows; of choices for double heads: 3 questions of 2
 
 
@@ -259,11 +262,9 @@ def compare_outputs(case, ours, theirs, truths):
     assert our.shape == their.shape == truth.shape
     errors = largest(our - truth), largest(their - truth)
     figures = f"output {number}: ours {errors[0]:.2e}, PyTorch {errors[1]:.2e}"
-    if our.size >= FEW:
-      assert errors[0] <= NOT_WORSE * errors[1], figures
-    else:
-      unit = np.finfo(np.float32).eps * largest(case_scale(case, truth))
-      assert rms(our - truth) <= NOT_WORSE * max(rms(their - truth), unit), figures
+    unit = np.finfo(np.float32).eps * largest(case_scale(case, truth)) if our.size < FEW else 0.0
+    assert rms(our - truth) <= NOT_WORSE * max(rms(their - truth), unit), figures
+    assert errors[0] <= CHANCE * max(errors[1], unit), figures
     if errors[1] < SMALL:
       assert largest(our - their) <= AGREE, figures
     worst = [max(pair) for pair in zip(worst, errors)]
@@ -291,16 +292,16 @@ def compare_gradients(case, ours, theirs, truths):
   errors = []
   for (path, our), their, truth in zip(leaves, theirs, truths, strict=True):
     name = jax.tree_util.keystr(path, simple=True, separator="/")
-    size = max(largest(truth), 1e-3 * whole)
-    if size == 0:  # one class: there is nothing to learn
-      assert (our == 0).all(), name
+    if largest(truth) <= 1e-9 * whole:  # none in truth: a bias that is added to all of a softmax
+      assert largest(our) <= 1e-6 * whole, name
       continue
+    size = max(largest(truth), 1e-3 * whole)
     errors.append((rms(our - truth) / size, rms(their - truth) / size))
-    assert errors[-1][0] <= max(1e-4, CHANCE * errors[-1][1]), name
-  if not errors:
+    assert errors[-1][0] <= max(1e-5, NOT_WORSE * errors[-1][1]), name
+  if not errors:  # one class: there is nothing to learn
     return 0.0, 0.0
   worst = tuple(map(rms, zip(*errors)))
-  assert worst[0] <= CHANCE * worst[1], f"gradients: ours {worst[0]:.2e}, PyTorch {worst[1]:.2e}"
+  assert worst[0] <= NOT_WORSE * worst[1], f"gradients: ours {worst[0]:.2e}, PyTorch {worst[1]:.2e}"
   return worst
 
 
@@ -336,9 +337,7 @@ def test_random_models(family, head, request):
     seen.append(check(make_case(**arguments)))
 
   run()
-  ratios = [ours / theirs for *_, ours, theirs in seen if theirs]
-  if ratios:  # of the gradients: on the whole the rule holds for them too
-    assert np.exp(np.mean(np.log(ratios))) <= NOT_WORSE
+  assert np.exp(np.mean([np.log(ours / theirs) for ours, theirs, *_ in seen])) <= NOT_WORSE
   figures = [f"{x:.1e}" for x in np.max(seen, axis=0)]
   print(f"{family} {head}, {len(seen)} models: outputs {figures[:2]}, gradients {figures[2:]}")
 
