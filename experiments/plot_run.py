@@ -1,6 +1,6 @@
 """Plots a run: training loss, and bits per byte of the validation documents.
 
-  python experiments/plot_run.py runs/tiny experiments/001_tiny/plot.png
+python experiments/plot_run.py runs/tiny experiments/001_tiny/plot.png
 """
 
 import argparse

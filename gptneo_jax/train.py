@@ -39,7 +39,7 @@ from gptneo_jax.evals import perplexity
 from gptneo_jax.folder import load_config, save_config
 from gptneo_jax.metrics import MetricWriter, Progress, memory_in_use_bytes, peak_flops_per_second
 from gptneo_jax.model import Decoder
-from gptneo_jax.optim import OptimizerConfig, ScheduleConfig, make_optimizer
+from gptneo_jax.optim import OptimizerConfig, Schedule, ScheduleConfig, make_optimizer
 from gptneo_jax.state import TrainState, abstract_state, init_state
 from gptneo_jax.steps import make_eval_step, make_train_step, place_batch
 
@@ -112,7 +112,6 @@ def _train(config: ConfigDict, closing: contextlib.ExitStack) -> int:
     model, optimizer, shardings, mesh, z_loss=config.z_loss, accumulation=config.grad_accumulation
   )
   evaluate = _evaluation(config, data_config, model, shardings.params, mesh, tokenizer)
-
   baselines = functools.cache(functools.partial(_baselines, config, data_config))
 
   # --- reports ----------------------------------------------------------------------------------
@@ -158,12 +157,10 @@ def _train(config: ConfigDict, closing: contextlib.ExitStack) -> int:
       "perf/memory_gib": memory_in_use_bytes(jax.local_devices()) / preflight.GIB,
     }
     waited, clock = batches.wait_seconds, now
-    if progress.tokens_per_second:
-      line["perf/tokens_per_second"] = progress.tokens_per_second
-      line["perf/step_seconds"] = progress.step_seconds
-      line["perf/mfu"] = (
-        progress.tokens_per_second * flops_per_token / (peak_flops * jax.device_count())
-      )
+    if (seconds := progress.step_seconds) and (rate := progress.tokens_per_second):
+      line["perf/step_seconds"] = seconds
+      line["perf/tokens_per_second"] = rate
+      line["perf/mfu"] = rate * flops_per_token / (peak_flops * jax.device_count())
     return line
 
   # --- the loop: the report of a step is made while the next one runs -----------------------------
@@ -216,7 +213,7 @@ def _train(config: ConfigDict, closing: contextlib.ExitStack) -> int:
 
 def _sections(
   config: ConfigDict,
-) -> tuple[ModelConfig, data.DataConfig, optax.GradientTransformation, optax.Schedule]:
+) -> tuple[ModelConfig, data.DataConfig, optax.GradientTransformation, Schedule]:
   """The config's sections as checked, typed things. Raises UserError."""
   with _as_user_errors():
     model_config = ModelConfig.from_dict(config.model.to_dict())
