@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -25,6 +26,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+import tqdm
 from absl import flags
 from etils import epath
 from jax.sharding import Mesh
@@ -68,7 +70,7 @@ def _train(config: ConfigDict, closing: contextlib.ExitStack) -> int:
   mesh, abstract = _layout(config, model, optimizer)
   _check_needs(config, data_config, mesh, abstract)
   _check_workdir(workdir, model_config)
-  say = functools.partial(print, flush=True) if hosts.is_first() else lambda *_: None
+  say = _say if hosts.is_first() else lambda _: None
   say(_summary(model_config, mesh, abstract, workdir))
 
   # --- data -------------------------------------------------------------------------------------
@@ -139,9 +141,13 @@ def _train(config: ConfigDict, closing: contextlib.ExitStack) -> int:
     loss, grad_norm = float(metrics["loss"]), float(metrics["grad_norm"])
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
       checkpoints.wait()
+      good = latest_step(str(workdir))
+      stands = (
+        "No checkpoint stands" if good is None else f"The last good checkpoint is step {good}"
+      )
       raise UserError(
-        f"step {step}: loss {loss}, gradient norm {grad_norm}; stopped. The last good checkpoint"
-        f" is that of step {latest_step(str(workdir))}"
+        f"step {step}: loss {loss}, gradient norm {grad_norm}; stopped before anything of it was"
+        f" saved. {stands}"
       )
     due = step % config.log_every == 0 or step == config.steps
     progress.update(step, loss if due else None)
@@ -188,6 +194,8 @@ def _train(config: ConfigDict, closing: contextlib.ExitStack) -> int:
         results, sample = evaluate(state.params)
       line |= results
       say(_evaluation_report(step, results, baselines(), sample))
+    if line:
+      writer.write(step, line)  # before the checkpoint: one that stands has all its lines
     if saves:
       with progress.section("checkpoint"):
         checkpoints.save(
@@ -197,8 +205,7 @@ def _train(config: ConfigDict, closing: contextlib.ExitStack) -> int:
           data_state=data.merge_states(hosts.gather_objects(batches.get_state())),
           metrics=line,
         )
-    if line:
-      writer.write(step, line)
+    waited, clock = batches.wait_seconds, time.perf_counter()
     if stopping:
       break
 
@@ -296,6 +303,12 @@ def _check_workdir(workdir: epath.Path, model_config: ModelConfig) -> None:
     raise UserError(
       f"{workdir} holds a different model ({'; '.join(differences)}); choose another --workdir"
     )
+
+
+def _say(text: str) -> None:
+  """Prints a line above the progress bar, if there is one."""
+  tqdm.tqdm.write(text)
+  sys.stdout.flush()
 
 
 def _summary(model_config: ModelConfig, mesh: Mesh, abstract: TrainState, workdir: Any) -> str:

@@ -144,6 +144,6 @@ def test_a_loss_that_is_not_finite(finished, tmp_path):
   settings = settings | {"optimizer__learning_rate": 1e30, "optimizer__clip_norm": 0.0}
   settings = settings | {"schedule__warmup_steps": 6, "checkpoint_every": 1}
   line = one_line(train_runs.train(tmp_path, **settings), begun=True)
-  assert "loss" in line and "The last good checkpoint is that of step" in line
+  assert "loss" in line and "The last good checkpoint is step" in line
   assert "nan" in line or "inf" in line
   assert all(json.loads(text) for text in pathlib.Path(tmp_path / "metrics.jsonl").open())
