@@ -14,6 +14,7 @@ import numpy as np
 from gptneo_jax import sampling
 from gptneo_jax.errors import UserError
 from gptneo_jax.model import Decoder
+from gptneo_jax.sharding import constrain
 
 _BUCKET = 64  # lengths are rounded up to a multiple, so that new prompt lengths rarely recompile
 
@@ -95,4 +96,5 @@ def _decode(
     return (n < max_new_tokens) & ~done_B.all()
 
   start = (jnp.int32(0), jnp.asarray(ids_BxT), jnp.zeros(ids_BxT.shape[0], bool))
-  return jax.lax.while_loop(unfinished, step, start)[1]
+  # Whole on every device, so that each host can read it.
+  return constrain(jax.lax.while_loop(unfinished, step, start)[1], None, None)

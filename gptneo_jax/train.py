@@ -20,11 +20,10 @@ import functools
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 import tqdm
 from absl import flags
@@ -35,17 +34,14 @@ from ml_collections import ConfigDict, config_flags
 from gptneo_jax import cli, data, hosts, preflight, sharding
 from gptneo_jax.checkpoint import Checkpointer, latest_step, restore_params
 from gptneo_jax.config import ModelConfig
-from gptneo_jax.decode import generate_ids
 from gptneo_jax.errors import UserError
-from gptneo_jax.evals import perplexity
+from gptneo_jax.evals import validation
 from gptneo_jax.folder import load_config, save_config
 from gptneo_jax.metrics import MetricWriter, Progress, memory_in_use_bytes, peak_flops_per_second
 from gptneo_jax.model import Decoder
 from gptneo_jax.optim import OptimizerConfig, Schedule, ScheduleConfig, make_optimizer
 from gptneo_jax.state import TrainState, abstract_state, init_state
-from gptneo_jax.steps import make_eval_step, make_train_step, place_batch
-
-_PROMPT_CHARACTERS = 200  # of a validation document, before the sample of text
+from gptneo_jax.steps import make_train_step, place_batch
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py, or FILE.py:runlocal to shrink.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; else runs/NAME_OF_CONFIG.")
@@ -113,8 +109,10 @@ def _train(config: ConfigDict, closing: contextlib.ExitStack) -> int:
   train_step = make_train_step(
     model, optimizer, shardings, mesh, z_loss=config.z_loss, accumulation=config.grad_accumulation
   )
-  evaluate = _evaluation(config, data_config, model, shardings.params, mesh, tokenizer)
-  baselines = functools.cache(functools.partial(_baselines, config, data_config))
+  evaluate = validation.make_validation(
+    config, data_config, model, shardings.params, mesh, tokenizer
+  )
+  baselines = functools.cache(functools.partial(validation.baselines, config, data_config))
 
   # --- reports ----------------------------------------------------------------------------------
   progress = Progress(
@@ -193,7 +191,7 @@ def _train(config: ConfigDict, closing: contextlib.ExitStack) -> int:
       with progress.section("eval"):
         results, sample = evaluate(state.params)
       line |= results
-      say(_evaluation_report(step, results, baselines(), sample))
+      say(validation.report(step, results, baselines(), sample))
     if line:
       writer.write(step, line)  # before the checkpoint: one that stands has all its lines
     if saves:
@@ -338,85 +336,6 @@ def _all_but_params(state: TrainState) -> dict[str, Any]:
 
 def _due(step: int, every: int) -> bool:
   return every > 0 and step % every == 0
-
-
-def _evaluation(
-  config: ConfigDict,
-  data_config: data.DataConfig,
-  model: Decoder,
-  param_shardings: Any,
-  mesh: Mesh,
-  tokenizer: Any,
-) -> Callable[[Any], tuple[dict[str, float], str]]:
-  """A function of the parameters: metrics of the validation documents, and a sample of text."""
-  eval_step = make_eval_step(model, param_shardings, mesh)
-  ways = mesh.shape["data"] * mesh.shape["fsdp"]
-  rows = math.ceil((config.eval.batch_size or config.batch_size) / ways) * ways
-  local = hosts.local_rows(mesh, rows)
-
-  def documents() -> Iterator[data.Document]:
-    return data.evaluation_documents(data_config, "validation", config.eval.documents)
-
-  def evaluate(params: Any) -> tuple[dict[str, float], str]:
-    def row_nll(batch: dict[str, np.ndarray]) -> jax.Array:
-      own = {key: value[local.start : local.stop] for key, value in batch.items()}
-      return eval_step(params, place_batch(own, mesh, rows))
-
-    batches = data.evaluation_batches(
-      documents(), tokenizer, batch_size=rows, seq_len=config.seq_len
-    )
-    return perplexity.evaluate(row_nll, batches), sample(params)
-
-  def sample(params: Any) -> str:
-    """A beginning, and how the model goes on."""
-    if not config.eval.sample_tokens:
-      return ""
-    text = config.eval.sample_prompt or next(documents()).text[:_PROMPT_CHARACTERS]
-    prompt = tokenizer(text).input_ids
-    prompt = prompt[: config.seq_len - config.eval.sample_tokens]
-    ids = generate_ids(
-      model,
-      params,
-      [prompt],
-      max_new_tokens=config.eval.sample_tokens,
-      end_id=data.end_of_text_id(tokenizer),
-      temperature=0.7,
-    )
-    return tokenizer.decode(prompt) + " ⏵ " + tokenizer.decode(ids[0])
-
-  return evaluate
-
-
-def _baselines(config: ConfigDict, data_config: data.DataConfig) -> dict[str, float]:
-  """Bits per byte, by name, that others need for the same validation documents."""
-  if not config.eval.baselines:
-    return {}
-
-  def documents(split: str, limit: int = 0) -> Iterator[data.Document]:
-    return data.evaluation_documents(data_config, split, limit)
-
-  validation = list(documents("validation", config.eval.documents))
-  return {
-    "byte unigram": data.byte_unigram_bits_per_byte(documents("train"), validation),
-    "gzip -9": data.gzip_bits_per_byte(validation),
-  }
-
-
-def _evaluation_report(
-  step: int, results: dict[str, float], baselines: dict[str, float], sample: str
-) -> str:
-  others = ", ".join(f"{name} {value:.3f}" for name, value in baselines.items())
-  text = (
-    f"step {step}: validation loss {results['eval/loss']:.4f} nats per token, perplexity"
-    f" {results['eval/perplexity']:.2f}, {results['eval/bits_per_byte']:.3f} bits per byte"
-    + (f" ({others})" if others else "")
-  )
-  for key, value in results.items():
-    if key.startswith("eval/bits_per_byte/"):
-      text += f"\n  {key.removeprefix('eval/bits_per_byte/'):32} {value:.3f} bits per byte"
-  if sample:
-    text += "\n  | " + sample.replace("\n", "\n  | ")
-  return text
 
 
 class _Trace:

@@ -46,7 +46,9 @@ def test_two_hosts(settings, one_device, tmp_path):
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{free.getsockname()[1]}"
-  command = train_runs.train_command(tmp_path, **settings | {"steps": 8, "mesh__fsdp": 2})
+  command = train_runs.train_command(
+    tmp_path, **settings | {"steps": 8, "mesh__fsdp": 2, "eval__sample_tokens": 8}
+  )
   hosts = [
     subprocess.Popen(
       [*command, f"--coordinator_address={address}", "--num_processes=2", f"--process_id={number}"],

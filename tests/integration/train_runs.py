@@ -57,7 +57,7 @@ def train_command(workdir, *, config: str = "configs/tiny.py", **settings) -> li
   return [*start, f"--workdir={workdir}", *flags]
 
 
-# Runs of one session share what they compile, and compile it quickly: they are short.
+# Runs share what they compile, and compile it quickly: they are short.
 _COMPILED = tempfile.TemporaryDirectory()
 _QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
