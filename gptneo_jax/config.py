@@ -34,7 +34,7 @@ _CHOICES = {
   ),
   "initializer": ("mesh_tf", "hf"),
   "remat": ("none", "dots", "full"),
-  "attention_impl": ("auto", "reference"),
+  "attention_impl": ("auto", "reference", "blocked"),
   "dtype": ("float32", "bfloat16"),
   "param_dtype": ("float32", "bfloat16", "float16"),
 }

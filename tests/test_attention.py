@@ -15,7 +15,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gptneo_jax import attention
-from gptneo_jax.attention import BACKENDS, Dropout, MaskSpec, attend, local
+from gptneo_jax.attention import BACKENDS, Dropout, MaskSpec, attend, blocked
+from gptneo_jax.attention.blocked import block_size
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiling is what these tests take time for
 TOLERANCE = 2e-6  # float32; the largest seen is 9e-7
@@ -125,8 +126,8 @@ def test_windows(backend, T, window):
   check(backend, T, window)
 
 
-@pytest.mark.parametrize("backend", sorted(set(BACKENDS) - {"local"}))
-@pytest.mark.parametrize("T", [1, 2, 33])
+@EVERY_BACKEND
+@pytest.mark.parametrize("T", [1, 2, 33, 300])
 def test_global(backend, T):
   check(backend, T, None)
 
@@ -173,29 +174,27 @@ def test_float16_with_left_padding_has_no_nan(backend):
 
 @pytest.mark.parametrize("block", [1, 2, 3, 7, 8, 16, 64])
 def test_block_sizes(block):
-  check("local", 29, 7, packed(29, [13, 16]), options={"block": block})
+  check("blocked", 29, 7, packed(29, [13, 16]), options={"block": block})
 
 
 @settings(max_examples=12, deadline=None)
 @given(
   T=st.integers(1, 70),
-  window=st.integers(1, 80),
+  window=st.one_of(st.none(), st.integers(1, 80)),
   block=st.one_of(st.none(), st.integers(1, 40)),
   lengths=st.lists(st.integers(1, 30), max_size=5),
   seed=st.integers(0, 99),
 )
 @example(T=17, window=16, block=16, lengths=[], seed=0)
-def test_local_equals_the_definition(T, window, block, lengths, seed):
+def test_blocks_equal_the_definition(T, window, block, lengths, seed):
   segments_BxT = packed(T, lengths, B=1) if lengths else None
-  check("local", T, window, segments_BxT, seed=seed, B=1, H=1, K=3, options={"block": block})
+  check("blocked", T, window, segments_BxT, seed=seed, B=1, H=1, K=3, options={"block": block})
 
 
 @EVERY_BACKEND
 @pytest.mark.parametrize("mistake", [None, 6, 8])
 def test_a_wrong_window_is_noticed(backend, mistake):
   """The suite would fail if a backend forgot its window, or was off by one key."""
-  if backend == "local" and mistake is None:
-    mistake = 10_000
   q, k, v, dout = make_inputs(20)
   out = run(backend, q, k, v, dout, MaskSpec(mistake), 1.0)[0]
   expected = dense_attention(q, k, v, 7, None, 1.0, dout)[0]
@@ -205,17 +204,11 @@ def test_a_wrong_window_is_noticed(backend, mistake):
 
 
 def test_resolve():
-  assert attention.resolve("auto", 2048, 256) == "local"
-  assert attention.resolve("auto", 257, 256) == "local"
-  assert attention.resolve("auto", 256, 256) == "reference"
-  assert attention.resolve("auto", 2048, None) == "reference"
+  assert attention.resolve("auto", 2048) == "blocked"
+  assert attention.resolve("auto", 64) == "reference"
   with pytest.raises(ValueError, match=r"unknown attention backend 'flash'.*auto"):
-    attention.resolve("flash", 2048, 256)
-  with pytest.raises(ValueError, match="windowed layers only"):
-    attention.resolve("local", 2048, None)
+    attention.resolve("flash", 2048)
   q, k, v, _ = make_inputs(4)
-  with pytest.raises(ValueError, match="needs a window"):
-    local.attend(q, k, v, MaskSpec(None), 1.0)
   with pytest.raises(ValueError, match="differ in shape"):
     attend(q, k[:, :3], v, MaskSpec(2), scale=1.0)
   with pytest.raises(ValueError, match="window is 0"):
@@ -225,7 +218,7 @@ def test_resolve():
 def test_attend_takes_the_backend_it_is_told():
   q, k, v, dout = make_inputs(12)
   expected = dense_attention(q, k, v, 4, None, 1.0, dout)[0]
-  for impl in ("auto", "reference", "local"):
+  for impl in ("auto", "reference", "blocked"):
     out = attend(q, k, v, MaskSpec(4), scale=1.0, impl=impl)
     assert relative_error(out, expected) < 1e-5
 
@@ -303,22 +296,32 @@ def largest_intermediate(backend, T, window):
   return max(int(np.prod(shape)) for shape in shapes), square
 
 
-def test_local_makes_nothing_of_size_t_by_t():
-  T, window, H = 2048, 64, 2
-  size, square = largest_intermediate("local", T, window)
+@pytest.mark.parametrize("window", [None, 64])
+def test_blocks_make_nothing_of_size_t_by_t(window):
+  T, H, K = 4096, 2, 4
+  size, square = largest_intermediate("blocked", T, window)
   assert not square
-  assert size <= H * T * (window + window // 2)  # the scores of whole blocks
+  b = block_size(T, window)
+  assert size <= max(H * b * b, H * T * K)  # the scores of one pair of blocks, or an input
   size, square = largest_intermediate("reference", T, window)  # what the walk would find
   assert square and size >= T * T
 
 
-def test_local_memory_grows_linearly():
-  lengths = [512, 1024, 2048, 4096, 8192]
+@pytest.mark.parametrize("window", [None, 64])
+def test_memory_grows_linearly(window):
+  lengths = [2048, 4096, 8192]  # where the block has its largest size
   sizes = []
   for T in lengths:
-    compiled = jax.jit(value_and_grads("local", 64)).lower(*abstract_inputs(T)).compile()
+    compiled = jax.jit(value_and_grads("blocked", window)).lower(*abstract_inputs(T)).compile()
     sizes.append(compiled.memory_analysis().temp_size_in_bytes)
   print("temporary bytes of forward and backward:", dict(zip(lengths, sizes)))
   assert sizes[0] > 0
   for shorter, longer in itertools.pairwise(sizes):
     assert longer <= 2.05 * shorter  # less where XLA finds a better schedule
+
+
+@pytest.mark.parametrize("window, expected", [(None, 10), (256, 3 * 16 - 3)])
+def test_pairs_beyond_the_mask_are_not_visited(window, expected):
+  """At T = 2048: 4 blocks of 512 and those below the diagonal; 16 of 128 with two before each."""
+  plan = blocked.Plan(block_size(2048, window), window, 1.0, 0.0)
+  assert len(plan.pairs(2048)) == expected

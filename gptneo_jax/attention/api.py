@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import jax
 
-from gptneo_jax.attention import local, reference
+from gptneo_jax.attention import blocked, reference
 from gptneo_jax.attention.dropout import Dropout
 from gptneo_jax.attention.mask import MaskSpec
 
-BACKENDS = {"reference": reference.attend, "local": local.attend}
+BACKENDS = {"reference": reference.attend, "blocked": blocked.attend}
+
+_SHORT = 128  # tokens up to which all scores at once are no more than a block or two
 
 
-def resolve(impl: str, length: int, window: int | None) -> str:
+def resolve(impl: str, length: int) -> str:
   """Name of the backend that serves `impl`; ValueError if it cannot.
 
-  'auto' takes the blocked window where the window is shorter than the sequence. Where it is not,
-  a local layer is a global one and blocks would only waste work.
+  'auto' takes the blocks where there is something to save: a sequence beyond a few blocks.
   """
   if impl == "auto":
-    return "local" if window is not None and window < length else "reference"
+    return "blocked" if length > _SHORT else "reference"
   if impl not in BACKENDS:
     raise ValueError(f"unknown attention backend {impl!r}; there are: auto, {', '.join(BACKENDS)}")
-  if impl == "local" and window is None:
-    raise ValueError(
-      "attention backend 'local' serves windowed layers only, and this one is global"
-    )
   return impl
 
 
@@ -43,5 +40,5 @@ def attend(
     raise ValueError(
       f"q, k and v differ in shape: {q_BxTxHxK.shape}, {k_BxTxHxK.shape}, {v_BxTxHxK.shape}"
     )
-  backend = BACKENDS[resolve(impl, q_BxTxHxK.shape[1], spec.window)]
+  backend = BACKENDS[resolve(impl, q_BxTxHxK.shape[1])]
   return backend(q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, spec, scale, dropout)
