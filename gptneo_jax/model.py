@@ -32,8 +32,7 @@ from gptneo_jax.attention import Dropout, MaskSpec, attend, probabilities
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.matmul import contract
 from gptneo_jax.sharding import constrain
-
-MASKED_LOGIT = float(jnp.finfo(jnp.float32).min)
+from gptneo_jax.vocab_loss import mask_padding
 
 # What the backward pass may keep of a block's forward pass instead of computing it again.
 REMAT_POLICIES: dict[str, Callable | None] = {
@@ -303,12 +302,16 @@ class Decoder(_Module):
     logits_BxTxV = constrain(logits_BxTxV, axes.BATCH, axes.LENGTH, axes.ACT_VOCAB)
     if config.padded_vocab_size == config.vocab_size:
       return logits_BxTxV
-    real_V = jnp.arange(config.padded_vocab_size) < config.vocab_size
-    return jnp.where(real_V, logits_BxTxV, MASKED_LOGIT)
+    return mask_padding(logits_BxTxV, config.vocab_size)
 
   def logits(self, ids_BxT: jax.Array, **options) -> jax.Array:
     """Logits of a forward pass, float32 B x T x V; options as in `__call__`."""
     return self.unembed(self(ids_BxT, **options))
+
+
+def output_table(config: ModelConfig, params: Mapping[str, Any]) -> jax.Array:
+  """The table that takes hidden states to logits, padded V x D."""
+  return params["lm_head" if config.untied_lm_head else "wte"]
 
 
 def hidden_states(model: Decoder, variables: Any, ids_BxT: jax.Array, **options) -> list[jax.Array]:

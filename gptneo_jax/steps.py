@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gptneo_jax.losses import TokenLosses, token_losses
-from gptneo_jax.model import Decoder
+from gptneo_jax.model import Decoder, output_table
 from gptneo_jax.sharding import BATCH_SPEC
 from gptneo_jax.state import TrainState
+from gptneo_jax.vocab_loss import loss_sums, losses_of_tokens
 
 Batch = dict[str, jax.Array]
 
@@ -49,15 +49,18 @@ def make_train_step(
   dropout = any((config.embed_dropout, config.attention_dropout, config.resid_dropout))
 
   def objective(params, batch: Batch, key: jax.Array, total_weight: jax.Array):
-    losses = _losses(
+    hidden_BxTxD = _hidden(
       model, params, batch, deterministic=not dropout, rngs={"dropout": key} if dropout else None
     )
-    nll = losses.nll_BxT.sum() / total_weight
-    return nll + z_loss * (losses.z_BxT.sum() / total_weight), nll
+    weights_BxT = _weights(batch) / total_weight
+    sums = loss_sums(
+      hidden_BxTxD, output_table(config, params), batch["targets"], weights_BxT,
+      config.vocab_size, z_loss,
+    )  # fmt: skip
+    return sums.objective, sums.nll
 
   def train_step(state: TrainState, batch: Batch):
-    weights = batch.get("weights")
-    total_weight = weights.sum() if weights is not None else jnp.float32(batch["targets"].size)
+    total_weight = _weights(batch).sum()
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     gradient = jax.grad(objective, has_aux=True)
 
@@ -96,7 +99,12 @@ def make_eval_step(
   """Sum of negative log-likelihoods per row, float32 B, of batches as in `make_train_step`."""
 
   def eval_step(params, batch: Batch) -> jax.Array:
-    return _losses(model, params, batch, deterministic=True).nll_BxT.sum(axis=-1)
+    hidden_BxTxD = _hidden(model, params, batch, deterministic=True)
+    table_VxD = output_table(model.config, params)
+    losses = losses_of_tokens(
+      hidden_BxTxD, table_VxD, batch["targets"], _weights(batch), model.config.vocab_size
+    )
+    return losses.nll_BxT.sum(axis=-1)
 
   return jax.jit(
     eval_step,
@@ -105,17 +113,14 @@ def make_eval_step(
   )
 
 
-def _losses(model: Decoder, params: Any, batch: Batch, **options) -> TokenLosses:
-  rngs = options.pop("rngs", None)
-  logits_BxTxV = model.apply(
-    {"params": params},
-    batch["inputs"],
-    segment_ids_BxT=batch.get("segment_ids"),
-    method="logits",
-    rngs=rngs,
-    **options,
+def _hidden(model: Decoder, params: Any, batch: Batch, **options) -> jax.Array:
+  return model.apply(
+    {"params": params}, batch["inputs"], segment_ids_BxT=batch.get("segment_ids"), **options
   )
-  return token_losses(logits_BxTxV, batch["targets"], batch.get("weights"))
+
+
+def _weights(batch: Batch) -> jax.Array:
+  return batch.get("weights", jnp.ones(batch["targets"].shape, jnp.float32))
 
 
 def _split(parts: int) -> Callable[[jax.Array], jax.Array]:

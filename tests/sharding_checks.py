@@ -12,8 +12,8 @@ from jax.sharding import NamedSharding
 
 from gptneo_jax import sharding
 from gptneo_jax.config import ModelConfig
-from gptneo_jax.losses import token_losses
-from gptneo_jax.model import Decoder
+from gptneo_jax.model import Decoder, output_table
+from gptneo_jax.vocab_loss import loss_sums, losses_of_tokens
 
 NEO = ModelConfig(
   vocab_size=59, vocab_multiple=8, max_position_embeddings=32, hidden_size=32, num_layers=4,
@@ -45,11 +45,17 @@ def make(config: ModelConfig):
   )
 
   def loss(params, ids_BxT):
-    logits_BxTxV = model.apply({"params": params}, ids_BxT, method="logits")
-    return token_losses(logits_BxTxV[:, :-1], ids_BxT[:, 1:]).nll_BxT.mean()
+    hidden_BxTxD = model.apply({"params": params}, ids_BxT)
+    targets_BxT = jnp.roll(ids_BxT, -1, axis=1)
+    weights_BxT = jnp.ones(ids_BxT.shape).at[:, -1].set(0.0)
+    arguments = hidden_BxTxD, output_table(config, params), targets_BxT, weights_BxT
+    sums = loss_sums(*arguments, config.vocab_size, 1e-2)
+    arguments = jax.lax.stop_gradient(arguments)
+    evaluated = losses_of_tokens(*arguments, config.vocab_size).nll_BxT.sum()
+    return sums.objective, (sums.nll, evaluated)
 
   ids_BxT = np.random.default_rng(0).integers(0, config.vocab_size, (8, 24)).astype(np.int32)
-  value_and_grad = jax.value_and_grad(loss)
+  value_and_grad = jax.value_and_grad(loss, has_aux=True)
   return boxed, params, ids_BxT, value_and_grad, jax.jit(value_and_grad)(params, ids_BxT)
 
 

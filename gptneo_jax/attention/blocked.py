@@ -3,7 +3,8 @@
 Queries and keys are cut into blocks, and a scan visits the pairs of blocks that the mask reaches:
 those below the diagonal, for a window only those in its band. So a windowed layer costs
 O(T · window) and a global one half of T². Softmax is taken over the pairs as they come (Milakov and
-Gimelshein, 2018); the backward pass computes probabilities again from the kept sums (Dao et al., 2022).
+Gimelshein, 2018); the backward pass computes probabilities again from the kept sums (Dao et al.,
+2022).
 
 The scan is one body whatever T is, and a pair's scores stay in the cache of a CPU:
 experiments/bench_attention.py measures it against the reference.
