@@ -35,9 +35,14 @@ from gptneo_jax.sharding import constrain
 from gptneo_jax.vocab_loss import mask_padding
 
 # What the backward pass may keep of a block's forward pass instead of computing it again.
+_policies = jax.checkpoint_policies
 REMAT_POLICIES: dict[str, Callable | None] = {
   "full": None,  # the block's input only
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # and results of weight matmuls
+  # What is dear: results of weight matrices and of attention. Norms and gelu are computed again.
+  "dots": _policies.save_from_both_policies(
+    _policies.dots_with_no_batch_dims_saveable,
+    _policies.save_only_these_names(axes.ATTENTION_OUT),
+  ),
 }
 
 

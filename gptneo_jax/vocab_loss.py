@@ -120,7 +120,7 @@ class _Terms(NamedTuple):
 
   exp_NxV: jax.Array  # exp(logits - max)
   sum_N: jax.Array  # of exp, over the whole vocabulary
-  is_target_NxV: jax.Array
+  target_N: jax.Array  # place of the target in this part; outside of it, it is elsewhere
   log_z_N: jax.Array
   nll_N: jax.Array
 
@@ -129,15 +129,18 @@ def _terms(x_NxD, table_VxD, targets_N, vocab_size: int, layout: _Layout) -> _Te
   V = table_VxD.shape[0]
   first_id = jax.lax.axis_index(layout.vocab) * V if layout.vocab else 0
   logits_NxV = jnp.einsum("ND,VD->NV", x_NxD, table_VxD, preferred_element_type=jnp.float32)
-  logits_NxV = mask_padding(logits_NxV, vocab_size, first_id)
+  if layout.vocab or V > vocab_size:
+    logits_NxV = mask_padding(logits_NxV, vocab_size, first_id)
   max_N = logits_NxV.max(-1)
   max_N = jax.lax.pmax(max_N, layout.vocab) if layout.vocab else max_N
   exp_NxV = jnp.exp(logits_NxV - max_N[:, None])
   sum_N = _sum_over(layout.vocab, exp_NxV.sum(-1))
-  is_target_NxV = first_id + jnp.arange(V) == targets_N[:, None]
-  target_N = _sum_over(layout.vocab, jnp.where(is_target_NxV, logits_NxV, 0.0).sum(-1))
+  target_N = targets_N - first_id
+  here_N = (target_N >= 0) & (target_N < V)
+  of_target_Nx1 = jnp.take_along_axis(logits_NxV, jnp.where(here_N, target_N, 0)[:, None], axis=1)
+  of_target_N = _sum_over(layout.vocab, jnp.where(here_N, of_target_Nx1[:, 0], 0.0))
   log_z_N = max_N + jnp.log(sum_N)
-  return _Terms(exp_NxV, sum_N, is_target_NxV, log_z_N, log_z_N - target_N)
+  return _Terms(exp_NxV, sum_N, target_N, log_z_N, log_z_N - of_target_N)
 
 
 def _loss_and_gradients(
@@ -153,7 +156,8 @@ def _loss_and_gradients(
     # The gradient of log Z are the probabilities.
     slope_N = weights_N * (1.0 + 2.0 * z_loss * terms.log_z_N) / terms.sum_N
     dlogits_NxV = terms.exp_NxV * slope_N[:, None]
-    dlogits_NxV -= jnp.where(terms.is_target_NxV, weights_N[:, None], 0.0)
+    is_target_NxV = jnp.arange(table_VxD.shape[0]) == terms.target_N[:, None]
+    dlogits_NxV -= jnp.where(is_target_NxV, weights_N[:, None], 0.0)
     dlogits_NxV = dlogits_NxV.astype(x_NxD.dtype)
     dx_NxD = jnp.einsum("NV,VD->ND", dlogits_NxV, table_VxD, preferred_element_type=jnp.float32)
     dtable_VxD += jnp.einsum("NV,ND->VD", dlogits_NxV, x_NxD, preferred_element_type=jnp.float32)
