@@ -31,8 +31,9 @@ from gptneo_jax import axes
 from gptneo_jax.attention import Dropout, MaskSpec, attend, probabilities
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.matmul import contract
-from gptneo_jax.sharding import constrain
+from gptneo_jax.sharding import constrain, partition
 
+_HEADS_AXES = (axes.BATCH, axes.LENGTH, axes.ACT_HEADS, None)  # of q, k and v
 MASKED_LOGIT = float(jnp.finfo(jnp.float32).min)
 
 # What the backward pass may keep of a block's forward pass instead of computing it again.
@@ -160,8 +161,7 @@ class Attention(_Module):
       out_axes=(axes.HEADS, axes.HEAD_DIM), use_bias=config.qkv_bias,
     )  # fmt: skip
     q_BxTxHxK, k_BxTxHxK, v_BxTxHxK = (
-      constrain(heads(rule=name, name=name)(x_BxTxD), axes.BATCH, axes.LENGTH, axes.ACT_HEADS, None)
-      for name in ("q", "k", "v")
+      constrain(heads(rule=name, name=name)(x_BxTxD), *_HEADS_AXES) for name in ("q", "k", "v")
     )
     dropout = None
     if config.attention_dropout and not deterministic:
@@ -178,6 +178,7 @@ class Attention(_Module):
       scale=config.attention_scale,
       impl=config.attention_impl,
       dropout=dropout,
+      partition=partition(*_HEADS_AXES),
     )
     return Projection(
       config, rule="out", in_shape=H + K, in_axes=(axes.HEADS, axes.HEAD_DIM), out_shape=D,

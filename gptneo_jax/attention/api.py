@@ -1,31 +1,75 @@
-"""One question, several answers: `attend` picks the backend once, by shape and mask."""
+"""One question, several answers: `attend` picks the backend once, by hardware, shape and mask."""
 
 from __future__ import annotations
 
-import jax
+import functools
+import logging
+from collections.abc import Callable
 
-from gptneo_jax.attention import local, reference
+import jax
+from jax.sharding import PartitionSpec
+
+from gptneo_jax.attention import cudnn, local, reference, splash
 from gptneo_jax.attention.dropout import Dropout
 from gptneo_jax.attention.mask import MaskSpec
+from gptneo_jax.attention.partition import per_device
+from gptneo_jax.attention.request import Request, request_of
 
-BACKENDS = {"reference": reference.attend, "local": local.attend}
+_log = logging.getLogger(__name__)
+
+BACKENDS: dict[str, Callable[..., jax.Array]] = {
+  "reference": reference.attend,
+  "local": local.attend,
+  "cudnn": cudnn.attend,
+  "splash": splash.attend,
+}
+_REFUSALS: dict[str, Callable[[Request], str | None]] = {
+  "local": local.refusal,
+  "cudnn": cudnn.refusal,
+  "splash": splash.refusal,
+}
+_KERNELS = {"gpu": "cudnn", "tpu": "splash"}  # made for the hardware, and split by `per_device`
+_FAMILIES = ("auto", "xla")
 
 
-def resolve(impl: str, length: int, window: int | None) -> str:
-  """Name of the backend that serves `impl`; ValueError if it cannot.
-
-  'auto' takes the blocked window where the window is shorter than the sequence. Where it is not,
-  a local layer is a global one and blocks would only waste work.
-  """
-  if impl == "auto":
-    return "local" if window is not None and window < length else "reference"
+def refusal(impl: str, request: Request) -> str | None:
+  """Why a backend cannot serve a request, None if it can. ValueError for an unknown one."""
   if impl not in BACKENDS:
-    raise ValueError(f"unknown attention backend {impl!r}; there are: auto, {', '.join(BACKENDS)}")
-  if impl == "local" and window is None:
-    raise ValueError(
-      "attention backend 'local' serves windowed layers only, and this one is global"
-    )
-  return impl
+    choices = ", ".join((*_FAMILIES, *BACKENDS))
+    raise ValueError(f"unknown attention backend {impl!r}; there are: {choices}")
+  return _REFUSALS[impl](request) if impl in _REFUSALS else None
+
+
+def resolve(impl: str, request: Request) -> str:
+  """Name of the backend that serves `impl`; ValueError that says why if it cannot.
+
+  'auto' takes the hardware's own kernel if that can serve, else what 'xla' takes: the blocked
+  window where the window is shorter than the sequence. Where it is not, a local layer is a global
+  one and blocks would only waste work. What 'auto' takes stands once in the log.
+  """
+  if impl not in _FAMILIES:
+    if reason := refusal(impl, request):
+      raise ValueError(f"attention backend {impl!r} cannot serve here: {reason}")
+    return impl
+  chosen, notes = "local" if request.windowed else "reference", ()
+  kernel = _KERNELS.get(request.hardware.platform)
+  if impl == "auto" and kernel is not None:
+    reason = refusal(kernel, request)
+    if reason is None and kernel == "cudnn" and request.segments:
+      reason = "for segments and padding it is taken only when asked for by name"
+    if reason is None:
+      chosen = kernel
+    else:
+      notes = (f"{kernel}: {reason}",)
+  if request.length > 1:  # parameters are made with one token
+    layers = f"window {request.window}" if request.windowed else "all keys before"
+    _say_once(f"attention ({layers}, {request.dtype}, {request.hardware}): {chosen}", notes)
+  return chosen
+
+
+@functools.cache
+def _say_once(text: str, notes: tuple[str, ...]) -> None:
+  _log.info("; ".join((text, *notes)))
 
 
 def attend(
@@ -37,11 +81,19 @@ def attend(
   scale: float,
   impl: str = "auto",
   dropout: Dropout | None = None,
+  partition: PartitionSpec | None = None,
 ) -> jax.Array:
-  """Multi-head self-attention, B x T x H x K, in the type of v; see `MaskSpec` for the mask."""
+  """Multi-head self-attention, B x T x H x K, in the type of v; see `MaskSpec` for the mask.
+
+  partition: how q, k and v are split over the mesh in use: for kernels, which XLA cannot split.
+  """
   if not q_BxTxHxK.shape == k_BxTxHxK.shape == v_BxTxHxK.shape:
     raise ValueError(
       f"q, k and v differ in shape: {q_BxTxHxK.shape}, {k_BxTxHxK.shape}, {v_BxTxHxK.shape}"
     )
-  backend = BACKENDS[resolve(impl, q_BxTxHxK.shape[1], spec.window)]
+  name = resolve(impl, request_of(q_BxTxHxK, spec, dropout))
+  backend = BACKENDS[name]
+  if name in _KERNELS.values():
+    kernel = functools.partial(backend, scale=scale)
+    return per_device(kernel, q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, spec, partition)
   return backend(q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, spec, scale, dropout)

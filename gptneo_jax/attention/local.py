@@ -14,8 +14,16 @@ import jax.numpy as jnp
 from gptneo_jax.attention.dropout import Dropout
 from gptneo_jax.attention.mask import MaskSpec
 from gptneo_jax.attention.reference import MASKED
+from gptneo_jax.attention.request import Request
 
 _PADDING_SEGMENT = -1  # segment of positions outside the sequence: no query of it is kept
+
+
+def refusal(request: Request) -> str | None:
+  """Why this backend cannot serve, None if it can."""
+  return (
+    "it serves windowed layers only, and this one is global" if request.window is None else None
+  )
 
 
 def attend(
