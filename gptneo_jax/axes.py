@@ -23,6 +23,3 @@ ACT_EMBED = "act_embed"
 ACT_HEADS = "act_heads"
 ACT_MLP = "act_mlp"
 ACT_VOCAB = "act_vocab"
-
-# Values that a rematerialisation policy may keep
-ATTENTION_OUT = "attention_out"  # of a backend that does not hold its probabilities

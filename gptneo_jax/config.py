@@ -34,8 +34,8 @@ _CHOICES = {
   ),
   "initializer": ("mesh_tf", "hf"),
   "remat": ("none", "dots", "full"),
-  "attention_impl": ("auto", "reference", "blocked"),
-  "dtype": ("float32", "bfloat16"),
+  "attention_impl": ("auto", "xla", "splash", "cudnn", "reference"),
+  "dtype": ("float32", "bfloat16", "float16"),  # float16: inference only
   "param_dtype": ("float32", "bfloat16", "float16"),
 }
 

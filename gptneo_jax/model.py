@@ -28,11 +28,13 @@ import jax
 import jax.numpy as jnp
 
 from gptneo_jax import axes
-from gptneo_jax.attention import Dropout, MaskSpec, attend, probabilities
+from gptneo_jax.attention import Dropout, MaskSpec, attend, probabilities, residuals_saveable
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.matmul import contract
-from gptneo_jax.sharding import constrain
+from gptneo_jax.sharding import constrain, partition
 from gptneo_jax.vocab_loss import mask_padding
+
+_HEADS_AXES = (axes.BATCH, axes.LENGTH, axes.ACT_HEADS, None)  # of q, k and v
 
 # What the backward pass may keep of a block's forward pass instead of computing it again.
 _policies = jax.checkpoint_policies
@@ -41,7 +43,7 @@ REMAT_POLICIES: dict[str, Callable | None] = {
   # What is dear: results of weight matrices and of attention. Norms and gelu are computed again.
   "dots": _policies.save_from_both_policies(
     _policies.dots_with_no_batch_dims_saveable,
-    _policies.save_only_these_names(axes.ATTENTION_OUT),
+    residuals_saveable,
   ),
 }
 
@@ -164,8 +166,7 @@ class Attention(_Module):
       out_axes=(axes.HEADS, axes.HEAD_DIM), use_bias=config.qkv_bias,
     )  # fmt: skip
     q_BxTxHxK, k_BxTxHxK, v_BxTxHxK = (
-      constrain(heads(rule=name, name=name)(x_BxTxD), axes.BATCH, axes.LENGTH, axes.ACT_HEADS, None)
-      for name in ("q", "k", "v")
+      constrain(heads(rule=name, name=name)(x_BxTxD), *_HEADS_AXES) for name in ("q", "k", "v")
     )
     dropout = None
     if config.attention_dropout and not deterministic:
@@ -182,6 +183,7 @@ class Attention(_Module):
       scale=config.attention_scale,
       impl=config.attention_impl,
       dropout=dropout,
+      partition=partition(*_HEADS_AXES),
     )
     return Projection(
       config, rule="out", in_shape=H + K, in_axes=(axes.HEADS, axes.HEAD_DIM), out_shape=D,

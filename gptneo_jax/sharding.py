@@ -69,10 +69,11 @@ def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
   """Asks for `x` to be laid out by the table; nothing happens where no mesh is set."""
   if jax.sharding.get_abstract_mesh().empty:
     return x
-  return jax.lax.with_sharding_constraint(x, _spec(logical_axes))
+  return jax.lax.with_sharding_constraint(x, partition(*logical_axes))
 
 
-def _spec(logical_axes: tuple[str | None, ...]) -> PartitionSpec:
+def partition(*logical_axes: str | None) -> PartitionSpec:
+  """The table's layout of an array with these dimensions."""
   return PartitionSpec(*(RULES[name] if name else None for name in logical_axes))
 
 
@@ -86,7 +87,7 @@ def param_shardings(mesh: Mesh, boxed_params: Any) -> Any:
   def sharding(path, leaf) -> NamedSharding:
     names = leaf.names if isinstance(leaf, nn.Partitioned) else ()
     shape = leaf.value.shape if isinstance(leaf, nn.Partitioned) else leaf.shape
-    spec = _spec(names)
+    spec = partition(*names)
     for size, axis, name in zip(shape, spec, names):
       parts = mesh.shape[axis] if axis else 1
       if size % parts:

@@ -1,11 +1,13 @@
 """Every attention backend against one dense float64 attention, values and gradients.
 
 The truth is written query by query from the definition of the mask, with its own backward pass, and
-shares nothing with the package. Errors are relative to the largest entry of what is compared.
+shares nothing with the package. Errors are relative to the largest entry of what is compared. A new
+backend is one more row of SUBJECTS; what only one backend does is tested in a file of its own.
 """
 
 import functools
 import itertools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +17,61 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gptneo_jax import attention
-from gptneo_jax.attention import BACKENDS, Dropout, MaskSpec, attend, blocked
+from gptneo_jax.attention import BACKENDS, Dropout, Hardware, MaskSpec, Request, attend, blocked
 from gptneo_jax.attention.blocked import block_size
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiling is what these tests take time for
 TOLERANCE = 2e-6  # float32; the largest seen is 9e-7
+BFLOAT16_TOLERANCE = (
+  1.5e-2  # 8 bits in, 8 bits out; what lies between is not rounded further than P
+)
+
+T4, A100, H100 = (Hardware("gpu", capability) for capability in ((7, 5), (8, 0), (9, 0)))
+TPU = Hardware("tpu")
+
+
+class Subject(NamedTuple):
+  """A backend under test: how it is called, and what of the suite it cannot do."""
+
+  name: str
+  options: dict[str, Any] = {}  # noqa: RUF012 (never changed)
+  dtype: str = "float32"  # of the inputs, where a test does not choose it
+  tolerance: float = TOLERANCE
+  odd_heads: bool = True
+  float16: bool = True
+  dropout: bool = True
+  marks: tuple[pytest.MarkDecorator, ...] = ()
+
+
+def gpu_capability():
+  """Compute capability of the GPU that these tests run on, (0, 0) if there is none."""
+  return attention.current_hardware().capability or (0, 0)
+
+
+NEEDS_GPU = (
+  pytest.mark.gpu,
+  pytest.mark.skipif(
+    gpu_capability() < (8, 0), reason="needs an NVIDIA card of compute capability 8.0 or more"
+  ),
+)
+SUBJECTS = [
+  Subject("reference"),
+  Subject("blocked"),
+  Subject("splash", options={"interpret": True}, float16=False, dropout=False),
+  Subject(
+    "cudnn", dtype="bfloat16", tolerance=BFLOAT16_TOLERANCE, odd_heads=False, dropout=False,
+    marks=NEEDS_GPU,
+  ),
+]  # fmt: skip
+
+
+def every_backend(**abilities: bool):
+  """Runs a test with each backend that has all these abilities."""
+  able = [
+    s for s in SUBJECTS if all(getattr(s, name) == wanted for name, wanted in abilities.items())
+  ]
+  params = [pytest.param(subject, id=subject.name, marks=subject.marks) for subject in able]
+  return pytest.mark.parametrize("backend", params)
 
 
 def dense_attention(q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, window, segments_BxT, scale, dout_BxTxHxK):
@@ -60,7 +112,8 @@ def run(backend, q, k, v, dout, spec, scale, **options):
 
   @functools.partial(jax.jit, compiler_options=QUICK)
   def both(q, k, v, dout, spec):
-    call = functools.partial(BACKENDS[backend], spec=spec, scale=scale, **options)
+    options_ = {**backend.options, **options}
+    call = functools.partial(BACKENDS[backend.name], spec=spec, scale=scale, **options_)
     out, pullback = jax.vjp(call, q, k, v)
     return out, *pullback(dout)
 
@@ -78,13 +131,15 @@ def check(
   segments_BxT=None,
   *,
   scale=None,
-  tolerance=TOLERANCE,
+  dtype=None,
+  tolerance=0.0,
   seed=0,
   options=(),
   **shape,
 ):
-  """Values and gradients of a backend against the truth."""
-  inputs = make_inputs(T, seed=seed, **shape)
+  """Values and gradients of a backend against the truth, to its tolerance or a wider one."""
+  tolerance = max(tolerance, backend.tolerance)
+  inputs = make_inputs(T, dtype=dtype or backend.dtype, seed=seed, **shape)
   scale = inputs[0].shape[-1] ** -0.5 if scale is None else scale
   segments = None if segments_BxT is None else jnp.asarray(segments_BxT, jnp.int32)
   got = run(backend, *inputs, MaskSpec(window, segments), scale, **dict(options))
@@ -93,7 +148,8 @@ def check(
   for name, g, e in zip(("out", "dq", "dk", "dv"), got, expected):
     assert g.dtype == inputs[0].dtype, name
     # Where a query sees one key only, its q and k get no gradient at all.
-    error = relative_error(g, e) if np.abs(e).max() > 1e-12 else np.abs(np.asarray(g)).max()
+    g32 = np.asarray(g, np.float32)
+    error = relative_error(g32, e) if np.abs(e).max() > 1e-12 else np.abs(g32).max()
     assert error <= tolerance, f"{name}: {error:.2e}"
 
 
@@ -117,50 +173,53 @@ CASES = [
   (5, 7), (7, 7), (8, 7), (9, 7), (61, 7),
   (255, 256), (256, 256), (257, 256), (700, 256),
 ]  # fmt: skip
-EVERY_BACKEND = pytest.mark.parametrize("backend", sorted(BACKENDS))
 
 
-@EVERY_BACKEND
+def test_no_backend_is_left_out():
+  assert {subject.name for subject in SUBJECTS} == set(BACKENDS)
+
+
+@every_backend()
 @pytest.mark.parametrize("T, window", CASES)
 def test_windows(backend, T, window):
   check(backend, T, window)
 
 
-@EVERY_BACKEND
+@every_backend()
 @pytest.mark.parametrize("T", [1, 2, 33, 300])
 def test_global(backend, T):
   check(backend, T, None)
 
 
-@EVERY_BACKEND
+@every_backend()
 @pytest.mark.parametrize("window", [1, 5, 16])
 def test_packed_segments(backend, window):
   check(backend, 47, window, packed(47, [1, 9, 20, 2, 15]))
 
 
-@EVERY_BACKEND
+@every_backend()
 def test_left_padding(backend):
   check(backend, 30, 8, left_padded(30, [0, 11]))
 
 
-@EVERY_BACKEND
+@every_backend(odd_heads=True)
 @pytest.mark.parametrize("H, K", [(1, 1), (3, 5), (2, 17)])
 def test_odd_heads(backend, H, K):
   check(backend, 21, 6, H=H, K=K)
 
 
-@EVERY_BACKEND
+@every_backend()
 def test_unscaled_scores_of_gpt_neo(backend):
   check(backend, 40, 8, scale=1.0, K=64, tolerance=1e-5)
 
 
-@EVERY_BACKEND
+@every_backend()
 def test_bfloat16(backend):
-  """Inputs and result are bfloat16 (8 bits); what lies between is not rounded further than P."""
-  check(backend, 75, 16, packed(75, [40, 35]), dtype=jnp.bfloat16, tolerance=1.5e-2)
+  segments = packed(75, [40, 35])
+  check(backend, 75, 16, segments, dtype=jnp.bfloat16, tolerance=BFLOAT16_TOLERANCE)
 
 
-@EVERY_BACKEND
+@every_backend(float16=True)
 def test_float16_with_left_padding_has_no_nan(backend):
   """Scores beyond float16's largest number, and rows that see nothing but padding."""
   q, k, v, dout = make_inputs(24, dtype=jnp.float16)
@@ -172,9 +231,12 @@ def test_float16_with_left_padding_has_no_nan(backend):
   assert np.isfinite(np.asarray(run(backend, 100 * q, 100 * k, v, dout, spec, 1.0)[0])).all()
 
 
+BLOCKED = next(subject for subject in SUBJECTS if subject.name == "blocked")
+
+
 @pytest.mark.parametrize("block", [1, 2, 3, 7, 8, 16, 64])
 def test_block_sizes(block):
-  check("blocked", 29, 7, packed(29, [13, 16]), options={"block": block})
+  check(BLOCKED, 29, 7, packed(29, [13, 16]), options={"block": block})
 
 
 @settings(max_examples=12, deadline=None)
@@ -188,37 +250,123 @@ def test_block_sizes(block):
 @example(T=17, window=16, block=16, lengths=[], seed=0)
 def test_blocks_equal_the_definition(T, window, block, lengths, seed):
   segments_BxT = packed(T, lengths, B=1) if lengths else None
-  check("blocked", T, window, segments_BxT, seed=seed, B=1, H=1, K=3, options={"block": block})
+  check(BLOCKED, T, window, segments_BxT, seed=seed, B=1, H=1, K=3, options={"block": block})
 
 
-@EVERY_BACKEND
+@every_backend()
 @pytest.mark.parametrize("mistake", [None, 6, 8])
 def test_a_wrong_window_is_noticed(backend, mistake):
   """The suite would fail if a backend forgot its window, or was off by one key."""
-  q, k, v, dout = make_inputs(20)
+  q, k, v, dout = make_inputs(20, dtype=backend.dtype)
   out = run(backend, q, k, v, dout, MaskSpec(mistake), 1.0)[0]
+  q, k, v, dout = (np.asarray(x, np.float32) for x in (q, k, v, dout))
   expected = dense_attention(q, k, v, 7, None, 1.0, dout)[0]
-  errors_T = np.abs(np.asarray(out, np.float64) - expected).max((0, 2, 3))
+  errors_T = np.abs(np.asarray(out, np.float32) - expected).max((0, 2, 3))
   first = 6 if mistake == 6 else 7  # the first query that sees fewer, or more, keys than it should
-  assert errors_T[:first].max() < 1e-5 < 1e-3 < errors_T[first]
+  assert errors_T[:first].max() < 5 * backend.tolerance < errors_T[first]
 
 
-def test_resolve():
-  assert attention.resolve("auto", 2048) == "blocked"
-  assert attention.resolve("auto", 64) == "reference"
-  with pytest.raises(ValueError, match=r"unknown attention backend 'flash'.*auto"):
-    attention.resolve("flash", 2048)
+# --- choosing ----------------------------------------------------------------------------------
+
+NEO = Request(length=2048, head_dim=128, dtype="bfloat16")
+
+
+@pytest.mark.parametrize(
+  "hardware, changes, expected",
+  [
+    (Hardware("cpu"), {}, "blocked"),
+    (Hardware("cpu"), {"window": 256}, "blocked"),
+    (Hardware("cpu"), {"length": 129}, "blocked"),
+    (Hardware("cpu"), {"length": 128}, "reference"),
+    (TPU, {}, "splash"),
+    (TPU, {"window": 256, "segments": True}, "splash"),
+    (TPU, {"window": 256, "dtype": "float32", "head_dim": 17}, "splash"),
+    (TPU, {"window": 256, "dropout": True}, "blocked"),
+    (TPU, {"dtype": "float16"}, "blocked"),
+    (A100, {}, "cudnn"),
+    (A100, {"window": 256, "dtype": "float16"}, "cudnn"),
+    (A100, {"window": 256, "dtype": "float32"}, "blocked"),
+    (A100, {"window": 256, "dropout": True}, "blocked"),
+    (A100, {"head_dim": 256}, "blocked"),
+    (H100, {"head_dim": 256}, "cudnn"),
+    (H100, {"head_dim": 100}, "blocked"),
+    (H100, {"window": 256, "segments": True}, "blocked"),
+    (T4, {"window": 256, "dtype": "float16"}, "blocked"),
+    (T4, {"dtype": "float16"}, "blocked"),
+    (Hardware("gpu"), {}, "blocked"),  # not NVIDIA's
+  ],
+)
+def test_auto(hardware, changes, expected):
+  request = NEO._replace(hardware=hardware, **changes)
+  assert attention.resolve("auto", request) == expected
+  if expected not in ("splash", "cudnn"):
+    assert attention.resolve("xla", request) == expected
+  assert attention.resolve(expected, request) == expected
+
+
+@pytest.mark.parametrize(
+  "impl, hardware, changes, message",
+  [
+    ("splash", A100, {}, "runs on TPU, and this is gpu"),
+    ("splash", TPU, {"dropout": True}, "cannot drop attention probabilities"),
+    ("splash", TPU, {"dtype": "float16"}, "float32 and bfloat16, not float16"),
+    ("cudnn", Hardware("cpu"), {}, "NVIDIA GPUs, and this is cpu"),
+    ("cudnn", Hardware("gpu"), {}, "NVIDIA card of compute capability 8.0 or more"),
+    ("cudnn", T4, {"dtype": "float16"}, "8.0 or more, and this card has 7.5"),
+    ("cudnn", H100, {"dtype": "float32"}, "bfloat16 and float16, not float32"),
+    ("cudnn", H100, {"dropout": True}, "cannot drop attention probabilities"),
+    ("cudnn", H100, {"head_dim": 100}, "8 divides, up to 256, and this one is 100"),
+    ("cudnn", A100, {"head_dim": 136}, "8 divides, up to 128, and this one is 136"),
+    ("cudnn", A100, {"segments": True}, "segments and padding.* 9.0 or more.* has 8.0"),
+  ],
+)
+def test_a_backend_that_cannot_serve_says_why(impl, hardware, changes, message):
+  request = NEO._replace(hardware=hardware, **changes)
+  with pytest.raises(
+    ValueError, match=f"attention backend '{impl}' cannot serve here: .*{message}"
+  ):
+    attention.resolve(impl, request)
+
+
+def test_mistakes_of_the_caller():
+  with pytest.raises(ValueError, match=r"unknown attention backend 'flash'.*auto, xla, reference"):
+    attention.resolve("flash", NEO)
   q, k, v, _ = make_inputs(4)
   with pytest.raises(ValueError, match="differ in shape"):
     attend(q, k[:, :3], v, MaskSpec(2), scale=1.0)
+  with pytest.raises(ValueError, match="'splash' cannot serve here: it runs on TPU"):
+    attend(q, k, v, MaskSpec(2), scale=1.0, impl="splash")
   with pytest.raises(ValueError, match="window is 0"):
     MaskSpec(0)
+
+
+def test_what_auto_chose_stands_once_in_the_log(caplog):
+  attention.api._say_once.cache_clear()
+  with caplog.at_level("INFO", logger="gptneo_jax.attention"):
+    for _ in range(3):
+      attention.resolve("auto", NEO._replace(hardware=T4, window=256, dtype="float16"))
+      attention.resolve("auto", NEO._replace(hardware=TPU))
+      attention.resolve("auto", NEO._replace(length=1))
+  assert [record.getMessage() for record in caplog.records] == [
+    "attention (window 256, float16, gpu of compute capability 7.5): blocked; cudnn: it needs"
+    " compute capability 8.0 or more, and this card has 7.5",
+    "attention (all keys before, bfloat16, tpu): splash",
+  ]
+
+
+def test_the_mesh_in_use_says_what_is_compiled_for():
+  """A TPU that is only described is enough to choose its kernel."""
+  assert attention.current_hardware().platform == jax.devices()[0].platform
+  device = jax.sharding.AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
+  mesh = jax.sharding.AbstractMesh((2,), ("data",), abstract_device=device)
+  with jax.sharding.use_abstract_mesh(mesh):
+    assert attention.current_hardware() == TPU
 
 
 def test_attend_takes_the_backend_it_is_told():
   q, k, v, dout = make_inputs(12)
   expected = dense_attention(q, k, v, 4, None, 1.0, dout)[0]
-  for impl in ("auto", "reference", "blocked"):
+  for impl in ("auto", "xla", "reference", "blocked"):
     out = attend(q, k, v, MaskSpec(4), scale=1.0, impl=impl)
     assert relative_error(out, expected) < 1e-5
 
@@ -233,14 +381,14 @@ def test_dropout_rate_and_scale():
   assert Dropout(0.3, jax.random.key(0))(jnp.ones(9, jnp.bfloat16)).dtype == jnp.bfloat16
 
 
-@EVERY_BACKEND
+@every_backend(dropout=True)
 def test_dropout_of_probabilities(backend):
   """The key decides; the mean over keys is the undropped output."""
   q, k, v, _ = make_inputs(11, K=4)
   spec, scale, count = MaskSpec(5), 0.5, 300
 
   def dropped(key):
-    return BACKENDS[backend](q, k, v, spec, scale, Dropout(0.25, key))
+    return BACKENDS[backend.name](q, k, v, spec, scale, Dropout(0.25, key))
 
   keys = jax.random.split(jax.random.key(1), count)
   keys = jnp.concatenate([keys, keys[:1]])
@@ -248,7 +396,7 @@ def test_dropout_of_probabilities(backend):
   np.testing.assert_array_equal(samples[0], samples[count])
   assert np.abs(samples[0] - samples[1]).max() > 0.01
   samples = samples[:count]
-  expected = np.asarray(BACKENDS[backend](q, k, v, spec, scale))
+  expected = np.asarray(BACKENDS[backend.name](q, k, v, spec, scale))
   error = np.abs(samples.mean(0) - expected)
   assert (error <= 5 * samples.std(0) / count**0.5 + 1e-6).all()
   # Query 0 sees one key, with probability 1: it is dropped at the rate asked for.

@@ -1,8 +1,23 @@
 """Attention backends behind one `attend`, and the mask they share."""
 
-from gptneo_jax.attention.api import BACKENDS, attend, resolve
+from gptneo_jax.attention.api import BACKENDS, attend, refusal, resolve
 from gptneo_jax.attention.dropout import Dropout
 from gptneo_jax.attention.mask import MaskSpec
 from gptneo_jax.attention.reference import probabilities
+from gptneo_jax.attention.request import Hardware, Request, current_hardware
+from gptneo_jax.attention.residuals import RESIDUALS, residuals_saveable
 
-__all__ = ["BACKENDS", "Dropout", "MaskSpec", "attend", "probabilities", "resolve"]
+__all__ = [
+  "BACKENDS",
+  "RESIDUALS",
+  "Dropout",
+  "Hardware",
+  "MaskSpec",
+  "Request",
+  "attend",
+  "current_hardware",
+  "probabilities",
+  "refusal",
+  "residuals_saveable",
+  "resolve",
+]

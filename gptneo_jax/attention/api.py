@@ -1,28 +1,74 @@
-"""One question, several answers: `attend` picks the backend once, by shape and mask."""
+"""One question, several answers: `attend` picks the backend once, by hardware, shape and mask."""
 
 from __future__ import annotations
 
-import jax
+import functools
+import logging
+from collections.abc import Callable
 
-from gptneo_jax.attention import blocked, reference
+import jax
+from jax.sharding import PartitionSpec
+
+from gptneo_jax.attention import blocked, cudnn, reference, splash
 from gptneo_jax.attention.dropout import Dropout
 from gptneo_jax.attention.mask import MaskSpec
+from gptneo_jax.attention.partition import per_device
+from gptneo_jax.attention.request import Request, request_of
 
-BACKENDS = {"reference": reference.attend, "blocked": blocked.attend}
+_log = logging.getLogger(__name__)
 
-_SHORT = 128  # tokens up to which all scores at once are no more than a block or two
+BACKENDS: dict[str, Callable[..., jax.Array]] = {
+  "reference": reference.attend,
+  "blocked": blocked.attend,
+  "cudnn": cudnn.attend,
+  "splash": splash.attend,
+}
+_REFUSALS: dict[str, Callable[[Request], str | None]] = {
+  "cudnn": cudnn.refusal,
+  "splash": splash.refusal,
+}
+_KERNELS = {"gpu": "cudnn", "tpu": "splash"}  # made for the hardware, and split by `per_device`
+_FAMILIES = ("auto", "xla")
+_SHORT = 128  # tokens up to which all scores at once are no more than those of a few blocks
 
 
-def resolve(impl: str, length: int) -> str:
-  """Name of the backend that serves `impl`; ValueError if it cannot.
-
-  'auto' takes the blocks where there is something to save: a sequence beyond a few blocks.
-  """
-  if impl == "auto":
-    return "blocked" if length > _SHORT else "reference"
+def refusal(impl: str, request: Request) -> str | None:
+  """Why a backend cannot serve a request, None if it can. ValueError for an unknown one."""
   if impl not in BACKENDS:
-    raise ValueError(f"unknown attention backend {impl!r}; there are: auto, {', '.join(BACKENDS)}")
-  return impl
+    choices = ", ".join((*_FAMILIES, *BACKENDS))
+    raise ValueError(f"unknown attention backend {impl!r}; there are: {choices}")
+  return _REFUSALS[impl](request) if impl in _REFUSALS else None
+
+
+def resolve(impl: str, request: Request) -> str:
+  """Name of the backend that serves `impl`; ValueError that says why if it cannot.
+
+  'auto' takes the hardware's own kernel if that can serve, else what 'xla' takes: blocks, unless
+  the sequence is hardly longer than one. What 'auto' takes stands once in the log.
+  """
+  if impl not in _FAMILIES:
+    if reason := refusal(impl, request):
+      raise ValueError(f"attention backend {impl!r} cannot serve here: {reason}")
+    return impl
+  chosen, notes = "blocked" if request.length > _SHORT else "reference", ()
+  kernel = _KERNELS.get(request.hardware.platform)
+  if impl == "auto" and kernel is not None:
+    reason = refusal(kernel, request)
+    if reason is None and kernel == "cudnn" and request.segments:
+      reason = "for segments and padding it is taken only when asked for by name"
+    if reason is None:
+      chosen = kernel
+    else:
+      notes = (f"{kernel}: {reason}",)
+  if request.length > 1:  # parameters are made with one token
+    layers = f"window {request.window}" if request.windowed else "all keys before"
+    _say_once(f"attention ({layers}, {request.dtype}, {request.hardware}): {chosen}", notes)
+  return chosen
+
+
+@functools.cache
+def _say_once(text: str, notes: tuple[str, ...]) -> None:
+  _log.info("; ".join((text, *notes)))
 
 
 def attend(
@@ -34,11 +80,19 @@ def attend(
   scale: float,
   impl: str = "auto",
   dropout: Dropout | None = None,
+  partition: PartitionSpec | None = None,
 ) -> jax.Array:
-  """Multi-head self-attention, B x T x H x K, in the type of v; see `MaskSpec` for the mask."""
+  """Multi-head self-attention, B x T x H x K, in the type of v; see `MaskSpec` for the mask.
+
+  partition: how q, k and v are split over the mesh in use: for kernels, which XLA cannot split.
+  """
   if not q_BxTxHxK.shape == k_BxTxHxK.shape == v_BxTxHxK.shape:
     raise ValueError(
       f"q, k and v differ in shape: {q_BxTxHxK.shape}, {k_BxTxHxK.shape}, {v_BxTxHxK.shape}"
     )
-  backend = BACKENDS[resolve(impl, q_BxTxHxK.shape[1])]
+  name = resolve(impl, request_of(q_BxTxHxK, spec, dropout))
+  backend = BACKENDS[name]
+  if name in _KERNELS.values():
+    kernel = functools.partial(backend, scale=scale)
+    return per_device(kernel, q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, spec, partition)
   return backend(q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, spec, scale, dropout)

@@ -21,10 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from gptneo_jax import axes
 from gptneo_jax.attention.dropout import Dropout
 from gptneo_jax.attention.mask import MaskSpec
 from gptneo_jax.attention.reference import MASKED
+from gptneo_jax.attention.residuals import RESIDUALS
 
 _LEAST_BLOCK, _LARGEST_BLOCK = 64, 512
 _PADDING_SEGMENT = -1  # of positions behind the sequence
@@ -114,8 +114,8 @@ def _forward(plan: Plan, q_BxHxTxK, k_BxHxTxK, v_BxHxTxK, segments_BxT, key):
   )
   (max_BxHxT, sum_BxHxT, out_BxHxTxK), _ = jax.lax.scan(visit, start, plan.pairs(T))
   out_BxHxTxK = (out_BxHxTxK / sum_BxHxT[..., None]).astype(v_BxHxTxK.dtype)
-  out_BxHxTxK = checkpoint_name(out_BxHxTxK, axes.ATTENTION_OUT)
-  log_sum_BxHxT = checkpoint_name(max_BxHxT + jnp.log(sum_BxHxT), axes.ATTENTION_OUT)
+  out_BxHxTxK = checkpoint_name(out_BxHxTxK, RESIDUALS)
+  log_sum_BxHxT = checkpoint_name(max_BxHxT + jnp.log(sum_BxHxT), RESIDUALS)
   kept = (q_BxHxTxK, k_BxHxTxK, v_BxHxTxK, segments_BxT, key, out_BxHxTxK, log_sum_BxHxT)
   return out_BxHxTxK, kept
 

@@ -1,0 +1,119 @@
+"""Flash attention by cuDNN, on NVIDIA cards from Ampere on, in bfloat16 and float16.
+
+Causal masks and windows are the kernel's own: it skips the blocks that they hide, forward and
+backward, and no mask is ever made. Segments are taken as cuDNN's packed layout, which needs Hopper,
+visits nothing outside a segment, and holds a fixed number of them per row; a batch with more, or
+with a segment in two pieces, is computed in XLA instead.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax._src.cudnn import fused_attention_stablehlo as fused  # segments are not in jax.nn
+
+from gptneo_jax.attention import blocked
+from gptneo_jax.attention.dropout import Dropout
+from gptneo_jax.attention.mask import MaskSpec
+from gptneo_jax.attention.request import Request
+
+AMPERE, HOPPER = (8, 0), (9, 0)
+MAX_SEGMENTS = 32  # per row: each costs memory for the statistics of a whole row
+
+
+def refusal(request: Request) -> str | None:
+  """Why this backend cannot serve, None if it can."""
+  platform, capability = request.hardware
+  if platform != "gpu":
+    return f"it runs on NVIDIA GPUs, and this is {platform}"
+  if capability is None:
+    return "it needs an NVIDIA card of compute capability 8.0 or more, and this one has none"
+  if capability < AMPERE:
+    return f"it needs compute capability 8.0 or more, and this card has {_text(capability)}"
+  if request.dtype not in ("bfloat16", "float16"):
+    return f"it computes bfloat16 and float16, not {request.dtype}"
+  largest = 256 if capability >= HOPPER else 128
+  if request.head_dim % 8 or request.head_dim > largest:
+    return (
+      f"it needs a head size that 8 divides, up to {largest}, and this one is {request.head_dim}"
+    )
+  if request.dropout:
+    return "it cannot drop attention probabilities"
+  if request.segments and capability < HOPPER:
+    return (
+      "for segments and padding it needs compute capability 9.0 or more, and this card has"
+      f" {_text(capability)}"
+    )
+  return None
+
+
+def _text(capability: tuple[int, int]) -> str:
+  return ".".join(map(str, capability))
+
+
+def attend(
+  q_BxTxHxK: jax.Array,
+  k_BxTxHxK: jax.Array,
+  v_BxTxHxK: jax.Array,
+  spec: MaskSpec,
+  scale: float,
+  dropout: Dropout | None = None,
+) -> jax.Array:
+  """Attention of the rows and heads of one device; see `partition.per_device` for more."""
+  if dropout is not None:
+    raise ValueError("cuDNN attention cannot drop attention probabilities")
+  T = q_BxTxHxK.shape[1]
+  window = spec.window if spec.window is not None and spec.window < T else None
+  if spec.segment_ids_BxT is None:
+    return jax.nn.dot_product_attention(
+      q_BxTxHxK,
+      k_BxTxHxK,
+      v_BxTxHxK,
+      scale=scale,
+      is_causal=True,
+      local_window_size=None if window is None else (window - 1, 0),
+      implementation="cudnn",
+    )
+  lengths_BxM, starts_BxN, packs = segment_runs(spec.segment_ids_BxT, MAX_SEGMENTS)
+
+  def packed(q_BxTxHxK, k_BxTxHxK, v_BxTxHxK):
+    return fused.dot_product_attention(
+      q_BxTxHxK,
+      k_BxTxHxK,
+      v_BxTxHxK,
+      q_seqlen=lengths_BxM,
+      kv_seqlen=lengths_BxM,
+      q_offsets=starts_BxN,
+      kv_offsets=starts_BxN,
+      scale=scale,
+      mask_type=fused.MaskType.PADDING_CAUSAL,
+      sliding_window_length=window,
+    )
+
+  def in_xla(q_BxTxHxK, k_BxTxHxK, v_BxTxHxK):
+    return blocked.attend(q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, spec, scale)
+
+  return jax.lax.cond(packs, packed, in_xla, q_BxTxHxK, k_BxTxHxK, v_BxTxHxK)
+
+
+def segment_runs(ids_BxT: jax.Array, M: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Segments as cuDNN's packed layout has them.
+
+  Returns the lengths of each row's runs of equal ids, int32 B x M, and their first positions, B x
+  (M + 1), both filled up with -1; and whether that is all there is to the ids: no row has more than
+  M runs, and no id makes two of them.
+  """
+  B, T = ids_BxT.shape
+  begins_BxT = jnp.concatenate([jnp.ones((B, 1), bool), ids_BxT[:, 1:] != ids_BxT[:, :-1]], axis=1)
+  find = functools.partial(jnp.nonzero, size=M + 1, fill_value=T)
+  starts_BxN = jax.vmap(lambda begins_T: find(begins_T)[0])(begins_BxT).astype(jnp.int32)
+  is_run_BxM = starts_BxN[:, :-1] < T
+  lengths_BxM = jnp.where(is_run_BxM, starts_BxN[:, 1:] - starts_BxN[:, :-1], -1)
+
+  run_ids_BxM = jnp.take_along_axis(ids_BxT, jnp.minimum(starts_BxN[:, :-1], T - 1), axis=1)
+  same_BxMxM = run_ids_BxM[:, :, None] == run_ids_BxM[:, None, :]
+  both_BxMxM = is_run_BxM[:, :, None] & is_run_BxM[:, None, :] & ~jnp.eye(M, dtype=bool)
+  packs = (starts_BxN[:, -1] == T).all() & ~(same_BxMxM & both_BxMxM).any()
+  return lengths_BxM, jnp.where(starts_BxN < T, starts_BxN, -1), packs

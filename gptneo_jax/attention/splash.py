@@ -1,0 +1,128 @@
+"""Splash attention on TPU: JAX's Pallas kernel, which visits only blocks that the mask shows.
+
+Scores and softmax are float32 and never leave the chip's fast memory. Rows may hold segments. The
+kernel cannot drop probabilities.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+from gptneo_jax.attention.dropout import Dropout
+from gptneo_jax.attention.mask import MaskSpec
+from gptneo_jax.attention.request import Request
+from gptneo_jax.attention.residuals import RESIDUALS
+
+_LANES = 128  # block sizes are multiples of the width of a vector register
+_BLOCKS = (1024, 512, 256, _LANES)
+_LOCAL_BLOCK = 512  # a wider one shows little but masked scores, a narrower one waits for its start
+_COMPUTE_BLOCK = 512  # keys that are multiplied at once
+_FUSED_COPIES = 4  # partial query gradients that the fused backward kernel may leave in memory
+
+
+def refusal(request: Request) -> str | None:
+  """Why this backend cannot serve, None if it can."""
+  if request.hardware.platform != "tpu":
+    return f"it runs on TPU, and this is {request.hardware.platform}"
+  if request.dtype not in ("float32", "bfloat16"):
+    return f"it computes float32 and bfloat16, not {request.dtype}"
+  if request.dropout:
+    return "it cannot drop attention probabilities"
+  return None
+
+
+def attend(
+  q_BxTxHxK: jax.Array,
+  k_BxTxHxK: jax.Array,
+  v_BxTxHxK: jax.Array,
+  spec: MaskSpec,
+  scale: float,
+  dropout: Dropout | None = None,
+  *,
+  interpret: bool = False,
+) -> jax.Array:
+  """Attention of the rows and heads of one device; see `partition.per_device` for more.
+
+  interpret: runs the kernel's program in XLA, on any hardware and slowly: for tests.
+  """
+  if dropout is not None:
+    raise ValueError("splash attention cannot drop attention probabilities")
+  T, H = q_BxTxHxK.shape[1:3]
+  block = _block(T, spec.window is not None and spec.window < T)
+  padding = -T % block  # at the end: causal queries do not see it, and its own rows are cut off
+  q_BxHxTxK, k_BxHxTxK, v_BxHxTxK = (
+    jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))).swapaxes(1, 2)
+    for x in (q_BxTxHxK * scale, k_BxTxHxK, v_BxTxHxK)
+  )
+  kernel = _kernel(T + padding, H, spec.window, block, interpret)
+
+  def row(q_HxTxK, k_HxTxK, v_HxTxK, ids_T) -> jax.Array:
+    segments = None if ids_T is None else kernels.SegmentIds(ids_T, ids_T)
+    return cast(jax.Array, kernel(q_HxTxK, k_HxTxK, v_HxTxK, segment_ids=segments))
+
+  ids_BxT = spec.segment_ids_BxT
+  if ids_BxT is not None:
+    ids_BxT = jnp.pad(ids_BxT, ((0, 0), (0, padding)))
+  out_BxHxTxK = jax.vmap(row)(q_BxHxTxK, k_BxHxTxK, v_BxHxTxK, ids_BxT)
+  return out_BxHxTxK.swapaxes(1, 2)[:, :T]
+
+
+@functools.lru_cache(maxsize=32)
+def _kernel(
+  T: int, H: int, window: int | None, block: int, interpret: bool
+) -> kernels.SplashAttentionKernel:
+  """The kernel for one shape of mask, with the blocks it visits worked out; made once."""
+  if window is None or window >= T:
+    window, mask = None, masks.CausalMask((T, T))
+  else:
+    mask = masks.LocalMask((T, T), (window - 1, 0), 0)
+  # Made while a layer is traced, but from numbers that are known now, and kept beyond the trace.
+  with jax.ensure_compile_time_eval():
+    kernel = kernels.make_splash_mha(
+      masks.MultiHeadMask([mask] * H),
+      block_sizes=_block_sizes(T // block, block, window is not None),
+      head_shards=1,
+      q_seq_shards=1,
+      residual_checkpoint_name=RESIDUALS,
+      interpret=interpret,
+    )
+    return jax.tree.map(np.asarray, kernel)
+
+
+def _block(T: int, windowed: bool) -> int:
+  """Queries, and keys, that the kernel takes at a time: the most that pad T by a quarter or less.
+
+  Every step of the kernel's loop costs a start of its own, which favours large blocks.
+  """
+  largest = _LOCAL_BLOCK if windowed else _BLOCKS[0]
+  fitting = [b for b in _BLOCKS if b <= largest and -T % b <= T // 4]
+  return fitting[0] if fitting else _LANES
+
+
+def _block_sizes(blocks: int, block: int, windowed: bool) -> kernels.BlockSizes:
+  """The kernel's settings for T of `blocks` blocks.
+
+  The fused backward kernel computes the scores once for all three gradients, but leaves a partial
+  gradient of q for every block of keys, and visits blocks outside the window for nothing: it serves
+  global layers of few blocks.
+  """
+  compute = min(block, _COMPUTE_BLOCK)
+  fused = not windowed and blocks <= _FUSED_COPIES
+  return kernels.BlockSizes(
+    block_q=block,
+    block_kv=block,
+    block_kv_compute=compute,
+    block_q_dkv=block,
+    block_kv_dkv=block,
+    block_kv_dkv_compute=compute,
+    block_q_dq=None if fused else block,
+    block_kv_dq=None if fused else block,
+    use_fused_bwd_kernel=fused,
+  )
