@@ -34,13 +34,24 @@ def main():
     rows.append(
       {
         "T": T,
-        "seconds": {name: row["median"] for name, row in times.items()},
+        "seconds": times,
         "microseconds_per_token": times["local"]["median"] / T * 1e6,
-        "speedup": times["reference"]["median"] / times["local"]["median"],
+        "speedup": bench.ratio(times, "reference", "local"),
         "temporary_MiB": {name: size / 2**20 for name, (_, size) in functions.items()},
       }
     )
-  bench.record("bench_local_attention", {"rows": rows})
+
+  def over_T(key):
+    return {name: {row["T"]: row[key][name] for row in rows} for name in ("local", "reference")}
+
+  bench.record(
+    "bench_local_attention",
+    {"rows": rows},
+    [
+      bench.Panel("forward and backward", "seconds", over_T("seconds"), "T", log=True),
+      bench.Panel("temporary memory", "MiB", over_T("temporary_MiB"), "T", log=True),
+    ],
+  )
 
 
 if __name__ == "__main__":
