@@ -42,16 +42,20 @@ def step_bytes(
   tokens = math.ceil(rows / (mesh.shape["data"] * fsdp)) * seq_len
   D, F, L = config.hidden_size, config.mlp_size, config.num_layers
   width, stored = (jnp.dtype(kind).itemsize for kind in (config.dtype, config.param_dtype))
-  matrices = (5 * D + 2 * F) // tensor * width  # q, k, v, the heads' output, c_fc before and after
-  norms = 2 * D * (width + 4)
-  scores = 0  # other backends never hold all of them
-  if config.attention_impl == "reference":
-    scores = L * seq_len * (config.num_heads // tensor) * (4 + width)
-  blocks = L * (D * width + matrices + norms) + scores
-  one_block = matrices + norms + scores // L
-  kept = {"none": blocks, "dots": L * (D * width + matrices), "full": L * D * width}[config.remat]
-  if config.remat != "none":
-    kept += one_block
+  F_part, D_part = F // tensor, D // tensor  # of the MLP, and of q, k, v and the heads' output
+  products = width * (4 * D_part + D + F_part)  # results of weights, and of attention
+  # All that differentiation keeps: six values of the MLP's width (gelu alone has four), and three
+  # float32 values of each norm. While a block is computed again, fusions spare some of it.
+  everything = width * (4 * D_part + 2 * D + 6 * F_part) + 2 * 3 * 4 * D
+  one_block = width * (4 * D_part + 2 * D + 4 * F_part) + 3 * 4 * D
+  if config.attention_impl == "reference":  # the others never hold all scores
+    scores = seq_len * (config.num_heads // tensor) * (4 + width)
+    everything, one_block = everything + scores, one_block + scores
+  kept = {
+    "none": L * everything,
+    "dots": L * (width * D + products) + one_block,
+    "full": L * width * D + one_block,
+  }[config.remat]
 
   parameters = bytes_per_device(state.params)
   V = config.padded_vocab_size // tensor
