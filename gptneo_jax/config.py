@@ -204,15 +204,16 @@ class ModelConfig:
     n = self.num_params() - self.max_position_embeddings * self.hidden_size
     if self.untied_lm_head or not self.has_lm_head:
       n -= self.vocab_size * self.hidden_size
-    keys = sum(self._visible_keys(kind, seq_len, attention) for kind in self.attention_layers)
+    if attention not in ("exact", "full_square"):
+      raise ValueError(f"attention is {attention!r}; it must be 'exact' or 'full_square'")
+    keys = sum(
+      self.visible_keys(kind, seq_len) if attention == "exact" else seq_len
+      for kind in self.attention_layers
+    )
     return 6.0 * n + 12.0 * self.hidden_size * keys
 
-  def _visible_keys(self, kind: str, seq_len: int, attention: str) -> float:
+  def visible_keys(self, kind: str, seq_len: int) -> float:
     """Keys that a query of one layer attends to, averaged over the sequence."""
-    if attention == "full_square":
-      return seq_len
-    if attention != "exact":
-      raise ValueError(f"attention is {attention!r}; it must be 'exact' or 'full_square'")
     window = min(self.window_size, seq_len) if kind == "local" else seq_len
     return (window * (window + 1) / 2 + (seq_len - window) * window) / seq_len
 

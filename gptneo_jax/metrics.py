@@ -27,6 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
+from gptneo_jax import chips
+
 # Object stores cannot append: there the whole file is written anew, and not more often than this.
 _REMOTE_SECONDS = 30.0
 
@@ -295,67 +297,18 @@ class Progress:
       self._bar.close()
 
 
-# Dense peak, TFLOP/s per JAX device: (16-bit floats, float32 as XLA multiplies it by default).
-# Google Cloud TPU system architecture pages, per chip; a JAX device is one of two cores of v2, v3
-# and 7x. float32 is multiplied in bfloat16 passes there. NVIDIA data sheets, without sparsity and
-# with float32 accumulation: bfloat16, or float16 before Ampere; float32 is TF32 from Ampere on.
-_PEAK_TFLOPS = {
-  "TPU v2": (22.5, 22.5),
-  "TPU v3": (61.5, 61.5),
-  "TPU v4": (275, 275),
-  "TPU v4 lite": (138, 138),
-  "TPU v5 lite": (197, 197),
-  "TPU v5e": (197, 197),
-  "TPU v5": (459, 459),  # what v5p reports
-  "TPU v5p": (459, 459),
-  "TPU v6 lite": (918, 918),
-  "TPU v6e": (918, 918),
-  "TPU7x": (1153.5, 1153.5),
-  "P100": (18.7, 9.3),
-  "V100": (125, 15.7),
-  "V100-PCIE": (112, 14),
-  "T4": (65, 8.1),
-  "A10": (125, 62.5),
-  "A10G": (70, 35),
-  "A100": (312, 156),
-  "A6000": (154.8, 77.4),
-  "L4": (121, 60),
-  "L40": (181, 90.5),
-  "L40S": (362, 183),
-  "H100": (989.4, 494.7),
-  "H100 PCIe": (756, 378),
-  "H100 NVL": (835, 417),
-  "H200": (989.4, 494.7),
-  "H200 NVL": (835, 417),
-  "GH200": (989.4, 494.7),
-  "B200": (2250, 1125),
-  "RTX 3090": (71, 35.6),
-  "RTX 4090": (165.2, 82.6),
-  "RTX 5090": (209.5, 104.8),
-  "RTX 6000 Ada": (364.2, 182.1),
-}
-
-
 def peak_flops_per_second(device: jax.Device, dtype: Any) -> tuple[float, str]:
   """Returns the matmul FLOP/s one device could reach, and 'datasheet' or 'measured'.
 
   A device the table does not know, such as any CPU, is measured once per process by a short
   matmul in `dtype` (float32 on CPU, where the 16-bit types are emulated).
   """
-  kind = device.device_kind
-  known = [name for name in _PEAK_TFLOPS if _is_kind(name, kind)]
-  if not known:
+  known = chips.peak_flops(device.device_kind, jnp.dtype(dtype).itemsize)
+  if known is None:
     return _measured_flops_per_second(
       device, jnp.dtype(jnp.float32 if device.platform == "cpu" else dtype)
     ), "measured"
-  half, single = _PEAK_TFLOPS[max(known, key=len)]
-  return (half if jnp.dtype(dtype).itemsize == 2 else single) * 1e12, "datasheet"
-
-
-def _is_kind(name: str, kind: str) -> bool:
-  """Whether "NVIDIA A100-SXM4-80GB" holds "A100" (yes) or "A10" (no): whole words only."""
-  kind, name = (f" {text.lower().replace('-', ' ')} " for text in (kind, name))
-  return name in kind
+  return known, "datasheet"
 
 
 @functools.cache

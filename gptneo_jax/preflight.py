@@ -5,51 +5,121 @@ from __future__ import annotations
 import math
 import os
 import pathlib
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from gptneo_jax.config import ModelConfig
-from gptneo_jax.sharding import bytes_per_device
-from gptneo_jax.state import TrainState
+from gptneo_jax.model import Decoder
+from gptneo_jax.optim import OptimizerConfig, ScheduleConfig, make_optimizer
+from gptneo_jax.sharding import abstract_mesh, bytes_per_device
+from gptneo_jax.state import TrainState, abstract_state
+from gptneo_jax.vocab_loss import CHUNK
 
 GIB = 2**30
 
 
 def step_bytes(
-  config: ModelConfig, state: TrainState, mesh: Mesh, *, rows: int, seq_len: int, accumulates: bool
+  config: ModelConfig,
+  state: TrainState,
+  mesh: Mesh | AbstractMesh,
+  *,
+  rows: int,
+  seq_len: int,
+  accumulates: bool,
 ) -> dict[str, int]:
   """Bytes per device of a training step, by part; activations and logits are estimates.
 
   state: abstract, with shardings. rows: sequences of one part of the batch, over all devices.
-  Gradients are as large as the parameters, twice when they are accumulated; activations are what
-  the backward pass keeps under `config.remat`; logits are float32, with their gradient.
+  Gradients are as large as the parameters, and once more in float32 when they are accumulated;
+  the cast weights are what the computation runs on; activations are what the backward pass keeps
+  under `config.remat`, and those of a block; logits are those of a chunk of tokens, their
+  exponentials and gradients, and on fsdp the whole table of the vocabulary.
   """
-  B = math.ceil(rows / (mesh.shape["data"] * mesh.shape["fsdp"]))
-  tokens, tensor = B * seq_len, mesh.shape["tensor"]
+  fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
+  tokens = math.ceil(rows / (mesh.shape["data"] * fsdp)) * seq_len
   D, F, L = config.hidden_size, config.mlp_size, config.num_layers
-  width = jnp.dtype(config.dtype).itemsize
-  matrices = (5 * D + 2 * F) // tensor * width  # q, k, v, the heads' output, c_fc before and after
-  norms = 2 * D * (width + 4)
-  scores = sum(
-    (seq_len if kind == "global" else min(seq_len, 2 * config.window_size))
-    * (config.num_heads // tensor)
-    * (4 + width)
+  width, stored = (jnp.dtype(kind).itemsize for kind in (config.dtype, config.param_dtype))
+  F_part, D_part = F // tensor, D // tensor  # of the MLP, and of q, k, v and the heads' output
+  products = width * (4 * D_part + D + F_part)  # results of weights, and of attention
+  # All that differentiation keeps: six values of the MLP's width (gelu alone has four), and three
+  # float32 values of each norm. While a block is computed again, fusions spare some of it.
+  everything = width * (4 * D_part + 2 * D + 6 * F_part) + 2 * 3 * 4 * D
+  one_block = width * (4 * D_part + 2 * D + 4 * F_part) + 3 * 4 * D
+  if config.attention_impl == "reference":  # the others never hold all scores
+    scores = seq_len * (config.num_heads // tensor) * (4 + width)
+    everything, one_block = everything + scores, one_block + scores
+  kept = {
+    "none": L * everything,
+    "dots": L * (width * D + products) + one_block,
+    "full": L * width * D + one_block,
+  }[config.remat]
+
+  parameters = bytes_per_device(state.params)
+  V = config.padded_vocab_size // tensor
+  whole_table = (
+    V * D * (4 + width) if fsdp > 1 else 0
+  )  # gathered, and its gradient before it is cut
+  return {
+    "parameters": parameters,
+    "gradients": parameters + (parameters * 4 // stored if accumulates else 0),
+    "optimizer": bytes_per_device(state.opt_state),
+    "cast weights": parameters * width // stored if width != stored else 0,
+    "activations": tokens * kept,
+    "logits": min(tokens, CHUNK) * V * (4 + 4 + width) + whole_table,
+  }
+
+
+class Task(NamedTuple):
+  """Something to do with a model, and the bytes that it needs of one device."""
+
+  name: str
+  terms: str
+  bytes: int
+
+
+def task_bytes(config: ModelConfig, seq_len: int, *, half: str | None) -> list[Task]:
+  """What each use of a model needs on one device, by estimate.
+
+  half: the 16-bit type that the device trains in, None if it has none, as a T4: activations of
+  training are float32 then, while weights that do not learn stay in 16 bits.
+  """
+  D, F, V = config.hidden_size, config.mlp_size, config.padded_vocab_size
+  weights = 2 * config.num_params()
+  layer = (5 * D + 2 * F) * 2 + 2 * D * 6
+  row = seq_len * (layer + 2 * D * 2)
+  logits = seq_len * V * 4
+  keys = sum(
+    seq_len if kind == "global" else min(seq_len, config.window_size)
     for kind in config.attention_layers
   )
-  blocks = L * (D * width + matrices + norms) + scores
-  one_block = matrices + norms + scores // L
-  kept = {"none": blocks, "dots": L * (D * width + matrices), "full": L * D * width}[config.remat]
-  if config.remat != "none":
-    kept += one_block
-  return {
-    "parameters": bytes_per_device(state.params),
-    "gradients": bytes_per_device(state.params) * (2 if accumulates else 1),
-    "optimizer": bytes_per_device(state.opt_state),
-    "activations": tokens * kept,
-    "logits": tokens * config.padded_vocab_size // tensor * 4 * 3,
-  }
+  trained = config.replace(remat="full", dtype=half or "float32")
+
+  def step(optimizer: str, config: ModelConfig = trained) -> int:
+    rule, _ = make_optimizer(OptimizerConfig(name=optimizer), ScheduleConfig(decay_steps=10_000))
+    mesh = abstract_mesh(1, 1, 1, num_devices=1)
+    state = abstract_state(Decoder(config), rule, mesh)
+    return sum(step_bytes(config, state, mesh, rows=1, seq_len=seq_len, accumulates=False).values())
+
+  # A LoRA step has weights that stand still, and factors of 1% of them, in float32 with their
+  # gradient and two moments.
+  frozen = step("adafactor", trained.replace(param_dtype="bfloat16")) - weights
+  factors = config.num_params() // 100 * 4 * 4
+  return [
+    Task("evaluate", "16-bit weights, 8 rows", weights + 8 * (row + logits)),
+    Task("generate", "16-bit weights, 1 row, all positions", weights + keys * 2 * D * 2 + row),
+    Task("fine-tune", "AdamW, float32 weights, 1 row at a time", step("adamw")),
+    Task("fine-tune", "Adafactor, float32 weights, 1 row at a time", step("adafactor")),
+    Task("fine-tune", "LoRA on 16-bit weights, 1 row at a time", frozen + factors),
+  ]
+
+
+def convert_bytes(config: ModelConfig) -> int:
+  """Memory of the host while weights are converted, which goes tensor by tensor: the program, and
+  the largest tensor twice. experiments/convert_2p7b.py measures 0.55 GB at 125M, 1.05 at 1.3B."""
+  return 300_000_000 + 2 * 4 * config.padded_vocab_size * config.hidden_size
 
 
 def available_bytes(devices: list[jax.Device]) -> int:

@@ -7,15 +7,17 @@ vocabulary); batches over `data` and `fsdp`. Optimiser state follows its paramet
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gptneo_jax import axes
 
 MESH_AXES = ("data", "fsdp", "tensor")
+_AXIS_TYPES = (AxisType.Auto,) * len(MESH_AXES)
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
   axes.VOCAB: "tensor",
@@ -59,10 +61,17 @@ def mesh_sizes(data: int, fsdp: int, tensor: int, num_devices: int) -> tuple[int
   return sizes[0], sizes[1], sizes[2]
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-  """A (data, fsdp, tensor) mesh over all devices of all hosts."""
-  sizes = mesh_sizes(data, fsdp, tensor, jax.device_count())
-  return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+def make_mesh(
+  data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+  """A (data, fsdp, tensor) mesh over `devices`, by default all of all hosts."""
+  sizes = mesh_sizes(data, fsdp, tensor, len(devices) if devices else jax.device_count())
+  return jax.make_mesh(sizes, MESH_AXES, axis_types=_AXIS_TYPES, devices=devices)
+
+
+def abstract_mesh(data: int, fsdp: int, tensor: int, num_devices: int) -> AbstractMesh:
+  """A mesh of devices that are not there: for shapes and bytes, not for programs."""
+  return AbstractMesh(mesh_sizes(data, fsdp, tensor, num_devices), MESH_AXES, _AXIS_TYPES)
 
 
 def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
@@ -77,7 +86,7 @@ def partition(*logical_axes: str | None) -> PartitionSpec:
   return PartitionSpec(*(RULES[name] if name else None for name in logical_axes))
 
 
-def param_shardings(mesh: Mesh, boxed_params: Any) -> Any:
+def param_shardings(mesh: Mesh | AbstractMesh, boxed_params: Any) -> Any:
   """Shardings of a parameter tree from the logical names its leaves carry.
 
   boxed_params: the (abstract) output of `Module.init`, names still on. Raises ValueError naming the

@@ -9,7 +9,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from gptneo_jax.model import Decoder
 from gptneo_jax.sharding import param_shardings
@@ -36,7 +36,7 @@ def _init(model: Decoder, optimizer: optax.GradientTransformation, seed: int) ->
 
 
 def abstract_state(
-  model: Decoder, optimizer: optax.GradientTransformation, mesh: Mesh
+  model: Decoder, optimizer: optax.GradientTransformation, mesh: Mesh | AbstractMesh
 ) -> TrainState:
   """The state as ShapeDtypeStructs with shardings: what restoring and memory estimates need.
 

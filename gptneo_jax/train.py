@@ -20,18 +20,16 @@ import functools
 import math
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import jax
-import optax
 import tqdm
 from absl import flags
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
-from gptneo_jax import cli, data, hosts, preflight, sharding
+from gptneo_jax import cli, data, hosts, preflight, sections, sharding
 from gptneo_jax.checkpoint import Checkpointer, latest_step, restore_params
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.errors import UserError
@@ -39,8 +37,7 @@ from gptneo_jax.evals import validation
 from gptneo_jax.folder import load_config, save_config
 from gptneo_jax.metrics import MetricWriter, Progress, memory_in_use_bytes, peak_flops_per_second
 from gptneo_jax.model import Decoder
-from gptneo_jax.optim import OptimizerConfig, Schedule, ScheduleConfig, make_optimizer
-from gptneo_jax.state import TrainState, abstract_state, init_state
+from gptneo_jax.state import TrainState, init_state
 from gptneo_jax.steps import make_train_step, place_batch
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py, or FILE.py:runlocal to shrink.")
@@ -60,11 +57,12 @@ def main(config: ConfigDict) -> int:
 def _train(config: ConfigDict, closing: contextlib.ExitStack) -> int:
   # --- what is asked for, and whether it can run here -------------------------------------------
   workdir = epath.Path(_WORKDIR.value or f"runs/{cli.config_name()}")
-  model_config, data_config, optimizer, learning_rate = _sections(config)
+  parts = sections.read(config)
+  model_config, data_config, optimizer, learning_rate = parts
   hosts.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
   model = Decoder(model_config)
-  mesh, abstract = _layout(config, model, optimizer)
-  _check_needs(config, data_config, mesh, abstract)
+  mesh, abstract = _layout(config, parts)
+  _check_needs(config, parts, mesh, abstract)
   _check_workdir(workdir, model_config)
   say = _say if hosts.is_first() else lambda _: None
   say(_summary(model_config, mesh, abstract, workdir))
@@ -216,72 +214,25 @@ def _train(config: ConfigDict, closing: contextlib.ExitStack) -> int:
   return 0
 
 
-def _sections(
-  config: ConfigDict,
-) -> tuple[ModelConfig, data.DataConfig, optax.GradientTransformation, Schedule]:
-  """The config's sections as checked, typed things. Raises UserError."""
-  with _as_user_errors():
-    model_config = ModelConfig.from_dict(config.model.to_dict())
-    data_config = data.DataConfig(**config.data.to_dict())
-    optimizer, learning_rate = make_optimizer(
-      OptimizerConfig(**config.optimizer.to_dict()), ScheduleConfig(**config.schedule.to_dict())
-    )
-  for name in ("steps", "batch_size", "seq_len", "grad_accumulation", "log_every", "keep_latest"):
-    if config[name] < 1:
-      raise UserError(f"{name} is {config[name]}; it must be at least 1")
-  if config.task != "lm":
-    raise UserError(f"task is {config.task!r}; there is 'lm'")
-  if config.seq_len > model_config.max_position_embeddings:
-    raise UserError(
-      f"seq_len {config.seq_len} is more than model.max_position_embeddings"
-      f" {model_config.max_position_embeddings}"
-    )
-  return model_config, data_config, optimizer, learning_rate
-
-
-def _layout(
-  config: ConfigDict, model: Decoder, optimizer: optax.GradientTransformation
-) -> tuple[Mesh, TrainState]:
+def _layout(config: ConfigDict, parts: sections.Sections) -> tuple[Mesh, TrainState]:
   """The mesh, and the state as shapes on it. Raises UserError for what does not divide."""
-  with _as_user_errors():
+  with sections.user_errors():
     mesh = sharding.make_mesh(**config.mesh.to_dict())
-    abstract = abstract_state(model, optimizer, mesh)
-  ways = mesh.shape["data"] * mesh.shape["fsdp"] * config.grad_accumulation
-  if config.batch_size % ways:
-    raise UserError(
-      f"batch_size {config.batch_size} is not divisible by mesh.data {mesh.shape['data']} x"
-      f" mesh.fsdp {mesh.shape['fsdp']} x grad_accumulation {config.grad_accumulation}"
-    )
+  abstract = sections.layout(config, parts, mesh)
   hosts.local_streams(mesh, config.batch_size, config.data.num_streams)
   return mesh, abstract
 
 
-@contextlib.contextmanager
-def _as_user_errors() -> Iterator[None]:
-  """Checks of values raise ValueError, being of use to programs too; here a user made them."""
-  try:
-    yield
-  except ValueError as error:
-    raise UserError(str(error)) from None
-
-
 def _check_needs(
-  config: ConfigDict, data_config: data.DataConfig, mesh: Mesh, abstract: TrainState
+  config: ConfigDict, parts: sections.Sections, mesh: Mesh, abstract: TrainState
 ) -> None:
   """Raises UserError with the figures if the data or the memory for the run is not there."""
   problems = []
   try:
-    data.check_sources(data_config)
+    data.check_sources(parts.data)
   except data.DataError as error:
     problems.append(f"data: {error}")
-  needs = preflight.step_bytes(
-    ModelConfig.from_dict(config.model.to_dict()),
-    abstract,
-    mesh,
-    rows=config.batch_size // config.grad_accumulation,
-    seq_len=config.seq_len,
-    accumulates=config.grad_accumulation > 1,
-  )
+  needs = sections.step_bytes(config, parts, mesh, abstract)
   available = preflight.available_bytes(jax.local_devices())
   if problem := preflight.memory_problem(needs, available, jax.device_count()):
     problems.append(problem)
@@ -295,7 +246,7 @@ def _check_workdir(workdir: epath.Path, model_config: ModelConfig) -> None:
   """Raises UserError if the folder holds checkpoints of another model."""
   if latest_step(str(workdir)) is None:
     return
-  with _as_user_errors():
+  with sections.user_errors():
     differences = model_config.differences(load_config(workdir))
   if differences:
     raise UserError(

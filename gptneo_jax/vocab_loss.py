@@ -23,7 +23,7 @@ from gptneo_jax.sharding import BATCH_SPEC, RULES
 
 MASKED_LOGIT = float(jnp.finfo(jnp.float32).min)
 
-_CHUNK = 1024  # tokens on a device: 200 MB of float32 logits at 50257 ids
+CHUNK = 1024  # tokens on a device: 200 MB of float32 logits at 50257 ids
 
 
 class LossSums(NamedTuple):
@@ -194,7 +194,7 @@ def _losses_of_tokens(
 def _chunks(x_BxT: jax.Array) -> jax.Array:
   """B x T x … as chunks of tokens; zeros, so tokens of no weight, fill up the last."""
   rows = x_BxT.reshape(-1, *x_BxT.shape[2:])
-  size = min(_CHUNK, rows.shape[0])
+  size = min(CHUNK, rows.shape[0])
   rows = jnp.pad(rows, ((0, -rows.shape[0] % size),) + ((0, 0),) * (rows.ndim - 1))
   return rows.reshape(-1, size, *rows.shape[1:])
 

@@ -43,7 +43,7 @@ def relative_error(got, expected):
 @pytest.mark.parametrize("chunk", [1, 4, 21, 1024])
 @pytest.mark.parametrize("z_loss", [0.0, 1e-4, 0.5])
 def test_values_and_gradients(monkeypatch, chunk, z_loss):
-  monkeypatch.setattr(vocab_loss, "_CHUNK", chunk)
+  monkeypatch.setattr(vocab_loss, "CHUNK", chunk)
   x, table, targets, weights, V = inputs()
 
   def chunked(x, table):
@@ -66,7 +66,7 @@ def test_values_and_gradients(monkeypatch, chunk, z_loss):
 
 @pytest.mark.parametrize("chunk", [1, 8, 1024])
 def test_losses_of_tokens(monkeypatch, chunk):
-  monkeypatch.setattr(vocab_loss, "_CHUNK", chunk)
+  monkeypatch.setattr(vocab_loss, "CHUNK", chunk)
   x, table, targets, weights, V = inputs()
   got = losses_of_tokens(x, table, targets, weights, V)
   _, expected = whole(x, table, targets, weights, V, 0.0)

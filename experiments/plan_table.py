@@ -1,0 +1,131 @@
+"""The tables of docs/memory.md: model size by chip, each cell from the planner.
+
+  python experiments/plan_table.py            fills in what plan_table.json lacks, then the page
+  python experiments/plan_table.py --again    all cells anew
+
+Needs TPU's compiler, no TPU: pip install -e '.[tpu]'. A cell takes up to two minutes on one core:
+the config as it stands, and where that does not fit the first settings that the planner advises.
+Steps are compiled with little effort for speed, which changes no memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+from gptneo_jax import chips, preflight
+from gptneo_jax.config import PRESETS
+
+HERE = pathlib.Path(__file__).resolve().parent
+CELLS, PAGE = HERE / "plan_table.json", HERE.parent / "docs" / "memory.md"
+MODELS = ("neo_125m", "neo_350m", "neo_1p3b", "neo_2p7b")
+TOPOLOGIES = ("v5e:1x1", "v6e:1x1", "v5p:2x2x1", "v5e:2x4", "v5e:4x4")
+
+
+def plan(arguments: list[str]) -> list[str]:
+  """Lines of the planner's page."""
+  done = subprocess.run(
+    [sys.executable, "-m", "gptneo_jax.plan", *arguments],
+    cwd=HERE.parent, env=os.environ | {"JAX_EXEC_TIME_OPTIMIZATION_EFFORT": "-1.0"},
+    stdout=subprocess.PIPE, text=True,
+  )  # fmt: skip
+  lines = done.stdout.splitlines()
+  if not lines or not re.match(r"(fits|does not fit): ", lines[-1]):
+    raise SystemExit(f"the planner failed: {shlex.join(arguments)}")
+  return lines
+
+
+def cell(model: str, topology: str) -> dict:
+  """Whether it fits, with which settings, and the bytes: of the config, else of what is advised."""
+  given = [f"--config=configs/{model}.py", f"--topology={topology}"]
+  lines, settings = plan(given), []
+  if not lines[-1].startswith("fits"):
+    commands = [line for line in lines if line.startswith("  python -m gptneo_jax.plan")]
+    here = [c for c in commands if c.count("--topology") == 1 and f"--topology={topology}" in c]
+    if not here:
+      return {"fits": False}
+    settings = [a.removeprefix("--config.") for a in shlex.split(here[0]) if "--config." in a]
+    lines = plan([*given, *(f"--config.{setting}" for setting in settings)])
+  verdict = re.match(r"fits: ([\d.]+) GiB .*; ([\d.]+) GiB there", lines[-1])
+  assert verdict, lines[-1]
+  return {
+    "fits": True, "needed": float(verdict[1]), "there": float(verdict[2]), "settings": settings
+  }  # fmt: skip
+
+
+_SHORT = {
+  "optimizer.name=adafactor": "Adafactor",
+  "model.param_dtype=bfloat16": "bfloat16 weights",
+  "model.remat=full": "remat full",
+}
+
+
+def text_of(found: dict) -> str:
+  if not found["fits"]:
+    return "no"
+  words = [f"{found['needed']:.1f}"]
+  for setting in found["settings"]:
+    name, _, value = setting.partition("=")
+    parts = f"{value} parts" if name == "grad_accumulation" and value != "1" else None
+    batch = f"batch {value}" if name == "batch_size" else None
+    if word := _SHORT.get(setting) or parts or batch:
+      words.append(word)
+  return ", ".join(words)
+
+
+def training_table(cells: dict) -> str:
+  there = [f"{t} ({chips.CHIPS[t.partition(':')[0]].memory_gib:.2f})" for t in TOPOLOGIES]
+  rows = [["config", *there], ["---"] * (1 + len(TOPOLOGIES))]
+  for model in MODELS:
+    rows.append([f"`{model}`", *(text_of(cells[f"{model} {t}"]) for t in TOPOLOGIES)])
+  return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def uses_table() -> str:
+  rows = [["use", *(f"`{model}`" for model in MODELS)], ["---"] * (1 + len(MODELS))]
+  columns = {}
+  for half, where in (("bfloat16", ""), (None, ", on a T4")):
+    for model in MODELS:
+      for task in preflight.task_bytes(PRESETS[model], 2048, half=half):
+        trains = task.name == "fine-tune"
+        if trains or half:
+          columns.setdefault(f"{task.name}: {task.terms}{where}", []).append(task.bytes)
+  columns["convert: the host's memory"] = [preflight.convert_bytes(PRESETS[m]) for m in MODELS]
+  for name, values in columns.items():
+    rows.append([name, *(f"{value / preflight.GIB:.1f}" for value in values)])
+  return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def put(page: str, name: str, table: str) -> str:
+  """The page with what stands between the marks of a table replaced."""
+  begin, end = f"<!-- table: {name} -->", "<!-- end -->"
+  before, _, rest = page.partition(begin)
+  _, _, after = rest.partition(end)
+  if not after:
+    raise SystemExit(f"{PAGE.name} has no {begin} … {end}")
+  return f"{before}{begin}\n{table}\n{end}{after}"
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--again", action="store_true")
+  args = parser.parse_args()
+  cells = json.loads(CELLS.read_text()) if CELLS.exists() and not args.again else {}
+  for topology in TOPOLOGIES:
+    for model in MODELS:
+      if (name := f"{model} {topology}") not in cells:
+        cells[name] = cell(model, topology)
+        print(name, cells[name], flush=True)
+        CELLS.write_text(json.dumps(cells, indent=1) + "\n")
+  page = put(PAGE.read_text(), "training", training_table(cells))
+  PAGE.write_text(put(page, "uses", uses_table()))
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,193 @@
+"""Compiles the training step of a run for devices that need not be here; what the compiler says."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from gptneo_jax import hlo, hlo_costs, steps
+from gptneo_jax.config import ModelConfig
+from gptneo_jax.hlo_costs import Collective, Kernel
+from gptneo_jax.model import Decoder
+from gptneo_jax.sharding import BATCH_SPEC
+from gptneo_jax.state import TrainState
+
+
+class TooLarge(Exception):
+  """The compiler found that the program does not fit; bytes of one device, as far as it says."""
+
+  def __init__(self, needed: float | None, available: float | None):
+    super().__init__(needed, available)
+    self.needed, self.available = needed, available
+
+
+class Memory(NamedTuple):
+  """Bytes of one device, as the compiler states them.
+
+  aliased: the part of the outputs that reuses the memory of arguments. needed: what must be there.
+  On a TPU that is the peak and the code: `temporary` counts buffers that take turns at one place
+  more than once there, and programs whose sum is far above the memory are accepted (1.3B on v5e:2x4
+  in 24 rows: sum 20.8 GiB, peak 14.0 of 15.75). Elsewhere it is the sum.
+  """
+
+  arguments: int
+  outputs: int
+  aliased: int
+  temporary: int
+  code: int
+  peak: int
+  needed: int
+
+
+class Report(NamedTuple):
+  """What a compiled step costs one device.
+
+  product_flops: of matrix products, loops taken as often as they run; kernel_flops: of attention
+  kernels, counted from what the mask shows. compiler_flops, compiler_bytes: the compiler's own
+  count, which takes the body of a loop once. unknown_loops: loops counted once here too.
+  """
+
+  seconds: float
+  memory: Memory
+  product_flops: float
+  kernel_flops: float
+  hbm_bytes: float
+  compiler_flops: float
+  compiler_bytes: float
+  collectives: dict[str, Collective]
+  kernels: list[Kernel]
+  unknown_loops: int
+
+
+def compile_step(
+  model_config: ModelConfig,
+  optimizer: optax.GradientTransformation,
+  state: TrainState,
+  mesh: Mesh,
+  *,
+  batch_size: int,
+  seq_len: int,
+  segments: bool,
+  z_loss: float,
+  accumulation: int,
+  quickly: bool = False,
+) -> Report:
+  """Compiles what `train` runs: the real step, with its shardings and donation.
+
+  quickly: with the least effort for speed, several times faster. Memory is as good as the same;
+    the traffic of memory is not. Raises TooLarge.
+  """
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+  step = steps.make_train_step(
+    Decoder(model_config), optimizer, shardings, mesh, z_loss=z_loss, accumulation=accumulation
+  )
+  kinds = {"inputs": jnp.int32, "targets": jnp.int32}
+  if segments:
+    kinds |= {"segment_ids": jnp.int32, "weights": jnp.float32}
+  sharding = NamedSharding(mesh, BATCH_SPEC)
+  batch = {
+    name: jax.ShapeDtypeStruct((batch_size, seq_len), dtype, sharding=sharding)
+    for name, dtype in kinds.items()
+  }
+  start = time.perf_counter()
+  # The mesh as a description: small constants that are made while tracing are made here, not there.
+  with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    lowered = cast(jax.stages.Wrapped, step).lower(state, batch)
+  compiled = _compile(lowered, quickly)
+  on_tpu = mesh.devices.flat[0].platform == "tpu"
+  return _report(compiled, model_config, time.perf_counter() - start, on_tpu)
+
+
+def _compile(lowered: jax.stages.Lowered, quickly: bool) -> jax.stages.Compiled:
+  effort = jax.config.jax_exec_time_optimization_effort  # pyrefly: ignore[missing-attribute]
+  try:
+    if quickly:
+      jax.config.update("jax_exec_time_optimization_effort", -1.0)
+    return lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    raise _too_large(error) from None
+  finally:
+    jax.config.update("jax_exec_time_optimization_effort", effort)
+
+
+def _too_large(error: Exception) -> Exception:
+  """The compiler's complaint as a TooLarge, if that is what it is."""
+  text = str(error)
+  if "RESOURCE_EXHAUSTED" not in text:
+    return error
+  number = r"([\d.]+)([KMGT]?)"
+  found = re.search(rf"Used {number} of {number} hbm", text) or re.search(
+    rf"\({number}\) exceeds available HBM \({number}\)", text
+  )
+  if not found:
+    return TooLarge(None, None)
+  units = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+  needed, available = (float(found[i]) * units[found[i + 1]] for i in (1, 3))
+  return TooLarge(needed, available)
+
+
+def _report(
+  compiled: jax.stages.Compiled, config: ModelConfig, seconds: float, on_tpu: bool
+) -> Report:
+  module = hlo.parse(compiled.as_text() or "")
+  stats = compiled.memory_analysis()
+  costs = compiled.cost_analysis() or {}
+  kernels = hlo_costs.kernels(module)
+  assert stats is not None
+  parts = (
+    stats.argument_size_in_bytes,
+    stats.output_size_in_bytes,
+    stats.alias_size_in_bytes,
+    stats.temp_size_in_bytes,
+    stats.generated_code_size_in_bytes,
+  )
+  arguments, outputs, aliased, temporary, code = parts
+  peak = stats.peak_memory_in_bytes
+  held = peak if on_tpu else arguments + outputs - aliased + temporary
+  return Report(
+    seconds=seconds,
+    memory=Memory(*parts, peak=peak, needed=held + code),
+    product_flops=hlo_costs.flops(module),
+    kernel_flops=sum(kernel.count * kernel_flops(config, kernel) for kernel in kernels),
+    hbm_bytes=hlo_costs.hbm_bytes(module),
+    compiler_flops=costs.get("flops", 0.0),
+    compiler_bytes=costs.get("bytes accessed", 0.0),
+    collectives=hlo_costs.collectives(module),
+    kernels=kernels,
+    unknown_loops=module.unknown_loops,
+  )
+
+
+# --- attention kernels ----------------------------------------------------------------------------
+
+# Matrix products over (query, key) pairs in each of splash attention's kernels: scores and values;
+# scores, their gradient, that of q; scores, its gradient, those of k and v; and q's too where the
+# kernel is the fused one, which has three results of the shape of q.
+_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
+
+
+def attention_kind(config: ModelConfig, kernel: Kernel) -> tuple[str, str] | None:
+  """('local', 'dq') of a splash kernel: its layers' attention, and which part it computes."""
+  place = re.search(r"/layer_(\d+)/attn/", kernel.op_name)
+  part = re.search(r"splash_m[hq]a_(fwd|dq|dkv)", kernel.op_name)
+  if not (place and part):
+    return None
+  return config.attention_pattern[int(place[1])], part[1]
+
+
+def kernel_flops(config: ModelConfig, kernel: Kernel) -> float:
+  """FLOPs of one run of an attention kernel, for the keys that the mask shows; others as stated."""
+  kind = attention_kind(config, kernel)
+  if kernel.flops is not None or kind is None:
+    return kernel.flops or 0.0
+  B, H, T, K = next(shape.dims for shape in kernel.operands if len(shape.dims) == 4)
+  products = _PRODUCTS[kind[1]]
+  if kind[1] == "dkv" and sum(len(shape.dims) >= 4 for shape in kernel.results) > 2:
+    products += 1
+  return products * 2.0 * B * H * T * K * config.visible_keys(kind[0], T)

@@ -1,0 +1,87 @@
+"""From a config of the programs to checked, typed things: the model, the optimizer, the layout."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import optax
+from jax.sharding import AbstractMesh, Mesh
+from ml_collections import ConfigDict
+
+from gptneo_jax import data, preflight
+from gptneo_jax.config import ModelConfig
+from gptneo_jax.errors import UserError
+from gptneo_jax.model import Decoder
+from gptneo_jax.optim import OptimizerConfig, Schedule, ScheduleConfig, make_optimizer
+from gptneo_jax.state import TrainState, abstract_state
+
+
+class Sections(NamedTuple):
+  model: ModelConfig
+  data: data.DataConfig
+  optimizer: optax.GradientTransformation
+  learning_rate: Schedule
+
+
+def read(config: ConfigDict) -> Sections:
+  """The config's sections. Raises UserError."""
+  with user_errors():
+    model_config = ModelConfig.from_dict(config.model.to_dict())
+    data_config = data.DataConfig(**config.data.to_dict())
+    optimizer, learning_rate = make_optimizer(
+      OptimizerConfig(**config.optimizer.to_dict()), ScheduleConfig(**config.schedule.to_dict())
+    )
+  for name in ("steps", "batch_size", "seq_len", "grad_accumulation", "log_every", "keep_latest"):
+    if config[name] < 1:
+      raise UserError(f"{name} is {config[name]}; it must be at least 1")
+  if config.task != "lm":
+    raise UserError(f"task is {config.task!r}; there is 'lm'")
+  if config.seq_len > model_config.max_position_embeddings:
+    raise UserError(
+      f"seq_len {config.seq_len} is more than model.max_position_embeddings"
+      f" {model_config.max_position_embeddings}"
+    )
+  return Sections(model_config, data_config, optimizer, learning_rate)
+
+
+def layout(config: ConfigDict, sections: Sections, mesh: Mesh | AbstractMesh) -> TrainState:
+  """The state of the run as shapes on `mesh`. Raises UserError for what does not divide."""
+  with user_errors():
+    state = abstract_state(Decoder(sections.model), sections.optimizer, mesh)
+  check_batch(config, mesh)
+  return state
+
+
+def check_batch(config: ConfigDict, mesh: Mesh | AbstractMesh) -> None:
+  """Raises UserError if a batch cannot be shared out among the devices of `mesh`."""
+  ways = mesh.shape["data"] * mesh.shape["fsdp"] * config.grad_accumulation
+  if config.batch_size % ways:
+    raise UserError(
+      f"batch_size {config.batch_size} is not divisible by mesh.data {mesh.shape['data']} x"
+      f" mesh.fsdp {mesh.shape['fsdp']} x grad_accumulation {config.grad_accumulation}"
+    )
+
+
+def step_bytes(
+  config: ConfigDict, sections: Sections, mesh: Mesh | AbstractMesh, state: TrainState
+) -> dict[str, int]:
+  """What a step needs on each device, by part: see `preflight.step_bytes`."""
+  return preflight.step_bytes(
+    sections.model,
+    state,
+    mesh,
+    rows=config.batch_size // config.grad_accumulation,
+    seq_len=config.seq_len,
+    accumulates=config.grad_accumulation > 1,
+  )
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+  """Checks of values raise ValueError, being of use to programs too; here a user made them."""
+  try:
+    yield
+  except ValueError as error:
+    raise UserError(str(error)) from None
