@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from gptneo_jax import data, decode, heads, lora, model, steps, weights
+from gptneo_jax import data, decode, generation, heads, lora, model, steps, weights
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.data.tokenizer import DocumentEncoder
 from gptneo_jax.errors import UserError
 from gptneo_jax.folder import is_checkpoint_folder
+from gptneo_jax.generation import Generation
+from gptneo_jax.tasks import integers, require_tokenizer
 
 _BUCKET = 64  # lengths are rounded up to a multiple, so that new ones rarely recompile
 _SCORED_ROWS = 8  # windows scored at once
@@ -33,21 +35,9 @@ class Score(NamedTuple):
   bytes: int  # of UTF-8
 
 
-class Generation(NamedTuple):
-  """Continued prompts.
-
-  sequences: int32 B x T as transformers lays them out: the prompts, padded on the left to one
-    length, then the new tokens, padded on the right behind the end of text.
-  texts: the new text of each, without the end of text; None where there is no tokenizer.
-  """
-
-  sequences: np.ndarray
-  texts: list[str] | None
-
-
 def load(
   path_or_hub_id: str, dtype: str | None = None, mesh: Mesh | None = None, *,
-  adapter: str | None = None,
+  adapter: str | None = None, quantise: str | None = None,
 ) -> LanguageModel:  # fmt: skip
   """Opens a model: the newest checkpoint of a folder of ours, a Hugging Face folder, or a hub id.
 
@@ -56,17 +46,30 @@ def load(
       default: as stored.
     mesh: devices to split it over (`sharding.make_mesh`); default the first one.
     adapter: folder of a LoRA adapter in PEFT's form, which is merged into the weights.
+    quantise: 'int8', 'w8a8' or 'int4': weights for inference (quant.py). A folder that a quantised
+      model was saved to is opened as such without it.
 
   Raises:
     UserError: not there, damaged, not supported, or not divisible over the mesh; in one line.
   """
   mesh = mesh or weights.first_device()
+  stored = weights.load_quantised(str(path_or_hub_id), mesh)
+  if stored is not None:
+    if adapter is not None or quantise not in (None, stored.mode) or dtype is not None:
+      raise UserError(
+        f"{path_or_hub_id} holds weights quantised as {stored.mode}: they take no adapter, other"
+        " type or quantisation"
+      )
+    return LanguageModel(stored.weights, mesh, quantised=stored)
   loaded = weights.load(str(path_or_hub_id), dtype, mesh)
   if adapter is not None:
     merged = lora.merge(loaded.params, lora.read_adapter(adapter, loaded.config))
     # Laid out like the weights were: what is computed here is not.
     put = lambda new, old: jax.device_put(new, old.sharding)  # noqa: E731
     loaded = loaded._replace(params=jax.tree.map(put, merged, loaded.params))
+  if quantise is not None:
+    stored = weights.quantise(loaded, quantise, mesh)
+    return LanguageModel(stored.weights, mesh, quantised=stored)
   return LanguageModel(loaded, mesh)
 
 
@@ -81,7 +84,10 @@ class LanguageModel:
 
   Attributes:
     config: what it is.
-    params: its weights, jax arrays in the layout that model.py describes.
+    params: its weights, jax arrays in the layout that model.py describes; of a quantised model
+      what its weights stand for, made when first used.
+    quantised: how its weights are quantised, None if they are not. `generate` computes with the
+      quantised weights themselves, and 'w8a8' rounds activations there only.
     mesh: the devices it is on.
     tokenizer: a fast transformers tokenizer, read when first used; None if the folder has none.
 
@@ -92,9 +98,28 @@ class LanguageModel:
   UserError.
   """
 
-  def __init__(self, loaded: weights.Weights, mesh: Mesh):
-    self.config, self.params, self.mesh = loaded.config, loaded.params, mesh
+  def __init__(
+    self, loaded: weights.Weights, mesh: Mesh, quantised: weights.QuantisedWeights | None = None
+  ):
+    self.config, self.mesh = loaded.config, mesh
+    self._params = loaded.params
     self._loaded = loaded._replace(params=None)
+    self._quantised = quantised
+    self._layered: tuple[Any, Any] | None = None
+
+  @property
+  def params(self) -> Any:
+    if self._params is None and self._quantised is not None:
+      self._params = weights.dequantised(self._quantised, self.mesh)
+    return self._params
+
+  @params.setter
+  def params(self, params: Any) -> None:
+    self._params = params
+
+  @property
+  def quantised(self) -> str | None:
+    return None if self._quantised is None else self._quantised.mode
 
   @functools.cached_property
   def tokenizer(self) -> Any:
@@ -120,7 +145,7 @@ class LanguageModel:
     (start, end), each B x T · double heads the pair of next-token logits … x T x V and choice
     scores …, for ids … x T and mc_token_ids … (default: the last position).
     """
-    ids = _integers("ids", ids)
+    ids = integers("ids", ids)
     rows, shape = ids.reshape(-1, ids.shape[-1]), ids.shape[:-1]
     if self.config.head != "double_heads" and ids.ndim != 2:
       raise UserError(f"ids have {ids.ndim} axes; they are B x T")
@@ -148,7 +173,7 @@ class LanguageModel:
 
   def _run(self, function, ids, attention_mask, position_ids=None, **options) -> tuple[Any, int]:
     """Runs a compiled function on padded ids; its result without the rows added, and T."""
-    ids_BxT = _integers("ids", ids)
+    ids_BxT = integers("ids", ids)
     if ids_BxT.ndim != 2 or ids_BxT.size == 0:
       raise UserError(f"ids have shape {ids_BxT.shape}; they are B x T, of at least one token")
     B, T = ids_BxT.shape
@@ -161,12 +186,12 @@ class LanguageModel:
     pad = functools.partial(np.pad, pad_width=((0, -B % ways), (0, width - T)))
     mask_BxT = positions_BxT = None
     if attention_mask is not None:
-      mask_BxT = (_integers("attention_mask", attention_mask).reshape(B, -1) != 0).astype(np.int32)
+      mask_BxT = (integers("attention_mask", attention_mask).reshape(B, -1) != 0).astype(np.int32)
       _check_shape("attention_mask", mask_BxT, (B, T))
       positions_BxT = np.maximum(mask_BxT.cumsum(-1) - 1, 0)
       mask_BxT = pad(mask_BxT)
     if position_ids is not None:
-      positions_BxT = _integers("position_ids", position_ids).reshape(B, -1)
+      positions_BxT = integers("position_ids", position_ids).reshape(B, -1)
       _check_shape("position_ids", positions_BxT, (B, T))
       _check_range("position_ids", positions_BxT, limit)
     if positions_BxT is not None:
@@ -195,7 +220,7 @@ class LanguageModel:
       return None
     if mc_token_ids is None:
       return np.full(B, T - 1)
-    token_B = _integers("mc_token_ids", mc_token_ids).reshape(-1)
+    token_B = integers("mc_token_ids", mc_token_ids).reshape(-1)
     _check_shape("mc_token_ids", token_B, (B,))
     _check_range("mc_token_ids", token_B, T)
     return token_B
@@ -211,7 +236,7 @@ class LanguageModel:
     """
     self._require_lm_head("score")
     texts = [texts] if isinstance(texts, str) else list(texts)
-    tokenizer = self._require_tokenizer("score")
+    tokenizer = require_tokenizer(self, "score")
     documents = [data.Document(text, "", f"texts[{i}]") for i, text in enumerate(texts)]
     for document in documents:
       try:
@@ -254,72 +279,28 @@ class LanguageModel:
   ) -> Generation:
     """Continues prompts: a text, texts, or ids (rows of any lengths, or B x T with a mask).
 
-    Options, with transformers' names and defaults: max_new_tokens (20), do_sample (False: greedy),
-    temperature (1.0), top_k (50; 0: all), eos_token_id, pad_token_id (default: the end of text).
-    Raises UserError for any other option, by name, and for a prompt
-    that is empty or too long.
+    Options have transformers' names, meaning and defaults; `sampling.GenerationOptions` lists them.
+    Greedy unless do_sample or num_beams say otherwise. Text is drawn by the seed and the prompt
+    alone, whatever else is in the batch. Raises UserError before anything is computed: for an
+    unknown option, options that contradict, a prompt that is empty or too long.
     """
     self._require_lm_head("generate")
-    settings = {**_GENERATE_DEFAULTS, **options}
-    for name in options:
-      if name not in _GENERATE_DEFAULTS:
-        raise UserError(
-          f"generate: {name} is not supported; supported are {', '.join(_GENERATE_DEFAULTS)}"
-        )
-    if settings["temperature"] <= 0:
-      raise UserError(f"generate: temperature is {settings['temperature']}; it must be above 0")
-    rows = self._prompt_ids(prompts, attention_mask)
-    end_id = settings["eos_token_id"]
-    if end_id is None:
-      end_id = -1 if self.tokenizer is None else data.end_of_text_id(self.tokenizer)
-    pad_id = settings["pad_token_id"]
-    pad_id = max(end_id, 0) if pad_id is None else pad_id
-    new_tokens = settings["max_new_tokens"]
-    if new_tokens < 1:
-      raise UserError(f"generate: max_new_tokens is {new_tokens}; it is at least 1")
-    with jax.set_mesh(self.mesh):
-      new = decode.generate_ids(
-        heads.build(self.config),
-        self.params,
-        rows,
-        max_new_tokens=new_tokens,
-        end_id=end_id,
-        temperature=settings["temperature"] if settings["do_sample"] else 0.0,
-        top_k=settings["top_k"],
-        seed=seed,
-      )
-    texts = None
-    if self.tokenizer is not None:
-      texts = [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in new]
-    new = [ids + [end_id] * (len(ids) < new_tokens) for ids in new]
-    prompt_width, new_width = (max(map(len, part)) for part in (rows, new))
-    sequences = np.full((len(rows), prompt_width + new_width), pad_id, np.int32)
-    for sequence, prompt, ids in zip(sequences, rows, new):
-      sequence[prompt_width - len(prompt) : prompt_width] = prompt
-      sequence[prompt_width : prompt_width + len(ids)] = ids
-    return Generation(sequences, texts)
+    return generation.generate(self, prompts, attention_mask, seed, options)
 
-  def _prompt_ids(self, prompts: Any, attention_mask: Any) -> list[list[int]]:
-    """Rows of ids without padding."""
-    if isinstance(prompts, str):
-      prompts = [prompts]
-    prompts = list(prompts)
-    if not prompts:
-      raise UserError("generate: there is no prompt")
-    if isinstance(prompts[0], str):
-      if attention_mask is not None:
-        raise UserError("generate: an attention_mask belongs to ids, and the prompts are texts")
-      tokenizer = self._require_tokenizer("generate from text")
-      return [list(tokenizer(text).input_ids) for text in prompts]
-    rows = [_integers("prompts", row) for row in (prompts if np.ndim(prompts[0]) else [prompts])]
-    if attention_mask is not None:
-      masks = np.atleast_2d(np.asarray(attention_mask))
-      _check_shape("attention_mask", masks, (len(rows), len(rows[0])))
-      rows = [row[mask != 0] for row, mask in zip(rows, masks)]
-    for row in rows:
-      if row.size:  # decode refuses an empty one
-        _check_range("prompts", row, self.config.vocab_size)
-    return [row.tolist() for row in rows]
+  def stream(self, prompt: Any, seed: int = 0, **options) -> Iterator[str]:
+    """The new text of one prompt as it is made, whole characters only; options as `generate`'s."""
+    self._require_lm_head("generate")
+    return generation.stream(self, prompt, seed, options)
+
+  @property
+  def layered(self) -> Any:
+    """The weights as decoding takes them (layers.py), made when first used: a copy of `params`."""
+    if self._quantised is not None:
+      return self._quantised.layered
+    if self._layered is None or self._layered[0] is not self.params:
+      with jax.set_mesh(self.mesh):
+        self._layered = (self.params, decode.prepare(self.config, self.params))
+    return self._layered[1]
 
   # --- changes ------------------------------------------------------------------------------------
 
@@ -329,6 +310,8 @@ class LanguageModel:
     New rows are drawn around the mean of the old ones with 1e-9 of their covariance, as
     transformers does: so near the mean that no old token's probability changes much.
     """
+    if self._quantised is not None:
+      raise UserError("the model's weights are quantised; resize it before")
     if size < 1:
       raise UserError(f"the vocabulary is to have {size} ids; it has at least 1")
     self.config, self.params = weights.resize_vocabulary(
@@ -338,8 +321,12 @@ class LanguageModel:
   def save(self, path: str) -> None:
     """Writes a folder that stands alone: weights (step 0), config.json, tokenizer if there is one.
 
-    Raises UserError if `path` is there and not empty, is not local, or the disk is full.
+    A quantised model is saved as it is, in quantised.safetensors. Raises UserError if `path` is
+    there and not empty, is not local, or the disk is full.
     """
+    if self._quantised is not None:
+      weights.save_quantised(path, self._quantised, self.tokenizer)
+      return
     weights.save(
       path, self._loaded._replace(config=self.config, params=self.params), self.tokenizer
     )
@@ -347,21 +334,6 @@ class LanguageModel:
   def _require_lm_head(self, what: str) -> None:
     if not self.config.has_lm_head:
       raise UserError(f"cannot {what}: the model's head is {self.config.head!r}, not next-token")
-
-  def _require_tokenizer(self, what: str) -> Any:
-    if self.tokenizer is None:
-      raise UserError(f"cannot {what}: the model has no tokenizer; set lm.tokenizer")
-    return self.tokenizer
-
-
-_GENERATE_DEFAULTS: dict[str, Any] = {
-  "max_new_tokens": 20,
-  "do_sample": False,
-  "temperature": 1.0,
-  "top_k": 50,
-  "eos_token_id": None,
-  "pad_token_id": None,
-}
 
 
 # --- compiled functions, shared by all models of one config ---------------------------------------
@@ -400,16 +372,6 @@ def _eval_step(module, sharding_leaves, tree, mesh):
 
 def _round_up(n: int, multiple: int) -> int:
   return math.ceil(n / multiple) * multiple
-
-
-def _integers(name: str, values: Any) -> np.ndarray:
-  try:
-    array = np.asarray(values)
-  except ValueError:
-    array = np.asarray(None)
-  if array.dtype.kind not in "iub" and array.size:
-    raise UserError(f"{name} are not an array of whole numbers")
-  return array.astype(np.int64)
 
 
 def _check_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import AxisType, Mesh
 
-from gptneo_jax import checkpoint, heads, interop
+from gptneo_jax import checkpoint, decode, heads, interop, layers
 from gptneo_jax.checkpoint_pieces import LazyArray, open_params, write_params
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.errors import UserError
@@ -23,6 +24,8 @@ from gptneo_jax.folder import is_checkpoint_folder, load_config, save_config
 from gptneo_jax.interop.destination import new_folder
 from gptneo_jax.interop.incoming import GENERATION_CONFIG, HF_CONFIG
 from gptneo_jax.sharding import MESH_AXES, param_shardings
+
+QUANTISED_FILE = "quantised.safetensors"
 
 _NEW_ROWS_SPREAD = 1e-9  # of new embeddings, as a share of the covariance of the old (transformers)
 
@@ -38,6 +41,14 @@ class Weights(NamedTuple):
   params: Any
   tokenizer_from: str | None = None
   kept_files: dict[str, str] = {}  # noqa: RUF012 (never changed)
+
+
+class QuantisedWeights(NamedTuple):
+  """A quantised model: `layered` as quant.py makes it; `weights` is the rest, without params."""
+
+  weights: Weights
+  layered: Any
+  mode: str
 
 
 def load(name: str, dtype: str | None, mesh: Mesh) -> Weights:
@@ -67,12 +78,62 @@ def save(path: str, weights: Weights, tokenizer: Any) -> None:
   as_piece = lambda x: LazyArray(x.shape, np.dtype(x.dtype), False, lambda _: np.asarray(x))  # noqa: E731
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(weights.params))
   with new_folder(path, size) as folder:
-    save_config(folder, weights.config)
-    for name, text in weights.kept_files.items():
-      (folder / name).write_text(text)
-    if tokenizer is not None:
-      tokenizer.save_pretrained(folder)
+    _save_rest(folder, weights, tokenizer)
     write_params(folder, jax.tree.map(as_piece, weights.params))
+
+
+# --- quantised ------------------------------------------------------------------------------------
+
+
+def quantise(loaded: Weights, mode: str, mesh: Mesh) -> QuantisedWeights:
+  """The model quantised for decoding, on one device. Raises UserError."""
+  if mesh.size > 1:
+    raise UserError(f"quantised weights are for one device, and the mesh has {mesh.size}")
+  with jax.set_mesh(mesh):
+    layered = _quant().quantise(decode.prepare(loaded.config, loaded.params), mode)
+  return QuantisedWeights(loaded._replace(params=None), layered, mode)
+
+
+def dequantised(stored: QuantisedWeights, mesh: Mesh) -> Any:
+  """Parameters, as model.py lays them out, that quantised weights stand for."""
+  config = stored.weights.config
+  like = jax.eval_shape(functools.partial(decode.prepare, config), abstract_params(config, mesh))
+  return layers.stack(config, _quant().dequantise(stored.layered, like))
+
+
+def save_quantised(path: str, stored: QuantisedWeights, tokenizer: Any) -> None:
+  """Writes a folder of ours with quantised.safetensors in place of a checkpoint."""
+  quant = _quant()
+  with new_folder(path, quant.size(stored.layered)) as folder:
+    _save_rest(folder, stored.weights, tokenizer)
+    quant.save(folder / QUANTISED_FILE, stored.layered, stored.mode)
+
+
+def load_quantised(name: str, mesh: Mesh) -> QuantisedWeights | None:
+  """What `save_quantised` wrote; None where a folder holds no such weights. Raises UserError."""
+  path = pathlib.Path(name) / QUANTISED_FILE
+  if not path.is_file():
+    return None
+  quant = _quant()
+  mode, config = quant.mode_of(path), load_config(name)
+  if mesh.size > 1:
+    raise UserError(f"quantised weights are for one device, and the mesh has {mesh.size}")
+  like = jax.eval_shape(
+    lambda params: quant.quantise(decode.prepare(config, params), mode),
+    abstract_params(config, mesh),
+  )
+  rest = Weights(config, None, *_tokenizer_and_files(name))
+  return QuantisedWeights(rest, quant.load(path, like), mode)
+
+
+def _quant():
+  """The module: qwix takes a second to import, and few models are quantised."""
+  from gptneo_jax import quant
+
+  return quant
+
+
+# --- changes and parts ----------------------------------------------------------------------------
 
 
 def resize_vocabulary(
@@ -103,6 +164,25 @@ def first_device() -> Mesh:
   )
 
 
+def _save_rest(folder: Any, weights: Weights, tokenizer: Any) -> None:
+  """All of a folder but the weights."""
+  save_config(folder, weights.config)
+  for name, text in weights.kept_files.items():
+    (folder / name).write_text(text)
+  if tokenizer is not None:
+    tokenizer.save_pretrained(folder)
+
+
+def _tokenizer_and_files(name: str) -> tuple[str | None, dict[str, str]]:
+  """Where the tokenizer of a folder of ours is, and the files of Hugging Face's kept in it."""
+  folder = epath.Path(name)
+  kept = {f: folder / f for f in (HF_CONFIG, GENERATION_CONFIG)}
+  return (
+    name if (folder / "tokenizer.json").exists() else None,
+    {file: path.read_text() for file, path in kept.items() if path.exists()},
+  )
+
+
 def _load_ours(name: str, dtype: str | None, mesh: Mesh) -> Weights:
   stored = load_config(name)
   config = _for_mesh(stored, mesh)
@@ -119,14 +199,7 @@ def _load_ours(name: str, dtype: str | None, mesh: Mesh) -> Weights:
   else:
     lazy = open_params(name)
     params = _placed(lambda path: lazy[path], abstract)
-  folder = epath.Path(name)
-  kept = {f: folder / f for f in (HF_CONFIG, GENERATION_CONFIG)}
-  return Weights(
-    config,
-    params,
-    name if (folder / "tokenizer.json").exists() else None,
-    {file: path.read_text() for file, path in kept.items() if path.exists()},
-  )
+  return Weights(config, params, *_tokenizer_and_files(name))
 
 
 def _load_hf(name: str, dtype: str | None, mesh: Mesh) -> Weights:

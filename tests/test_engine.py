@@ -224,8 +224,8 @@ def test_end_of_text_stops_a_row(lm):
   first = free.tolist().index(stop)
   result = lm.generate([[5, 6, 7]], max_new_tokens=6, eos_token_id=stop, pad_token_id=1)
   assert result.sequences[0, 3:].tolist() == free[: first + 1].tolist()
-  with pytest.raises(UserError, match="num_beams is not supported; supported are max_new_tokens"):
-    lm.generate("a", num_beams=4)
+  with pytest.raises(UserError, match="num_beam is not supported; did you mean num_beams"):
+    lm.generate("a", num_beam=4)
 
 
 def test_without_a_tokenizer():

@@ -229,3 +229,28 @@ def _sample(documents: Iterable[Document]) -> Iterator[str]:
 
 def _first_line(error: Exception) -> str:
   return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def token_bytes(tokenizer) -> list[bytes]:
+  """The UTF-8 bytes that each token stands for, by id; those of a byte-level BPE may be parts of
+  characters. Ids without a token have none."""
+  vocabulary = tokenizer.get_vocab()
+  spelled = [b""] * (max(vocabulary.values()) + 1)
+  byte_level = "ByteLevel" in str(json.loads(tokenizer.backend_tokenizer.to_str())["decoder"])
+  alphabet = _byte_alphabet()
+  for token, i in vocabulary.items():
+    if byte_level and all(character in alphabet for character in token):
+      spelled[i] = bytes(alphabet[character] for character in token)
+    else:
+      # Behind another token, because the first of a text may lose its space.
+      both, one = (tokenizer.decode(ids) for ids in ([i, i], [i]))
+      spelled[i] = both[len(one) :].encode() if both.startswith(one) else one.encode()
+  return spelled
+
+
+def _byte_alphabet() -> dict[str, int]:
+  """The characters by which byte-level BPE writes bytes: printable ones as they are, others from
+  U+0100 on."""
+  shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+  hidden = [byte for byte in range(256) if byte not in shown]
+  return {chr(b): b for b in shown} | {chr(0x100 + n): b for n, b in enumerate(hidden)}

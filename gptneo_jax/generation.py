@@ -1,0 +1,151 @@
+"""Continuations of prompts: from texts and options to tokens on the device, and back to texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from gptneo_jax import beam, decode, speculative
+from gptneo_jax.errors import UserError
+from gptneo_jax.sampling import GenerationOptions
+from gptneo_jax.tasks import Model, make_guesser, make_task, prompt_ids, require_tokenizer
+
+_STREAMED = 4  # tokens made between two looks at a stream
+
+
+class Generation(NamedTuple):
+  """Continued prompts, each num_return_sequences times over.
+
+  sequences: int32 B x T as transformers lays them out: the prompts, padded on the left to one
+    length, then the new tokens, padded on the right behind the end of text.
+  texts: the new text of each, without special tokens; None where there is no tokenizer.
+  logprobs: float32 B x N, of each new token under the scores that it was chosen by (transformers'
+    compute_transition_scores, normalised), 0 behind the end; with output_logprobs.
+  scores: float32 N x B x V, logits after all processors and filters; with output_scores.
+  logits: float32 N x B x V, before them; with output_logits.
+  sequences_scores: float32 B, of beams: sum of log-probabilities / length^length_penalty.
+  lengths: int B, new tokens of each, the end of text included.
+  accepted: share of the guesses that were kept, with speculation.
+  """
+
+  sequences: np.ndarray
+  texts: list[str] | None
+  logprobs: np.ndarray | None = None
+  scores: np.ndarray | None = None
+  logits: np.ndarray | None = None
+  sequences_scores: np.ndarray | None = None
+  lengths: np.ndarray | None = None
+  accepted: float | None = None
+
+
+def generate(
+  model: Model, prompts: Any, attention_mask: Any, seed: int, options: dict[str, Any]
+) -> Generation:
+  """Continues prompts. Raises UserError; see `LanguageModel.generate`."""
+  settings = GenerationOptions.from_dict(options)
+  rows = prompt_ids(model, prompts, attention_mask, "prompts")
+  with jax.set_mesh(model.mesh):
+    if settings.num_beams > 1:
+      task = make_task(model, rows, settings, seed)
+      beams = beam.Beams(
+        settings.num_beams, settings.num_return_sequences, settings.length_penalty,
+        settings.early_stopping,
+      )  # fmt: skip
+      made = beam.run(model.config, model.layered, task, beams)
+      rows = [row for row in rows for _ in range(settings.num_return_sequences)]
+      return _generation(model, task, rows, made, made.scores_B)
+    rows = [row for row in rows for _ in range(settings.num_return_sequences)]
+    if settings.speculates:
+      return _speculated(model, rows, settings, seed)
+    task = make_task(model, rows, settings, seed)
+    return _generation(model, task, rows, decode.run(model.config, model.layered, task))
+
+
+def stream(model: Model, prompt: Any, seed: int, options: dict[str, Any]) -> Iterator[str]:
+  """The new text of one prompt, piece by piece, whole characters only. Raises UserError."""
+  settings = GenerationOptions.from_dict(options)
+  if settings.num_beams > 1 or settings.num_return_sequences > 1:
+    raise UserError("generate: a stream is of one continuation; leave out beams and several")
+  rows = prompt_ids(model, prompt, None, "prompts")
+  if len(rows) != 1:
+    raise UserError(f"generate: a stream is of one prompt, and there are {len(rows)}")
+  require_tokenizer(model, "stream text")
+  with jax.set_mesh(model.mesh):
+    task = make_task(model, rows, settings, seed)
+    running = decode.Stream(model.config, model.layered, task)
+  return _pieces(model, running)
+
+
+def _pieces(model: Model, running: decode.Stream) -> Iterator[str]:
+  shown, tokens = "", 1
+  while True:
+    with jax.set_mesh(model.mesh):
+      running.advance(tokens)
+    tokens = _STREAMED
+    made = running.read()
+    text = model.tokenizer.decode(made.ids_BxN[0, : made.count_B[0]], skip_special_tokens=True)
+    finished = running.finished
+    # The bytes of a character may come in several tokens: until they are there, it reads as �.
+    whole = text if finished else text.rstrip("�")
+    if len(whole) > len(shown) and whole.startswith(shown):
+      yield whole[len(shown) :]
+      shown = whole
+    if finished:
+      return
+
+
+def _speculated(
+  model: Model, rows: list[list[int]], options: GenerationOptions, seed: int
+) -> Generation:
+  """Row after row: each goes its own number of tokens at a time."""
+  guesser = make_guesser(model, options)
+  task = make_task(model, rows, options, seed)  # refuses what must be, and knows the padding
+  made, proposed, accepted = [], 0, 0
+  for b, row in enumerate(rows):
+    one = make_task(model, [row], options, seed)._replace(keys_B=task.keys_B[b : b + 1])
+    one = one._replace(new_tokens=task.new_tokens)
+    result = speculative.run(model.config, model.layered, one, guesser)
+    made.append(result.made.ids_BxN[0])
+    proposed, accepted = proposed + result.proposed, accepted + result.accepted
+  count_B = np.array([len(ids) for ids in made])
+  ids_BxN = np.full((len(rows), count_B.max()), task.pad, np.int32)
+  for ids_N, ids in zip(ids_BxN, made):
+    ids_N[: len(ids)] = ids
+  generation = _generation(model, task, rows, decode.Continuation(ids_BxN, count_B, {}))
+  return generation._replace(accepted=accepted / max(proposed, 1))
+
+
+def _generation(
+  model: Model,
+  task: decode.Task,
+  rows: list[list[int]],
+  made: decode.Continuation | beam.BeamContinuation,
+  scores_B: np.ndarray | None = None,
+) -> Generation:
+  B = len(rows)  # without those added for the mesh
+  count_B = made.count_B[:B]
+  ids_BxN = made.ids_BxN[:B, : count_B.max()]
+  width = max(map(len, rows))
+  sequences = np.full((len(rows), width + ids_BxN.shape[1]), task.pad, np.int32)
+  for sequence, row in zip(sequences, rows):
+    sequence[width - len(row) : width] = row
+  sequences[:, width:] = ids_BxN
+  texts = None
+  if model.tokenizer is not None:
+    texts = [
+      model.tokenizer.decode(ids[:count], skip_special_tokens=True)
+      for ids, count in zip(ids_BxN, count_B)
+    ]
+  N, kept = ids_BxN.shape[1], made.kept
+  logprobs = scores = logits = None
+  if "logprobs" in kept:
+    logprobs = np.where(np.arange(N) < count_B[:, None], kept["logprobs"][:B, :N], 0.0)
+  if "scores" in kept:
+    scores = kept["scores"][:N, :B]
+  if "logits" in kept:
+    logits = kept["logits"][:N, :B]
+  scores_B = None if scores_B is None else scores_B[:B]
+  return Generation(sequences, texts, logprobs, scores, logits, scores_B, count_B)

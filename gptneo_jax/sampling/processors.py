@@ -1,0 +1,247 @@
+"""Logits processors and sampling filters: pure functions of the tokens so far and their scores.
+
+Each takes scores, float32 B x V, and returns them changed; values are arrays or numbers and may be
+traced, so that another temperature does not compile again. The rules are those of transformers'
+LogitsProcessor classes of the same names, with one difference: padding on the left is no part of a
+row here, so that a row gets in a batch what it gets alone.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+_NEVER = -jnp.inf
+
+
+class History(NamedTuple):
+  """The tokens that stand before the one to be chosen.
+
+  ids_BxS: a buffer, filled up to column `end`; row b begins at column start_B[b], and what stands
+    before is padding.
+  end: columns filled, the same for all rows.
+  prompt_width: columns of the prompt, padding included: end - prompt_width tokens are new.
+  """
+
+  ids_BxS: jax.Array
+  start_B: jax.Array
+  end: jax.Array
+  prompt_width: jax.Array
+
+  @property
+  def real_BxS(self) -> jax.Array:
+    column_S = jnp.arange(self.ids_BxS.shape[1])
+    return (column_S >= self.start_B[:, None]) & (column_S < self.end)
+
+  def last_BxN(self, n: int) -> jax.Array:
+    """The last n ids of each row; -1 where the row is shorter."""
+    column_N = self.end - n + jnp.arange(n)
+    ids_BxN = jnp.take(self.ids_BxS, jnp.maximum(column_N, 0), axis=1)
+    return jnp.where(column_N >= self.start_B[:, None], ids_BxN, -1)
+
+
+def _is_one_of(ids_E: jax.Array, V: int) -> jax.Array:
+  """Which of V ids are listed, bool V; an id of -1 lists nothing."""
+  return (jnp.arange(V)[:, None] == ids_E).any(-1)
+
+
+def _marked(ids_BxS: jax.Array, marked_BxS: jax.Array, V: int) -> jax.Array:
+  """Which of V ids stand at a marked place of each row, bool B x V."""
+  B = ids_BxS.shape[0]
+  ids_BxS = jnp.where(marked_BxS, ids_BxS, V)
+  found_BxV = jnp.zeros((B, V), bool)
+  return found_BxV.at[jnp.arange(B)[:, None], ids_BxS].set(True, mode="drop")
+
+
+# --- processors, in the order in which they are applied -------------------------------------------
+
+
+def guidance(scores_BxV: jax.Array, unguided_BxV: jax.Array, scale: jax.Array) -> jax.Array:
+  """Classifier-free guidance: away from the log-probabilities that the negative prompt gives."""
+  scores_BxV, unguided_BxV = jax.nn.log_softmax(scores_BxV), jax.nn.log_softmax(unguided_BxV)
+  return scale * (scores_BxV - unguided_BxV) + unguided_BxV
+
+
+def sequence_bias(
+  history: History, scores_BxV: jax.Array, groups: list[tuple[jax.Array, jax.Array, jax.Array]]
+) -> jax.Array:
+  """Adds a bias to the last id of a sequence where the ids before it stand already.
+
+  groups: by the length N of what comes before, (prefixes_GxN, last_G, bias_G); N may be 0.
+  """
+  bias_BxV = jnp.zeros_like(scores_BxV)
+  for prefixes_GxN, last_G, bias_G in groups:
+    last_BxN = history.last_BxN(prefixes_GxN.shape[1])
+    matches_BxG = (last_BxN[:, None] == prefixes_GxN).all(-1)
+    bias_BxV = bias_BxV.at[:, last_G].add(jnp.where(matches_BxG, bias_G, 0.0))
+  return scores_BxV + bias_BxV
+
+
+def repetition_penalty(history: History, scores_BxV: jax.Array, penalty: jax.Array) -> jax.Array:
+  """Divides positive and multiplies negative scores of ids that stand in the row, once each."""
+  seen_BxV = _marked(history.ids_BxS, history.real_BxS, scores_BxV.shape[1])
+  penalised_BxV = jnp.where(scores_BxV < 0, scores_BxV * penalty, scores_BxV / penalty)
+  return jnp.where(seen_BxV, penalised_BxV, scores_BxV)
+
+
+def no_repeat_ngram(history: History, scores_BxV: jax.Array, size: int) -> jax.Array:
+  """Forbids ids that would complete a run of `size` ids which the row holds already."""
+  S = history.ids_BxS.shape[1]
+  if size > S:
+    return scores_BxV
+  first_N = jnp.arange(S - size + 1)  # columns at which a run may begin
+  matches_BxN = (first_N >= history.start_B[:, None]) & (first_N + size - 1 < history.end)
+  last_BxM = history.last_BxN(size - 1)
+  for i in range(size - 1):
+    matches_BxN &= history.ids_BxS[:, i : i + len(first_N)] == last_BxM[:, i, None]
+  banned_BxV = _marked(history.ids_BxS[:, size - 1 :], matches_BxN, scores_BxV.shape[1])
+  return jnp.where(banned_BxV, _NEVER, scores_BxV)
+
+
+def min_length(
+  history: History, scores_BxV: jax.Array, length: jax.Array, eos_E: jax.Array
+) -> jax.Array:
+  """No end of text before `length` columns, prompt and padding included, are filled."""
+  banned_V = _is_one_of(eos_E, scores_BxV.shape[1]) & (history.end < length)
+  return jnp.where(banned_V, _NEVER, scores_BxV)
+
+
+def min_new_tokens(
+  history: History, scores_BxV: jax.Array, count: jax.Array, eos_E: jax.Array
+) -> jax.Array:
+  """No end of text before `count` new tokens."""
+  return min_length(history, scores_BxV, history.prompt_width + count, eos_E)
+
+
+def _forced(scores_BxV: jax.Array, ids_E: jax.Array, now: jax.Array) -> jax.Array:
+  forced_V = jnp.where(_is_one_of(ids_E, scores_BxV.shape[1]), 0.0, _NEVER)
+  return jnp.where(now, forced_V, scores_BxV)
+
+
+def forced_bos(history: History, scores_BxV: jax.Array, id_E: jax.Array) -> jax.Array:
+  """Only this id behind a prompt of one token."""
+  return _forced(scores_BxV, id_E, history.end == 1)
+
+
+def forced_eos(
+  history: History, scores_BxV: jax.Array, max_length: jax.Array, ids_E: jax.Array
+) -> jax.Array:
+  """Only these ids at the last place there is."""
+  return _forced(scores_BxV, ids_E, history.end == max_length - 1)
+
+
+def remove_invalid_values(scores_BxV: jax.Array) -> jax.Array:
+  """NaN becomes 0, infinities the largest and least float32."""
+  largest = jnp.finfo(scores_BxV.dtype).max
+  scores_BxV = jnp.where(jnp.isnan(scores_BxV), 0.0, scores_BxV)
+  return jnp.clip(scores_BxV, -largest, largest)
+
+
+def exponential_decay_length_penalty(
+  history: History, scores_BxV: jax.Array, start: jax.Array, factor: jax.Array, eos_E: jax.Array
+) -> jax.Array:
+  """Lifts the ends of text by |score| · (factor^n - 1), n new tokens beyond `start`."""
+  beyond = history.end - history.prompt_width - start
+  lift_BxV = jnp.abs(scores_BxV) * (jnp.power(factor, beyond.astype(jnp.float32)) - 1)
+  lift_BxV = jnp.where(jnp.isfinite(scores_BxV), lift_BxV, 0.0)
+  lifted_V = _is_one_of(eos_E, scores_BxV.shape[1]) & (beyond > 0)
+  return jnp.where(lifted_V, scores_BxV + lift_BxV, scores_BxV)
+
+
+def suppress_tokens(scores_BxV: jax.Array, ids_E: jax.Array) -> jax.Array:
+  return jnp.where(_is_one_of(ids_E, scores_BxV.shape[1]), _NEVER, scores_BxV)
+
+
+def begin_suppress_tokens(
+  history: History, scores_BxV: jax.Array, ids_E: jax.Array, begin: jax.Array
+) -> jax.Array:
+  """Forbids ids as new token number `begin`."""
+  now = history.end == history.prompt_width + begin
+  return jnp.where(now, suppress_tokens(scores_BxV, ids_E), scores_BxV)
+
+
+def renormalize(scores_BxV: jax.Array) -> jax.Array:
+  return jax.nn.log_softmax(scores_BxV)
+
+
+# --- sampling filters, in the order in which they are applied -------------------------------------
+
+
+def temperature(scores_BxV: jax.Array, value: jax.Array) -> jax.Array:
+  return scores_BxV / value
+
+
+def top_h(scores_BxV: jax.Array, share: jax.Array) -> jax.Array:
+  """Keeps the likeliest ids whose entropies sum to at most `share` of that of the top 100."""
+  top_BxN, id_BxN = jax.lax.top_k(scores_BxV, min(100, scores_BxV.shape[1]))
+  log_BxN = jax.nn.log_softmax(top_BxN)
+  terms_BxN = jnp.where(jnp.exp(log_BxN) > 0, -jnp.exp(log_BxN) * log_BxN, 0.0)
+  sum_BxN = jnp.cumsum(terms_BxN, axis=-1)
+  keep_BxN = sum_BxN <= terms_BxN.sum(-1, keepdims=True) * share
+  keep_BxN = keep_BxN.at[:, 0].set(True)
+  return jnp.where(_marked(id_BxN, keep_BxN, scores_BxV.shape[1]), scores_BxV, _NEVER)
+
+
+def _least_of_top(scores_BxV: jax.Array, k: int) -> jax.Array:
+  """The k-th largest score of each row, B x 1."""
+  if k == 1:
+    return scores_BxV.max(-1, keepdims=True)
+  return jax.lax.top_k(scores_BxV, min(k, scores_BxV.shape[1]))[0][:, -1:]
+
+
+def top_k(scores_BxV: jax.Array, k: int, min_keep: int) -> jax.Array:
+  """Keeps what is not below the k-th largest score: ties with it stay."""
+  least_Bx1 = _least_of_top(scores_BxV, max(k, min_keep))
+  return jnp.where(scores_BxV < least_Bx1, _NEVER, scores_BxV)
+
+
+def top_p(scores_BxV: jax.Array, mass: jax.Array, min_keep: int) -> jax.Array:
+  """Drops the unlikeliest ids whose probabilities sum to at most 1 - mass."""
+  order_BxV = jnp.argsort(scores_BxV, axis=-1)
+  sorted_BxV = jnp.take_along_axis(scores_BxV, order_BxV, -1)
+  drop_BxV = jnp.cumsum(jax.nn.softmax(sorted_BxV), -1) <= 1 - mass
+  drop_BxV = drop_BxV.at[:, -min_keep:].set(False)
+  return jnp.where(_marked(order_BxV, drop_BxV, scores_BxV.shape[1]), _NEVER, scores_BxV)
+
+
+def min_p(scores_BxV: jax.Array, share: jax.Array, min_keep: int) -> jax.Array:
+  """Drops ids less likely than `share` of the likeliest."""
+  probs_BxV = jax.nn.softmax(scores_BxV)
+  drop_BxV = probs_BxV < share * probs_BxV.max(-1, keepdims=True)
+  _, kept_BxN = jax.lax.top_k(probs_BxV, min(min_keep, scores_BxV.shape[1]))
+  kept_BxV = _marked(kept_BxN, jnp.ones_like(kept_BxN, bool), scores_BxV.shape[1])
+  return jnp.where(drop_BxV & ~kept_BxV, _NEVER, scores_BxV)
+
+
+def typical_p(scores_BxV: jax.Array, mass: jax.Array, min_keep: int) -> jax.Array:
+  """Keeps ids whose surprise is nearest to the entropy, up to `mass` of probability."""
+  log_BxV = jax.nn.log_softmax(scores_BxV)
+  entropy_Bx1 = -jnp.nansum(jnp.exp(log_BxV) * log_BxV, -1, keepdims=True)
+  distance_BxV = jnp.abs(-log_BxV - entropy_Bx1)
+  order_BxV = jnp.argsort(distance_BxV, axis=-1)
+  sorted_BxV = jnp.take_along_axis(distance_BxV, order_BxV, -1)
+  mass_BxV = jnp.cumsum(jax.nn.softmax(jnp.take_along_axis(scores_BxV, order_BxV, -1)), -1)
+  last_Bx1 = jnp.minimum((mass_BxV < mass).sum(-1, keepdims=True), scores_BxV.shape[1] - 1)
+  drop_BxV = sorted_BxV > jnp.take_along_axis(sorted_BxV, last_Bx1, -1)
+  drop_BxV = drop_BxV.at[:, :min_keep].set(False)
+  return jnp.where(_marked(order_BxV, drop_BxV, scores_BxV.shape[1]), _NEVER, scores_BxV)
+
+
+def epsilon_cutoff(scores_BxV: jax.Array, epsilon: jax.Array, min_keep: int) -> jax.Array:
+  """Drops ids less likely than epsilon."""
+  drop_BxV = jax.nn.softmax(scores_BxV) < epsilon
+  return jnp.where(
+    drop_BxV & (scores_BxV < _least_of_top(scores_BxV, min_keep)), _NEVER, scores_BxV
+  )
+
+
+def eta_cutoff(scores_BxV: jax.Array, epsilon: jax.Array, min_keep: int) -> jax.Array:
+  """Drops ids less likely than the lesser of epsilon and √epsilon · e^-entropy."""
+  log_BxV = jax.nn.log_softmax(scores_BxV)
+  # As transformers counts it: what has no probability adds nothing.
+  terms_BxV = jnp.where(jnp.exp(log_BxV) > 0, jnp.exp(log_BxV) * log_BxV, 0.0)
+  entropy_Bx1 = -terms_BxV.sum(-1, keepdims=True)
+  eta_Bx1 = jnp.minimum(epsilon, jnp.sqrt(epsilon) * jnp.exp(-entropy_Bx1))
+  return epsilon_cutoff(scores_BxV, eta_Bx1, min_keep)

@@ -1,0 +1,241 @@
+"""From prompts and options to a task for the device. What cannot be done is refused here."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from gptneo_jax import cache, data, decode, sampling, speculative
+from gptneo_jax.config import ModelConfig
+from gptneo_jax.data.tokenizer import token_bytes
+from gptneo_jax.errors import UserError
+from gptneo_jax.sampling import GenerationOptions
+from gptneo_jax.stops import StopTable, make_stop_table
+
+
+class Model(Protocol):
+  """What is needed of a language model; `layered` is what `decode.prepare` makes of its weights."""
+
+  config: ModelConfig
+  mesh: Mesh
+
+  @property
+  def tokenizer(self) -> Any: ...
+
+  @property
+  def layered(self) -> Any: ...
+
+
+def make_task(
+  model: Model, rows: Sequence[Sequence[int]], options: GenerationOptions, seed: int
+) -> decode.Task:
+  """The task of rows of ids. Raises UserError for what cannot be done, before anything is run."""
+  config = model.config
+  ids_BxW, start_B = decode.left_padded(rows)
+  width = ids_BxW.shape[1]
+  new_tokens = options.new_tokens(width, config.max_position_embeddings)
+  eos = _eos(model, options)
+  pad = options.pad_token_id
+  pad = (eos[0] if eos else 0) if pad is None else pad
+  if pad >= config.vocab_size:
+    raise UserError(f"generate: pad_token_id is {pad}; the model has {config.vocab_size} ids")
+  negative, added = None, 0
+  if options.guidance_scale not in (None, 1.0):
+    negative, added = _negative(model, rows, options, width)
+    widest = width + added + new_tokens
+    if added and widest > config.max_position_embeddings:
+      raise UserError(
+        f"generate: a negative prompt of {width + added} tokens and {new_tokens} new ones make"
+        f" {widest}, {widest - config.max_position_embeddings} more than the model's"
+        f" {config.max_position_embeddings} positions"
+      )
+    ids_BxW = np.pad(ids_BxW, ((0, 0), (added, 0)))
+    start_B = start_B + added
+  plan = sampling.make_plan(
+    options, vocab_size=config.vocab_size, eos=eos, prompt_width=width,
+    max_length=width + new_tokens,
+  )  # fmt: skip
+  if added:
+    plan = _shifted(plan, added)
+  stops, stop_state_B = None, None
+  if options.stops:
+    stops, stop_state_B = _stops(model, options.stops, rows)
+  outputs = {
+    name for name in ("scores", "logits", "logprobs") if getattr(options, f"output_{name}")
+  }
+  task = decode.Task(
+    ids_BxW, start_B, new_tokens, plan, row_keys(rows, seed), options.do_sample, eos, pad, stops,
+    stop_state_B, negative, frozenset(outputs),
+  )  # fmt: skip
+  return _filled(task, -len(rows) % (model.mesh.shape["data"] * model.mesh.shape["fsdp"]))
+
+
+def make_guesser(
+  model: Model, options: GenerationOptions
+) -> speculative.Lookup | speculative.Draft:
+  assistant = options.assistant_model
+  guesses = (
+    options.num_assistant_tokens if assistant is not None else options.prompt_lookup_num_tokens
+  )
+  assert guesses is not None
+  if guesses > cache.SPARE_SLOTS:
+    raise UserError(f"generate: {guesses} guesses at a time; at most {cache.SPARE_SLOTS} go")
+  if model.mesh.shape["data"] * model.mesh.shape["fsdp"] > 1:
+    raise UserError("generate: speculation goes row by row; the mesh is to have data and fsdp 1")
+  if assistant is None:
+    return speculative.Lookup(guesses, options.max_matching_ngram_size)
+  if not hasattr(assistant, "layered"):
+    raise UserError(f"generate: assistant_model is not a model but {assistant!r}")
+  ours, theirs = model.config, assistant.config
+  for name in ("vocab_size", "max_position_embeddings"):
+    if getattr(theirs, name) < getattr(ours, name) or theirs.vocab_size != ours.vocab_size:
+      raise UserError(
+        f"generate: the assistant's {name} is {getattr(theirs, name)}, the model's"
+        f" {getattr(ours, name)}"
+      )
+  if model.tokenizer is not None and assistant.tokenizer is not None:
+    if model.tokenizer.get_vocab() != assistant.tokenizer.get_vocab():
+      raise UserError("generate: the assistant's tokenizer is not the model's")
+  return speculative.Draft(guesses, theirs, assistant.layered)
+
+
+def row_keys(rows: Sequence[Sequence[int]], seed: int) -> jax.Array:
+  """A key for each row: the seed's, and which of the rows with the same prompt it is.
+
+  So what a prompt gives does not depend on what else is in the batch, and the same prompt several
+  times over gives several texts.
+  """
+  seen: dict[tuple[int, ...], int] = {}
+  numbers = []
+  for row in rows:
+    numbers.append(seen.get(tuple(row), 0))
+    seen[tuple(row)] = numbers[-1] + 1
+  return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), np.array(numbers))
+
+
+def prompt_ids(model: Model, prompts: Any, attention_mask: Any, name: str) -> list[list[int]]:
+  """Rows of ids without padding, of a text, texts, or ids with or without a mask."""
+  if isinstance(prompts, str):
+    prompts = [prompts]
+  prompts = list(prompts)
+  if not prompts:
+    raise UserError("generate: there is no prompt")
+  if isinstance(prompts[0], str):
+    if attention_mask is not None:
+      raise UserError("generate: an attention_mask belongs to ids, and the prompts are texts")
+    tokenizer = require_tokenizer(model, "generate from text")
+    rows = [list(tokenizer(text).input_ids) for text in prompts]
+  else:
+    arrays = [integers(name, row) for row in (prompts if np.ndim(prompts[0]) else [prompts])]
+    if attention_mask is not None:
+      masks = np.atleast_2d(np.asarray(attention_mask))
+      if masks.shape != (len(arrays), len(arrays[0])):
+        raise UserError(
+          f"attention_mask have shape {masks.shape}, and the ids make it"
+          f" {(len(arrays), len(arrays[0]))}"
+        )
+      arrays = [row[mask != 0] for row, mask in zip(arrays, masks)]
+    rows = [row.tolist() for row in arrays]
+  for row in rows:
+    if not row:
+      raise UserError("the prompt is empty; begin with at least one token")
+    if min(row) < 0 or max(row) >= model.config.vocab_size:
+      bad = min(row) if min(row) < 0 else max(row)
+      raise UserError(f"{name} hold {bad}; the model takes 0 to {model.config.vocab_size - 1}")
+  return rows
+
+
+def require_tokenizer(model: Model, what: str) -> Any:
+  if model.tokenizer is None:
+    raise UserError(f"cannot {what}: the model has no tokenizer; set lm.tokenizer")
+  return model.tokenizer
+
+
+# --- parts of a task ------------------------------------------------------------------------------
+
+
+def _eos(model: Model, options: GenerationOptions) -> tuple[int, ...]:
+  eos = options.eos_token_id
+  if eos is None:
+    return () if model.tokenizer is None else (data.end_of_text_id(model.tokenizer),)
+  ids = [eos] if isinstance(eos, int | np.integer) else list(eos)
+  return tuple(int(i) for i in ids if i != -1)
+
+
+def _negative(
+  model: Model, rows: Sequence[Sequence[int]], options: GenerationOptions, width: int
+) -> tuple[tuple[np.ndarray, np.ndarray], int]:
+  """The negative prompts, as many as rows, and by how much they are wider than the prompts."""
+  if options.negative_prompt is None:
+    negative = [row[-1:] for row in rows]  # as transformers: nothing but the last token
+  else:
+    negative = prompt_ids(model, options.negative_prompt, None, "negative_prompt")
+    if len(negative) == 1:
+      negative = list(negative) * len(rows)
+    elif len(negative) * options.num_return_sequences == len(rows):  # rows stand several times
+      negative = [row for row in negative for _ in range(options.num_return_sequences)]
+    if len(negative) != len(rows):
+      raise UserError(
+        f"generate: there are {len(negative)} negative prompts and {len(rows)} prompts"
+      )
+  ids_BxN, start_B = decode.left_padded(negative)
+  missing = max(width - ids_BxN.shape[1], 0)
+  ids_BxN = np.pad(ids_BxN, ((0, 0), (missing, 0)))
+  return (ids_BxN, start_B + missing), ids_BxN.shape[1] - width
+
+
+def _shifted(plan: sampling.Plan, columns: int) -> sampling.Plan:
+  """A plan for prompts that so many more columns of padding stand before."""
+  values = dict(plan.values)
+  for name in ("min_length", "forced_eos"):
+    if name in values:
+      values[name] = (values[name][0] + np.int32(columns), *values[name][1:])
+  return plan._replace(values=values)
+
+
+def _stops(
+  model: Model, strings: tuple[str, ...], rows: Sequence[Sequence[int]]
+) -> tuple[StopTable, np.ndarray]:
+  tokenizer = require_tokenizer(model, "look for stop strings")
+  table = _stop_table(strings, tokenizer, model.config.vocab_size)
+  return jax.tree.map(jax.numpy.asarray, table), np.array(
+    [table.after(row) for row in rows], np.int32
+  )
+
+
+@functools.lru_cache(maxsize=8)
+def _stop_table(strings: tuple[str, ...], tokenizer: Any, size: int) -> StopTable:
+  spelled = token_bytes(tokenizer)[:size]
+  return make_stop_table(strings, spelled + [b""] * (size - len(spelled)))
+
+
+def _filled(task: decode.Task, rows: int) -> decode.Task:
+  """The task with so many rows more, copies of its last, so that the mesh divides the batch."""
+  if not rows:
+    return task
+
+  def fill(x_B: Any) -> Any:
+    return jax.numpy.concatenate([x_B, jax.numpy.repeat(x_B[-1:], rows, axis=0)])
+
+  per_row = ("ids_BxW", "start_B", "keys_B", "stop_state_B")
+  changed = {name: getattr(task, name) for name in per_row}
+  filled = jax.tree.map(fill, (changed, task.negative))
+  to_numpy = lambda x: x if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else np.asarray(x)  # noqa: E731
+  changed, negative = jax.tree.map(to_numpy, filled)
+  return task._replace(**changed, negative=negative)
+
+
+def integers(name: str, values: Any) -> np.ndarray:
+  """An int64 array. Raises UserError, by name, for what is not made of whole numbers."""
+  try:
+    array = np.asarray(values)
+  except ValueError:
+    array = np.asarray(None)
+  if array.dtype.kind not in "iub" and array.size:
+    raise UserError(f"{name} are not an array of whole numbers")
+  return array.astype(np.int64)

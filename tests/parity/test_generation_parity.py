@@ -1,0 +1,190 @@
+"""Greedy and beam search against transformers', token by token.
+
+Where the tokens differ, float64 must say that it was a toss-up: the two best logits are nearer to
+each other than transformers' own float32 logits are to the truth.
+"""
+
+import functools
+
+import hf_models
+import jax
+import numpy as np
+import pytest
+import referee
+import torch
+import transformers
+
+from gptneo_jax import engine, weights
+
+pytestmark = pytest.mark.parity
+
+torch.set_flush_denormal(True)  # transformers meets denormals on the trained checkpoint: 40x slower
+
+
+@functools.cache
+def random_pair(name):
+  model = {
+    "neo": lambda: hf_models.gpt_neo(std=0.3, positions=96, window=9),
+    "local first": lambda: hf_models.gpt_neo(("local", "global"), layers=2, std=0.3, positions=96),
+    "gpt2": lambda: hf_models.gpt2(std=0.3, positions=96, layers=2),
+  }[name]()
+  model.config.use_cache = model.generation_config.use_cache = True
+  config = hf_models.config_of(model)
+  params = jax.tree.map(jax.numpy.asarray, hf_models.to_params(hf_models.tensors(model), config))
+  return model, engine.LanguageModel(weights.Weights(config, params), weights.first_device())
+
+
+@pytest.fixture(scope="session")
+def trained(shared_data):
+  folder = str(shared_data / "checkpoints" / "neo_docs_hf")
+  model = transformers.AutoModelForCausalLM.from_pretrained(
+    folder, attn_implementation="eager", dtype=torch.float32
+  )
+  return model.eval(), engine.load(folder)
+
+
+def theirs(model, prompts, **options):
+  """transformers' generate on prompts padded on the left, with the mask."""
+  width = max(map(len, prompts))
+  ids = torch.tensor([[0] * (width - len(row)) + row for row in prompts])
+  mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts])
+  return model.generate(
+    ids, attention_mask=mask, do_sample=False, pad_token_id=0, return_dict_in_generate=True,
+    output_scores=True, **options,
+  )  # fmt: skip
+
+
+def is_toss_up(model, row, other, real_from):
+  """Whether float64 cannot be told apart, at the first difference of two rows, by float32."""
+  place = int(np.flatnonzero(row != other)[0])
+  ids_1xT = row[None, real_from:place].astype(int)
+  state = {k: v.astype(np.float64) for k, v in hf_models.tensors(model).items()}
+  hidden = referee.hidden(state, model.config, ids_1xT)[0, -1]
+  truth_V = state["transformer.wte.weight"] @ hidden
+  with torch.no_grad():
+    rounded_V = model(torch.tensor(ids_1xT)).logits[0, -1].numpy()
+  gap = truth_V[row[place]] - truth_V[other[place]]
+  return abs(gap) <= 2 * np.abs(rounded_V - truth_V).max()
+
+
+def assert_same(model, lm, prompts, **options):
+  expected = theirs(model, prompts, **options)
+  got = lm.generate(prompts, eos_token_id=0, pad_token_id=0, **options)
+  rows = expected.sequences.numpy()
+  assert got.sequences.shape == rows.shape
+  width, each = max(map(len, prompts)), len(rows) // len(prompts)
+  for b, (row, other) in enumerate(zip(got.sequences, rows)):
+    if (row != other).any():
+      assert options.get("num_beams", 1) == 1, f"beams of prompt {b // each} differ"
+      assert is_toss_up(model, row, other, width - len(prompts[b])), f"prompt {b} differs"
+  return expected, got
+
+
+def random_prompts(vocab, count, longest, seed=0):
+  rng = np.random.default_rng(seed)
+  return [rng.integers(1, vocab, rng.integers(1, longest + 1)).tolist() for _ in range(count)]
+
+
+def pieces_of_text(lm, shared_data, count, longest, seed=0):
+  """Pieces of any length of validation documents, as the tokenizer has them."""
+  import json
+
+  import zstandard
+
+  with zstandard.open(shared_data / "minipile" / "val.jsonl.zst", "rt") as file:
+    texts = [json.loads(line)["text"][:8000] for line in file]
+  rng = np.random.default_rng(seed)
+  pieces = []
+  for i in rng.integers(0, len(texts), count):
+    ids = lm.tokenizer(texts[i]).input_ids
+    start = rng.integers(0, max(1, len(ids) - 8))
+    pieces.append(ids[start : start + rng.integers(4, longest)])
+  return pieces
+
+
+@pytest.mark.parametrize("name", ["neo", "local first", "gpt2"])
+@pytest.mark.parametrize(
+  "options",
+  [
+    {},
+    {"repetition_penalty": 1.3, "no_repeat_ngram_size": 4, "min_new_tokens": 3},
+    {"num_beams": 3},
+    {"num_beams": 4, "num_return_sequences": 3, "length_penalty": 2.0, "early_stopping": True},
+    {"num_beams": 2, "length_penalty": -0.5, "early_stopping": "never"},
+  ],
+  ids=str,
+)
+def test_random_models(name, options):
+  """Left-padded batches, past the window."""
+  model, lm = random_pair(name)
+  for seed in range(3):
+    prompts = random_prompts(61, 5, 50, seed)
+    if "no_repeat_ngram_size" in options:  # transformers would read the padding
+      prompts = [(row * 30)[:30] for row in prompts]
+    expected, got = assert_same(model, lm, prompts, max_new_tokens=24, **options)
+    if "num_beams" in options:
+      np.testing.assert_allclose(
+        got.sequences_scores, expected.sequences_scores.numpy(), rtol=2e-5, atol=2e-5
+      )
+
+
+def test_to_the_last_position():
+  for name in ("neo", "gpt2"):
+    model, lm = random_pair(name)
+    assert_same(model, lm, random_prompts(61, 3, 60), max_length=96)
+
+
+@pytest.mark.parametrize("batches, batch, longest, options", [
+  (14, 8, 80, {"max_new_tokens": 40}),
+  (4, 5, 700, {"max_new_tokens": 24}),
+  (8, 4, 110, {"max_new_tokens": 16, "num_beams": 3}),
+  (4, 3, 300, {"max_new_tokens": 12, "num_beams": 4, "num_return_sequences": 2,
+               "length_penalty": 0.6, "early_stopping": True}),
+], ids=str)  # fmt: skip
+def test_trained_model(trained, shared_data, batches, batch, longest, options):
+  model, lm = trained
+  for seed in range(batches):
+    assert_same(model, lm, pieces_of_text(lm, shared_data, batch, longest, seed), **options)
+
+
+def test_trained_model_to_the_last_position(trained, shared_data):
+  model, lm = trained
+  (prompt,) = pieces_of_text(lm, shared_data, 1, 5)
+  assert_same(model, lm, [prompt[:4]], max_length=1024, min_new_tokens=1000)
+
+
+def test_guidance_and_scores(trained):
+  """One prompt and one negative prompt of transformers' own, and the scores it returns."""
+  model, lm = trained
+  prompt, negative = [[40, 50, 60, 70]], [[5, 6]]
+  expected = theirs(
+    model, prompt, max_new_tokens=12, guidance_scale=1.8, negative_prompt_ids=torch.tensor(negative)
+  )
+  got = lm.generate(
+    prompt, max_new_tokens=12, guidance_scale=1.8, negative_prompt=negative, output_scores=True
+  )
+  np.testing.assert_array_equal(got.sequences, expected.sequences.numpy())
+  scores = np.stack([x.numpy() for x in expected.scores])
+  np.testing.assert_allclose(got.scores, scores, atol=2e-3, rtol=1e-4)
+
+
+def test_logprobs_are_their_transition_scores(trained):
+  model, lm = trained
+  prompts = [[40, 50, 60, 70], [9, 8]]
+  for options in ({}, {"num_beams": 3}):
+    expected = theirs(model, prompts, max_new_tokens=10, **options)
+    transitions = model.compute_transition_scores(
+      expected.sequences, expected.scores, expected.get("beam_indices"),
+      normalize_logits="num_beams" not in options,
+    )  # fmt: skip
+    got = lm.generate(prompts, max_new_tokens=10, output_logprobs=True, **options)
+    np.testing.assert_allclose(got.logprobs, transitions.numpy(), atol=1e-4)
+
+
+def test_stop_strings_end_where_theirs_do(trained):
+  model, lm = trained
+  prompts = [lm.tokenizer(text).input_ids for text in ("import os\n", "def main(", "The module")]
+  for stop in (["class"], [".p", "le:"], "\n"):
+    expected = theirs(model, prompts, max_new_tokens=20, stop_strings=stop, tokenizer=lm.tokenizer)
+    got = lm.generate(prompts, max_new_tokens=20, stop_strings=stop)
+    np.testing.assert_array_equal(got.sequences, expected.sequences.numpy())
