@@ -1,7 +1,7 @@
 """Attention alone over T: the blocks that XLA computes, beside the O(T²) reference.
 
   python experiments/bench_attention.py
-  python experiments/bench_attention.py --impl auto --dtype bfloat16 --heads 16 --head_dim 128   (GPU)
+  python experiments/bench_attention.py --impl auto --dtype bfloat16 --head_dim 128     (on a GPU)
 
 Forward and backward, B = 1, GPT-Neo's window of 256 and global. Expected: a windowed layer's time
 and compiled memory linear in T, and at least 8 times the reference's speed at T = 8192; a global

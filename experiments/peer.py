@@ -1,4 +1,4 @@
-"""The peer of the benchmarks: transformers' eager GPT-Neo in PyTorch, on the GPU if there is one."""
+"""The peer of the benchmarks: transformers' eager GPT-Neo in PyTorch, on a GPU if there is one."""
 
 from __future__ import annotations
 
