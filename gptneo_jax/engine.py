@@ -42,8 +42,8 @@ def load(
   """Opens a model: the newest checkpoint of a folder of ours, a Hugging Face folder, or a hub id.
 
   Args:
-    dtype: 'float32', 'bfloat16' or 'float16' (in which weights are kept; it computes in float32);
-      default: as stored.
+    dtype: 'float32', 'bfloat16' or 'float16', of weights and computation; default: as stored. Only
+      on GPUs is float16 computed in: elsewhere its weights are used in float32.
     mesh: devices to split it over (`sharding.make_mesh`); default the first one.
     adapter: folder of a LoRA adapter in PEFT's form, which is merged into the weights.
     quantise: 'int8', 'w8a8' or 'int4': weights for inference (quant.py). A folder that a quantised

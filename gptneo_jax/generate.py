@@ -261,7 +261,8 @@ def _parser() -> argparse.ArgumentParser:
   add("--negative_prompt", metavar="TEXT", help="of guidance_scale")
   add("--early_stopping", choices=("true", "false", "never"), help="of beam search")
   add("--assistant", metavar="DIR", help="a smaller model of the same vocabulary, which guesses")
-  add("--dtype", choices=("float32", "bfloat16"), help="of the computation; default as stored")
+  types = ("float32", "bfloat16", "float16")
+  add("--dtype", choices=types, help="of weights and computation; default as stored")
   add("--quantise", choices=("int8", "w8a8", "int4"), help="weights of 8 or 4 bits")
   for name, text in _INTEGERS.items():
     add(f"--{name}", type=int, metavar="N", help=text)

@@ -102,11 +102,12 @@ def _speculated(
 ) -> Generation:
   """Row after row: each goes its own number of tokens at a time."""
   guesser = make_guesser(model, options)
-  task = make_task(model, rows, options, seed)  # refuses what must be, and knows the padding
+  task = make_task(model, rows, options, seed)
   made, proposed, accepted = [], 0, 0
-  for b, row in enumerate(rows):
-    one = make_task(model, [row], options, seed)._replace(keys_B=task.keys_B[b : b + 1])
-    one = one._replace(new_tokens=task.new_tokens)
+  for b in range(len(rows)):
+    per_row = ("ids_BxW", "start_B", "keys_B", "stop_state_B")
+    own = {name: getattr(task, name) for name in per_row if getattr(task, name) is not None}
+    one = task._replace(**{name: x[b : b + 1] for name, x in own.items()})
     result = speculative.run(model.config, model.layered, one, guesser)
     made.append(result.made.ids_BxN[0])
     proposed, accepted = proposed + result.proposed, accepted + result.accepted

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
+from gptneo_jax import attention
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.model import Decoder
 from gptneo_jax.optim import OptimizerConfig, ScheduleConfig, make_optimizer
@@ -59,9 +60,8 @@ def step_bytes(
 
   parameters = bytes_per_device(state.params)
   V = config.padded_vocab_size // tensor
-  whole_table = (
-    V * D * (4 + width) if fsdp > 1 else 0
-  )  # gathered, and its gradient before it is cut
+  # On fsdp the table is gathered whole, and its gradient is whole before it is cut.
+  whole_table = V * D * (4 + width) if fsdp > 1 else 0
   return {
     "parameters": parameters,
     "gradients": parameters + (parameters * 4 // stored if accumulates else 0),
@@ -88,9 +88,8 @@ def task_bytes(config: ModelConfig, seq_len: int, *, half: str | None) -> list[T
   """
   D, F, V = config.hidden_size, config.mlp_size, config.padded_vocab_size
   weights = 2 * config.num_params()
-  layer = (5 * D + 2 * F) * 2 + 2 * D * 6
-  row = seq_len * (layer + 2 * D * 2)
-  logits = seq_len * V * 4
+  row = seq_len * 2 * (6 * D + 2 * F)  # what one layer holds of it, in 16 bits
+  logits = min(8 * seq_len, CHUNK) * V * (4 + 4)
   keys = sum(
     seq_len if kind == "global" else min(seq_len, config.window_size)
     for kind in config.attention_layers
@@ -108,7 +107,7 @@ def task_bytes(config: ModelConfig, seq_len: int, *, half: str | None) -> list[T
   frozen = step("adafactor", trained.replace(param_dtype="bfloat16")) - weights
   factors = config.num_params() // 100 * 4 * 4
   return [
-    Task("evaluate", "16-bit weights, 8 rows", weights + 8 * (row + logits)),
+    Task("evaluate", "16-bit weights, 8 rows", weights + 8 * row + logits),
     Task("generate", "16-bit weights, 1 row, all positions", weights + keys * 2 * D * 2 + row),
     Task("fine-tune", "AdamW, float32 weights, 1 row at a time", step("adamw")),
     Task("fine-tune", "Adafactor, float32 weights, 1 row at a time", step("adafactor")),
@@ -120,6 +119,28 @@ def convert_bytes(config: ModelConfig) -> int:
   """Memory of the host while weights are converted, which goes tensor by tensor: the program, and
   the largest tensor twice. experiments/convert_2p7b.py measures 0.55 GB at 125M, 1.05 at 1.3B."""
   return 300_000_000 + 2 * 4 * config.padded_vocab_size * config.hidden_size
+
+
+def attention_backends(config: ModelConfig, seq_len: int, *, segments: bool) -> dict[str, str]:
+  """The backend that trains each kind of layer here, {'global': …, 'local': …}.
+
+  Raises ValueError, which says why, if the one that the config asks for cannot.
+  """
+  return {
+    kind: attention.resolve(
+      config.attention_impl,
+      attention.Request(
+        length=seq_len,
+        window=config.window_size if kind == "local" else None,
+        head_dim=config.head_dim,
+        dtype=config.dtype,
+        segments=segments,
+        dropout=config.attention_dropout > 0,
+        hardware=attention.current_hardware(),
+      ),
+    )
+    for kind in dict.fromkeys(config.attention_pattern)
+  }
 
 
 def available_bytes(devices: list[jax.Device]) -> int:

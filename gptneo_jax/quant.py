@@ -41,17 +41,19 @@ class Quantised:
   def product(self, x: jax.Array, dtype: Any) -> jax.Array:
     """W · x, … outputs x N, for x of … inputs x N."""
     x_DxN = x.reshape(self.weight.shape[-1], x.shape[-1])
-    numbers = (((self.weight.ndim - 1,), (0,)), ((), ()))
+    # Tied to x, or XLA would widen the weights once, before the loop that decodes, and keep them.
+    weight, x_DxN = jax.lax.optimization_barrier((self.weight, x_DxN))
+    numbers = (((weight.ndim - 1,), (0,)), ((), ()))
     if self.activations:
       x_DxN = qwix.quantize(x_DxN.astype(jnp.float32), jnp.int8, channelwise_axes=(1,))
-      return qwix.dot_general(self.weight, x_DxN, numbers).astype(dtype)
-    if self.weight.scale.shape[-1] > 1:  # groups of inputs
-      weight = qwix.dequantize(self.weight).astype(x.dtype)
-      return jax.lax.dot_general(weight, x_DxN, numbers, preferred_element_type=dtype)
+      return qwix.dot_general(weight, x_DxN, numbers).astype(dtype)
+    if weight.scale.shape[-1] > 1:  # groups of inputs
+      plain = qwix.dequantize(weight).astype(x.dtype)
+      return jax.lax.dot_general(plain, x_DxN, numbers, preferred_element_type=dtype)
     y = jax.lax.dot_general(
-      self.weight.qvalue.astype(x.dtype), x_DxN, numbers, preferred_element_type=jnp.float32
+      weight.qvalue.astype(x.dtype), x_DxN, numbers, preferred_element_type=jnp.float32
     )
-    return (y * self.weight.scale).astype(dtype)
+    return (y * weight.scale).astype(dtype)
 
   def rows(self, ids: jax.Array) -> jax.Array:
     """Rows of a table, … x inputs."""

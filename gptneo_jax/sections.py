@@ -38,6 +38,12 @@ def read(config: ConfigDict) -> Sections:
       raise UserError(f"{name} is {config[name]}; it must be at least 1")
   if config.task != "lm":
     raise UserError(f"task is {config.task!r}; there is 'lm'")
+  for name in ("dtype", "param_dtype"):
+    if getattr(model_config, name) == "float16":
+      raise UserError(
+        f"model.{name} is float16, which is for inference: its small gradients would be 0; train in"
+        " bfloat16 or float32"
+      )
   if config.seq_len > model_config.max_position_embeddings:
     raise UserError(
       f"seq_len {config.seq_len} is more than model.max_position_embeddings"

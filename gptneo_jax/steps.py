@@ -43,9 +43,11 @@ def make_train_step(
   cross-entropy + z_loss · log(Z)². With accumulation A the batch is taken in A parts whose gradient
   sums are added in float32: the same mean, A times less memory for activations.
   Metrics, float32 scalars: `loss` (mean cross-entropy in nats, without the z term) and `grad_norm`
-  (before clipping).
+  (before clipping). Raises ValueError for float16, in which small gradients would be 0.
   """
   config = model.config
+  if "float16" in (config.dtype, config.param_dtype):
+    raise ValueError("float16 is for inference; train in bfloat16 or float32")
   dropout = any((config.embed_dropout, config.attention_dropout, config.resid_dropout))
 
   def objective(params, batch: Batch, key: jax.Array, total_weight: jax.Array):

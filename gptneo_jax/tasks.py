@@ -42,7 +42,7 @@ def make_task(
   eos = _eos(model, options)
   pad = options.pad_token_id
   pad = (eos[0] if eos else 0) if pad is None else pad
-  if pad >= config.vocab_size:
+  if options.pad_token_id is not None and pad >= config.vocab_size:
     raise UserError(f"generate: pad_token_id is {pad}; the model has {config.vocab_size} ids")
   negative, added = None, 0
   if options.guidance_scale not in (None, 1.0):

@@ -65,7 +65,7 @@ def _train(config: ConfigDict, closing: contextlib.ExitStack) -> int:
   _check_needs(config, parts, mesh, abstract)
   _check_workdir(workdir, model_config)
   say = _say if hosts.is_first() else lambda _: None
-  say(_summary(model_config, mesh, abstract, workdir))
+  say(_summary(config, model_config, mesh, abstract, workdir))
 
   # --- data -------------------------------------------------------------------------------------
   tokenizer = hosts.first_then_others(lambda: _tokenizer(data_config, model_config, workdir))
@@ -215,12 +215,22 @@ def _train(config: ConfigDict, closing: contextlib.ExitStack) -> int:
 
 
 def _layout(config: ConfigDict, parts: sections.Sections) -> tuple[Mesh, TrainState]:
-  """The mesh, and the state as shapes on it. Raises UserError for what does not divide."""
+  """The mesh, and the state as shapes on it.
+
+  Raises UserError for what does not divide, and for an attention backend that cannot serve here.
+  """
   with sections.user_errors():
     mesh = sharding.make_mesh(**config.mesh.to_dict())
+    _attention_backends(config, parts.model)
   abstract = sections.layout(config, parts, mesh)
   hosts.local_streams(mesh, config.batch_size, config.data.num_streams)
   return mesh, abstract
+
+
+def _attention_backends(config: ConfigDict, model_config: ModelConfig) -> dict[str, str]:
+  return preflight.attention_backends(
+    model_config, config.seq_len, segments=config.data.segment_ids
+  )
 
 
 def _check_needs(
@@ -260,12 +270,17 @@ def _say(text: str) -> None:
   sys.stdout.flush()
 
 
-def _summary(model_config: ModelConfig, mesh: Mesh, abstract: TrainState, workdir: Any) -> str:
+def _summary(
+  config: ConfigDict, model_config: ModelConfig, mesh: Mesh, abstract: TrainState, workdir: Any
+) -> str:
   gib = sharding.bytes_per_device(abstract) / preflight.GIB
   shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+  backends = _attention_backends(config, model_config)
+  attention = ", ".join(f"{kind} {backend}" for kind, backend in backends.items())
   return (
     f"{model_config.num_params():,} parameters on {mesh.size} {jax.devices()[0].device_kind}"
-    f" device(s), mesh {shape}: {gib:.3f} GiB of weights and optimizer on each; run in {workdir}"
+    f" device(s), mesh {shape}: {gib:.3f} GiB of weights and optimizer on each;"
+    f" attention: {attention}; run in {workdir}"
   )
 
 

@@ -17,6 +17,7 @@ from etils import epath
 from jax.sharding import AxisType, Mesh
 
 from gptneo_jax import checkpoint, decode, heads, interop, layers
+from gptneo_jax.attention import KERNELS
 from gptneo_jax.checkpoint_pieces import LazyArray, open_params, write_params
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.errors import UserError
@@ -186,13 +187,14 @@ def _tokenizer_and_files(name: str) -> tuple[str | None, dict[str, str]]:
 def _load_ours(name: str, dtype: str | None, mesh: Mesh) -> Weights:
   stored = load_config(name)
   config = _for_mesh(stored, mesh)
-  if dtype is not None:
-    # float16 overflows in the attention scores of GPT-Neo: it is for storage only.
-    compute = "bfloat16" if dtype == "bfloat16" else "float32"
-    try:
-      config = config.replace(param_dtype=dtype, dtype=compute)
-    except ValueError as error:
-      raise UserError(str(error)) from None
+  if config.attention_impl in KERNELS.values():
+    config = config.replace(attention_impl="auto")  # chosen for the hardware it was trained on
+  try:
+    config = config.replace(param_dtype=dtype or stored.param_dtype)
+  except ValueError as error:
+    raise UserError(str(error)) from None
+  if dtype is not None or config.param_dtype == "float16":
+    config = config.replace(dtype=_compute_dtype(config.param_dtype, mesh))
   abstract = abstract_params(config, mesh)
   if config.padded_vocab_size == stored.padded_vocab_size:
     params = checkpoint.restore_params(name, abstract)
@@ -205,6 +207,7 @@ def _load_ours(name: str, dtype: str | None, mesh: Mesh) -> Weights:
 def _load_hf(name: str, dtype: str | None, mesh: Mesh) -> Weights:
   opened = interop.open_hf(name, dtype)
   config = _for_mesh(opened.config, mesh)
+  config = config.replace(dtype=_compute_dtype(config.param_dtype, mesh))
 
   def leaf(path: str) -> LazyArray:
     node: Any = opened.params
@@ -233,6 +236,17 @@ def abstract_params(config: ModelConfig, mesh: Mesh) -> Any:
     nn.unbox(boxed),
     shardings,
   )
+
+
+def _compute_dtype(param_dtype: str, mesh: Mesh) -> str:
+  """The type to compute in with weights of a type.
+
+  float16 is computed in where it is fast, on GPUs, of which the older ones have no bfloat16; for
+  other hardware it is a way to store float32. Scores and sums are float32 whatever this is.
+  """
+  if param_dtype == "float16" and mesh.devices.flat[0].platform != "gpu":
+    return "float32"
+  return param_dtype
 
 
 def _for_mesh(config: ModelConfig, mesh: Mesh) -> ModelConfig:

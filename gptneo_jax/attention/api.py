@@ -27,7 +27,7 @@ _REFUSALS: dict[str, Callable[[Request], str | None]] = {
   "cudnn": cudnn.refusal,
   "splash": splash.refusal,
 }
-_KERNELS = {"gpu": "cudnn", "tpu": "splash"}  # made for the hardware, and split by `per_device`
+KERNELS = {"gpu": "cudnn", "tpu": "splash"}  # made for the hardware, and split by `per_device`
 _FAMILIES = ("auto", "xla")
 _SHORT = 128  # tokens up to which all scores at once are no more than those of a few blocks
 
@@ -51,7 +51,7 @@ def resolve(impl: str, request: Request) -> str:
       raise ValueError(f"attention backend {impl!r} cannot serve here: {reason}")
     return impl
   chosen, notes = "blocked" if request.length > _SHORT else "reference", ()
-  kernel = _KERNELS.get(request.hardware.platform)
+  kernel = KERNELS.get(request.hardware.platform)
   if impl == "auto" and kernel is not None:
     reason = refusal(kernel, request)
     if reason is None and kernel == "cudnn" and request.segments:
@@ -92,7 +92,7 @@ def attend(
     )
   name = resolve(impl, request_of(q_BxTxHxK, spec, dropout))
   backend = BACKENDS[name]
-  if name in _KERNELS.values():
+  if name in KERNELS.values():
     kernel = functools.partial(backend, scale=scale)
     return per_device(kernel, q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, spec, partition)
   return backend(q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, spec, scale, dropout)

@@ -11,9 +11,9 @@ from typing import cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask_info as mask_info
 
 from gptneo_jax.attention.dropout import Dropout
 from gptneo_jax.attention.mask import MaskSpec
@@ -83,17 +83,26 @@ def _kernel(
     window, mask = None, masks.CausalMask((T, T))
   else:
     mask = masks.LocalMask((T, T), (window - 1, 0), 0)
-  # Made while a layer is traced, but from numbers that are known now, and kept beyond the trace.
-  with jax.ensure_compile_time_eval():
-    kernel = kernels.make_splash_mha(
-      masks.MultiHeadMask([mask] * H),
-      block_sizes=_block_sizes(T // block, block, window is not None),
-      head_shards=1,
-      q_seq_shards=1,
-      residual_checkpoint_name=RESIDUALS,
-      interpret=interpret,
-    )
-    return jax.tree.map(np.asarray, kernel)
+  sizes = _block_sizes(T // block, block, window is not None)
+  fused = sizes.use_fused_bwd_kernel
+  # As the library's make_splash_mha does, but in NumPy throughout, which outlives the trace.
+  every_head = masks.MultiHeadMask([mask] * H)
+  forward, mask_function = mask_info.process_mask(every_head, (block, block))
+  dq = None if fused else mask_info.process_mask(every_head, (block, block))[0]
+  dkv, _ = mask_info.process_mask_dkv(every_head, (block, block), shrink_grid=not fused)
+  return kernels.SplashAttentionKernel(
+    forward,
+    dq,
+    dkv,
+    block_sizes=sizes,
+    is_mqa=False,
+    save_residuals=False,
+    mask_value=kernels.DEFAULT_MASK_VALUE,
+    attn_logits_soft_cap=None,
+    residual_checkpoint_name=RESIDUALS,
+    mask_function=mask_function,
+    interpret=interpret,
+  )
 
 
 def _block(T: int, windowed: bool) -> int:

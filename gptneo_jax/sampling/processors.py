@@ -8,6 +8,7 @@ row here, so that a row gets in a batch what it gets alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -176,34 +177,65 @@ def temperature(scores_BxV: jax.Array, value: jax.Array) -> jax.Array:
 def top_h(scores_BxV: jax.Array, share: jax.Array) -> jax.Array:
   """Keeps the likeliest ids whose entropies sum to at most `share` of that of the top 100."""
   top_BxN, id_BxN = jax.lax.top_k(scores_BxV, min(100, scores_BxV.shape[1]))
-  log_BxN = jax.nn.log_softmax(top_BxN)
-  terms_BxN = jnp.where(jnp.exp(log_BxN) > 0, -jnp.exp(log_BxN) * log_BxN, 0.0)
+  probs_BxN, log_BxN = jax.nn.softmax(top_BxN), jax.nn.log_softmax(top_BxN)
+  # The sums from rounded probabilities, the whole from their logarithms: as transformers does.
+  terms_BxN = jnp.where(probs_BxN > 0, -probs_BxN * jnp.log(probs_BxN), 0.0)
+  entropy_Bx1 = -jnp.where(probs_BxN > 0, probs_BxN * log_BxN, 0.0).sum(-1, keepdims=True)
   sum_BxN = jnp.cumsum(terms_BxN, axis=-1)
-  keep_BxN = sum_BxN <= terms_BxN.sum(-1, keepdims=True) * share
+  keep_BxN = sum_BxN <= entropy_Bx1 * share
   keep_BxN = keep_BxN.at[:, 0].set(True)
   return jnp.where(_marked(id_BxN, keep_BxN, scores_BxV.shape[1]), scores_BxV, _NEVER)
 
 
-def _least_of_top(scores_BxV: jax.Array, k: int) -> jax.Array:
-  """The k-th largest score of each row, B x 1."""
+def _ordered(scores_BxV: jax.Array) -> jax.Array:
+  """Whole numbers, uint32, in the order of the scores."""
+  bits_BxV = jax.lax.bitcast_convert_type(scores_BxV.astype(jnp.float32) + 0.0, jnp.uint32)  # no -0
+  negative_BxV = bits_BxV >> 31 == 1
+  return jnp.where(negative_BxV, ~bits_BxV, bits_BxV | jnp.uint32(1 << 31))
+
+
+def _largest_that(holds: Callable[[jax.Array], jax.Array], B: int) -> jax.Array:
+  """The largest uint32, B x 1, of which `holds` says True, as it does of all smaller ones.
+
+  32 passes over the vocabulary: a tenth of the time that XLA on CPU takes to sort it.
+  """
+
+  def set_bit(i: jax.Array, bound_Bx1: jax.Array) -> jax.Array:
+    higher_Bx1 = bound_Bx1 | (jnp.uint32(1 << 31) >> i.astype(jnp.uint32))
+    return jnp.where(holds(higher_Bx1), higher_Bx1, bound_Bx1)
+
+  return jax.lax.fori_loop(0, 32, set_bit, jnp.zeros((B, 1), jnp.uint32))
+
+
+def _in_top(scores_BxV: jax.Array, k: int) -> jax.Array:
+  """Which scores are not below the k-th largest of their row, bool B x V."""
+  B, V = scores_BxV.shape
   if k == 1:
-    return scores_BxV.max(-1, keepdims=True)
-  return jax.lax.top_k(scores_BxV, min(k, scores_BxV.shape[1]))[0][:, -1:]
+    return scores_BxV >= scores_BxV.max(-1, keepdims=True)
+  ordered_BxV = _ordered(scores_BxV)
+  k = min(k, V)
+  kth_Bx1 = _largest_that(lambda x_Bx1: (ordered_BxV >= x_Bx1).sum(-1, keepdims=True) >= k, B)
+  return ordered_BxV >= kth_Bx1
 
 
 def top_k(scores_BxV: jax.Array, k: int, min_keep: int) -> jax.Array:
   """Keeps what is not below the k-th largest score: ties with it stay."""
-  least_Bx1 = _least_of_top(scores_BxV, max(k, min_keep))
-  return jnp.where(scores_BxV < least_Bx1, _NEVER, scores_BxV)
+  return jnp.where(_in_top(scores_BxV, max(k, min_keep)), scores_BxV, _NEVER)
 
 
 def top_p(scores_BxV: jax.Array, mass: jax.Array, min_keep: int) -> jax.Array:
-  """Drops the unlikeliest ids whose probabilities sum to at most 1 - mass."""
-  order_BxV = jnp.argsort(scores_BxV, axis=-1)
-  sorted_BxV = jnp.take_along_axis(scores_BxV, order_BxV, -1)
-  drop_BxV = jnp.cumsum(jax.nn.softmax(sorted_BxV), -1) <= 1 - mass
-  drop_BxV = drop_BxV.at[:, -min_keep:].set(False)
-  return jnp.where(_marked(order_BxV, drop_BxV, scores_BxV.shape[1]), _NEVER, scores_BxV)
+  """Drops the unlikeliest ids whose probabilities sum to at most 1 - mass.
+
+  Ids of equal probability stay or go together; transformers, which sorts, may part them.
+  """
+  ordered_BxV, probs_BxV = _ordered(scores_BxV), jax.nn.softmax(scores_BxV)
+
+  def may_go(bound_Bx1: jax.Array) -> jax.Array:
+    below_BxV = jnp.where(ordered_BxV < bound_Bx1, probs_BxV, 0.0)
+    return below_BxV.sum(-1, keepdims=True) <= 1 - mass
+
+  keep_BxV = ordered_BxV >= _largest_that(may_go, len(scores_BxV))
+  return jnp.where(keep_BxV | _in_top(scores_BxV, min_keep), scores_BxV, _NEVER)
 
 
 def min_p(scores_BxV: jax.Array, share: jax.Array, min_keep: int) -> jax.Array:
@@ -231,10 +263,8 @@ def typical_p(scores_BxV: jax.Array, mass: jax.Array, min_keep: int) -> jax.Arra
 
 def epsilon_cutoff(scores_BxV: jax.Array, epsilon: jax.Array, min_keep: int) -> jax.Array:
   """Drops ids less likely than epsilon."""
-  drop_BxV = jax.nn.softmax(scores_BxV) < epsilon
-  return jnp.where(
-    drop_BxV & (scores_BxV < _least_of_top(scores_BxV, min_keep)), _NEVER, scores_BxV
-  )
+  drop_BxV = (jax.nn.softmax(scores_BxV) < epsilon) & ~_in_top(scores_BxV, min_keep)
+  return jnp.where(drop_BxV, _NEVER, scores_BxV)
 
 
 def eta_cutoff(scores_BxV: jax.Array, epsilon: jax.Array, min_keep: int) -> jax.Array:

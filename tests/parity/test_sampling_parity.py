@@ -35,7 +35,7 @@ ALONE = {
 }
 SAMPLED = {
   "temperature": [0.3, 1.7],
-  "top_h": [0.2, 0.6, 0.95],  # at 1 rounding decides whether the last one stays
+  "top_h": [0.2, 0.6, 0.9],  # at 1 rounding decides whether the last one stays
   "top_k": [1, 5, 100],
   "top_p": [0.0, 0.3, 0.9],
   "min_p": [0.0, 0.05, 0.5],
@@ -109,6 +109,8 @@ def test_each_alone(name, seed):
     options = {name: value}
     if name in SAMPLED:
       options = {"do_sample": True, "top_k": 0, name: value}
+    if name == "top_h":  # an entropy of nearly 0 is nothing but rounding
+      scores_BxV = scores_BxV / max(1.0, scores_BxV[np.isfinite(scores_BxV)].std() / 3)
     expected, ours = both(options, ids_BxT, scores_BxV, prompt_width)
     assert_same(ours, expected, options)
 
