@@ -101,7 +101,7 @@ def test_remat_may_keep_what_the_kernel_computed(hopper, policy, forward):
     layer = jax.checkpoint(lambda *x: cudnn.attend(*x, MaskSpec(256), 1.0), policy=policy)
     return layer(q, k, v).astype(jnp.float32).sum()
 
-  names = [name for name, _, _ in calls(program(jax.grad(loss), *abstract(640)))]
+  names = [name for name, _, _ in calls(program(jax.value_and_grad(loss), *abstract(640)))]
   assert (names.count(FORWARD), names.count(BACKWARD)) == (forward, 1)
 
 

@@ -115,7 +115,7 @@ def test_flops_count_an_untied_head_once():
     ({"attention_dropout": 1.0}, r"attention_dropout is 1.0; it must lie in \[0, 1\)"),
     ({"resid_dropout": -0.1}, r"resid_dropout is -0.1"),
     ({"remat": "some"}, "remat is 'some'; it must be one of none, dots, full"),
-    ({"dtype": "float16"}, "dtype is 'float16'; it must be one of float32, bfloat16"),
+    ({"dtype": "float8"}, "dtype is 'float8'; it must be one of float32, bfloat16, float16"),
     ({"model_type": "gptj"}, "one of gpt_neo, gpt2"),
     ({"initializer": "normal"}, "one of mesh_tf, hf"),
     ({"head": "multiple_choice"}, "model.head is 'multiple_choice'; it must be one of lm, "),

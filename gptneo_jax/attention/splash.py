@@ -55,13 +55,14 @@ def attend(
   if dropout is not None:
     raise ValueError("splash attention cannot drop attention probabilities")
   T, H = q_BxTxHxK.shape[1:3]
-  block = _block(T, spec.window is not None and spec.window < T)
+  window = spec.window if spec.window is not None and spec.window < T else None
+  block = _block(T, window is not None)
   padding = -T % block  # at the end: causal queries do not see it, and its own rows are cut off
   q_BxHxTxK, k_BxHxTxK, v_BxHxTxK = (
     jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))).swapaxes(1, 2)
     for x in (q_BxTxHxK * scale, k_BxTxHxK, v_BxTxHxK)
   )
-  kernel = _kernel(T + padding, H, spec.window, block, interpret)
+  kernel = _kernel(T + padding, H, window, block, interpret)
 
   def row(q_HxTxK, k_HxTxK, v_HxTxK, ids_T) -> jax.Array:
     segments = None if ids_T is None else kernels.SegmentIds(ids_T, ids_T)
@@ -79,9 +80,8 @@ def _kernel(
   T: int, H: int, window: int | None, block: int, interpret: bool
 ) -> kernels.SplashAttentionKernel:
   """The kernel for one shape of mask, with the blocks it visits worked out; made once."""
-  if window is None or window >= T:
-    window, mask = None, masks.CausalMask((T, T))
-  else:
+  mask = masks.CausalMask((T, T))
+  if window is not None:
     mask = masks.LocalMask((T, T), (window - 1, 0), 0)
   sizes = _block_sizes(T // block, block, window is not None)
   fused = sizes.use_fused_bwd_kernel

@@ -99,7 +99,7 @@ class TrainBatches:
     # the one of the batch last returned: what exact resume needs.
     self._iterator = ThreadPrefetchDatasetIterator(rows, config.prefetch)
     # A thread still inside the tokenizer when the interpreter goes down can abort the process.
-    self._close = weakref.finalize(self, _close, self._iterator)
+    self._close = weakref.finalize(self, _close, self._iterator, encoder)
     self.wait_seconds = 0.0
 
   def __iter__(self) -> "TrainBatches":
@@ -167,8 +167,9 @@ def _compare(saved: Mapping, present: Mapping) -> None:
       )
 
 
-def _close(iterator) -> None:
+def _close(iterator, encoder: DocumentEncoder) -> None:
   iterator.close()
+  encoder.close()
   # grain closes once more in __del__, which complains when the interpreter is half taken apart.
   iterator.close = lambda: None
 

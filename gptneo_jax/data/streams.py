@@ -4,9 +4,11 @@ The order of a stream follows from the config, the seed and its own number, and 
 Its state is a few integers: the block of documents in hand is read again after a restart.
 """
 
+import dataclasses
 import itertools
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future
 
 import numpy as np
 
@@ -14,9 +16,10 @@ from gptneo_jax.data.documents import DataError
 from gptneo_jax.data.sources import Component
 from gptneo_jax.data.tokenizer import DocumentEncoder
 
-# Documents encoded in one call: enough to keep the cores busy, few enough for a quick start.
+# Documents encoded in one call; a call is worth some 20 ms of a core.
 _PIECE_DOCUMENTS = 64
-_PIECE_CHARACTERS = 1 << 18
+_PIECE_CHARACTERS = 1 << 16
+_PIECES_AHEAD = 16  # of all streams together, so that cores and reading need not wait
 
 
 def permutation(size: int, *key: int) -> np.ndarray:
@@ -27,6 +30,25 @@ def permutation(size: int, *key: int) -> np.ndarray:
   """
   bits = np.random.PCG64(np.random.SeedSequence([part % 2**64 for part in key]))
   return np.argsort(bits.random_raw(size), kind="stable")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Piece:
+  """Documents that are encoded together: from `index` on in the block that begins at `start`."""
+
+  start: dict[str, int]
+  index: int
+  ids: Future[list[np.ndarray]]
+
+
+def _piece_size(block: list[str], index: int) -> int:
+  """How many documents of the block, from `index` on, make a piece."""
+  size = 0
+  for count, text in enumerate(block[index : index + _PIECE_DOCUMENTS], start=1):
+    size += len(text)
+    if size >= _PIECE_CHARACTERS:
+      return count
+  return min(_PIECE_DOCUMENTS, len(block) - index)
 
 
 class DocumentStream:
@@ -54,6 +76,8 @@ class DocumentStream:
     number = len(self._source.shards)
     self._whole = number // num_streams * num_streams
     self._shards = [*range(stream, self._whole, num_streams), *range(self._whole, number)]
+    self._pieces_ahead = max(2, -(-_PIECES_AHEAD // num_streams))
+    self._ahead: deque[_Piece] = deque()
     self.set_state({"epoch": 0, "block": 0, "shard": 0, "record": 0, "offset": 0, "index": 0})
 
   def get_state(self) -> dict[str, int]:
@@ -62,62 +86,86 @@ class DocumentStream:
     return {**self._start, "index": self._index}
 
   def set_state(self, state: dict[str, int]) -> None:
+    for piece in self._ahead:
+      piece.ids.cancel()
     self._start = {name: int(value) for name, value in state.items() if name != "index"}
     self._index = int(state["index"])
-    # (shard, cursor) past the block in hand; None: no block in hand.
-    self._end: tuple[int, tuple[int, int]] | None = None
-    self._block: list[str] = []
-    self._encoded: deque[np.ndarray] = deque()
-    self._reader: Iterator | None = None
+    self._encoded: deque[np.ndarray] = deque()  # what is left of the piece in hand
+    self._ahead = deque()
+    self._pieces = self._guarded_pieces(self._start, self._index)
 
   def next(self) -> np.ndarray:
     """Tokens of the next document, int32, the end of text last."""
-    if self._end is None:
-      self._read_block()
-    if self._index > len(self._block):
-      raise DataError(
-        f"stream {self._stream}: the data state counts {self._index} documents in a block that"
-        f" holds {len(self._block)} now: {self._source.shards[0]} … changed since it was saved"
-      )
-    while self._index == len(self._block):
-      self._advance()
     if not self._encoded:
-      self._encode_piece()
+      self._take_piece()
     self._index += 1
     return self._encoded.popleft()
 
-  def _advance(self) -> None:
-    """Goes from a block that is used up to the next one, into the next epoch if need be."""
-    start = self._start
-    assert self._end is not None  # `next` has read a block
-    if len(self._block) == self._window:
-      shard, (record, offset) = self._end
-      start = {**start, "block": start["block"] + 1}
-      start |= {"shard": shard, "record": record, "offset": offset}
-    elif start["block"] == 0 and not self._block:
+  def _take_piece(self) -> None:
+    """Waits for the next piece; those that follow it are being encoded meanwhile."""
+    self._ahead.extend(itertools.islice(self._pieces, 1 + self._pieces_ahead - len(self._ahead)))
+    piece = self._ahead.popleft()
+    end = np.array([self._encoder.end_of_text], np.int32)
+    self._encoded.extend(np.concatenate([ids, end]) for ids in piece.ids.result())
+    self._start, self._index = piece.start, piece.index
+
+  def _guarded_pieces(self, start: dict[str, int], index: int) -> Iterator["_Piece"]:
+    """What fails in reading ahead is raised when its turn comes: all before it is still given."""
+    try:
+      yield from self._read_pieces(start, index)
+    except Exception as error:
+      failed: Future[list[np.ndarray]] = Future()
+      failed.set_exception(error)
+      yield _Piece(start, index, failed)
+
+  def _read_pieces(self, start: dict[str, int], index: int) -> Iterator["_Piece"]:
+    """Pieces without end, from document `index` of the block that begins at `start`."""
+    reader: Iterator | None = None
+    while True:
+      if reader is None:
+        reader = self._read(start["epoch"], start["shard"], (start["record"], start["offset"]))
+      block, end = self._read_block(start, reader)
+      if index > len(block):
+        raise DataError(
+          f"stream {self._stream}: the data state counts {index} documents in a block that holds"
+          f" {len(block)} now: {self._source.shards[0]} … changed since it was saved"
+        )
+      while index < len(block):
+        count = _piece_size(block, index)
+        yield _Piece(start, index, self._encoder.encode_later(block[index : index + count]))
+        index += count
+      start, index = self._start_after(start, len(block), end), 0
+      if start["block"] == 0:
+        reader = None
+
+  def _read_block(
+    self, start: dict[str, int], reader: Iterator
+  ) -> tuple[list[str], tuple[int, tuple[int, int]]]:
+    """Texts of a block, permuted, and (shard, cursor) past it."""
+    texts, end = [], (start["shard"], (start["record"], start["offset"]))
+    for place, document in itertools.islice(reader, self._window):
+      end = place
+      texts.append(document.text)
+    order = permutation(len(texts), *self._key, 1, start["epoch"], start["block"])
+    return [texts[number] for number in order], end
+
+  def _start_after(
+    self, start: dict[str, int], size: int, end: tuple[int, tuple[int, int]]
+  ) -> dict[str, int]:
+    """Where the block after one of `size` documents begins, in the next epoch if need be."""
+    if size == self._window:
+      shard, (record, offset) = end
+      return {
+        "epoch": start["epoch"], "block": start["block"] + 1,
+        "shard": shard, "record": record, "offset": offset,
+      }  # fmt: skip
+    if start["block"] == 0 and not size:
       raise DataError(
         f"stream {self._stream} of {self._num_streams} has no document in"
         f" {self._source.shards[0]}{' …' if len(self._source.shards) > 1 else ''}:"
         " fewer documents than streams? lower data.num_streams"
       )
-    else:
-      start = {"epoch": start["epoch"] + 1, "block": 0, "shard": 0, "record": 0, "offset": 0}
-      self._reader = None
-    self._start, self._index = start, 0
-    self._read_block()
-
-  def _read_block(self) -> None:
-    start = self._start
-    place = (start["shard"], (start["record"], start["offset"]))
-    if self._reader is None:
-      self._reader = self._read(start["epoch"], *place)
-    texts = []
-    for read_place, document in itertools.islice(self._reader, self._window):
-      place = read_place
-      texts.append(document.text)
-    order = permutation(len(texts), *self._key, 1, start["epoch"], start["block"])
-    self._block = [texts[number] for number in order]
-    self._end = place
+    return {"epoch": start["epoch"] + 1, "block": 0, "shard": 0, "record": 0, "offset": 0}
 
   def _read(self, epoch: int, first: int, cursor: tuple[int, int]) -> Iterator:
     """Yields ((shard in the epoch's order, cursor), document) to the end of the epoch."""
@@ -135,16 +183,6 @@ class DocumentStream:
       return lambda record: True
     # Shifted by the shard, so that shards of one document do not all go to one stream.
     return lambda record: (record + shard) % self._num_streams == self._stream
-
-  def _encode_piece(self) -> None:
-    size, piece = 0, []
-    for text in self._block[self._index : self._index + _PIECE_DOCUMENTS]:
-      piece.append(text)
-      size += len(text)
-      if size >= _PIECE_CHARACTERS:
-        break
-    end = np.array([self._encoder.end_of_text], np.int32)
-    self._encoded.extend(np.concatenate([ids, end]) for ids in self._encoder.encode(piece))
 
 
 class RowStream:

@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from gptneo_jax.data.files import file_system
 logger = logging.getLogger(__name__)
 
 END_OF_TEXT = "<|endoftext|>"
+_CALLS_AT_ONCE = 4
 _SAMPLE_BYTES = 20_000_000  # text that a tokenizer is learned from; more changes little
 
 
@@ -107,6 +109,9 @@ class DocumentEncoder:
     backend.no_padding()
     backend.encode_special_tokens = True
     self._backend = backend
+    # The tokenizer's own threads do the work, these wait for it: with several calls under way no
+    # core idles while the longest document of one call is finished, or its ids become an array.
+    self._threads = ThreadPoolExecutor(_CALLS_AT_ONCE, thread_name_prefix="tokenizer")
     self.end_of_text = end_of_text_id(tokenizer)
     spelled = tokenizer.convert_ids_to_tokens(self.end_of_text)
     if self.end_of_text in self.encode([spelled])[0]:
@@ -119,6 +124,14 @@ class DocumentEncoder:
     """Ids of each text, int32, without end of text; several texts at once use several cores."""
     encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
     return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+  def encode_later(self, texts: Sequence[str]) -> Future[list[np.ndarray]]:
+    """What `encode` returns, made while the caller does other things."""
+    return self._threads.submit(self.encode, texts)
+
+  def close(self) -> None:
+    """Drops what waits to be encoded, and waits for what is being encoded."""
+    self._threads.shutdown(cancel_futures=True)
 
   def fingerprint(self) -> str:
     """Hash of the vocabulary and the end of text: equal for equal tokenizers, wherever stored."""
