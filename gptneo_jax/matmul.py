@@ -17,11 +17,16 @@ def matmul(x_MxD: jax.Array, kernel_DxF: jax.Array) -> jax.Array:
   measures both. It is accumulated in the type of the kernel, so that bfloat16 computation gives
   float32 gradients to float32 weights without a rounding in between.
   """
+  return _product(x_MxD, kernel_DxF)
+
+
+def _product(x_MxD, kernel_DxF):
   return x_MxD @ kernel_DxF.astype(x_MxD.dtype)
 
 
 def _forward(x_MxD, kernel_DxF):
-  return matmul(x_MxD, kernel_DxF), (x_MxD, kernel_DxF)
+  # Not `matmul`: a rematerialisation policy is to see a dot product, which it may keep.
+  return _product(x_MxD, kernel_DxF), (x_MxD, kernel_DxF)
 
 
 def _backward(residuals, dy_MxF):

@@ -256,6 +256,22 @@ def test_remat_changes_nothing(remat, dropout):
   assert_trees_close(got[1], gradients, 5e-6)
 
 
+def test_remat_computes_again_what_it_says():
+  """Multiplications with weight matrices and attention again for 'full', for 'dots' none of them."""
+  config = TINY.replace(hidden_size=64, max_position_embeddings=192)  # for more than one block
+  params, ids_BxT = random_params(config), random_ids(config, T=192)
+
+  def flops(remat):
+    model = Decoder(config.replace(remat=remat))
+    gradient = jax.grad(lambda params: model.apply({"params": params}, ids_BxT).sum())
+    return jax.jit(gradient).lower(params).compile().cost_analysis()["flops"]
+
+  none, dots, full = map(flops, ("none", "dots", "full"))
+  print(f"FLOPs relative to none: dots {dots / none:.3f}, full {full / none:.3f}")
+  assert dots < 1.06 * none
+  assert full > 1.2 * none
+
+
 @pytest.mark.parametrize("place", ["embed_dropout", "attention_dropout", "resid_dropout"])
 def test_dropout(place):
   config = TINY.replace(**{place: 0.3})
