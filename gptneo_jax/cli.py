@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import glob
+import importlib.util
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
 
+import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
@@ -30,6 +33,7 @@ def guarded(main: Callable[[], int | None]) -> None:
 
 
 def _guarded(function):
+  _pass_over_absent_tpu()
   try:
     return function()
   except UserError as error:
@@ -37,6 +41,17 @@ def _guarded(function):
   except KeyboardInterrupt:
     print("interrupted", file=sys.stderr)
   sys.exit(1)
+
+
+def _pass_over_absent_tpu() -> None:
+  """Takes the CPU where TPU's compiler is installed, for `plan` and the tests, and nothing else is.
+
+  JAX would look for a TPU first, with several lines of complaint on standard error.
+  """
+  there = lambda name: importlib.util.find_spec(name) is not None  # noqa: E731
+  devices = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
+  if there("libtpu") and not devices and not there("jax_plugins") and not jax.config.jax_platforms:
+    jax.config.update("jax_platforms", "cpu")
 
 
 def config_path(flag_values=flags.FLAGS) -> str:

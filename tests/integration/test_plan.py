@@ -143,3 +143,4 @@ def test_programs_run_on_a_cpu_beside_tpus_compiler(tmp_path):
   )  # fmt: skip
   assert result.returncode == 0, result.stderr
   assert "1 cpu device(s)" in result.stdout
+  assert "TPU" not in result.stderr  # it is not looked for
