@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import glob
 import importlib.util
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +15,8 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from gptneo_jax.errors import UserError
+
+_CACHE_BYTES = 4 << 30  # of compiled programs; those not used for longest go first
 
 EXIT_TERMINATED = 143  # 128 + SIGTERM, as a shell reports it: saved, and to be started again
 
@@ -34,6 +37,7 @@ def guarded(main: Callable[[], int | None]) -> None:
 
 def _guarded(function):
   _pass_over_absent_tpu()
+  _keep_compiled_programs()
   try:
     return function()
   except UserError as error:
@@ -50,8 +54,18 @@ def _pass_over_absent_tpu() -> None:
   """
   there = lambda name: importlib.util.find_spec(name) is not None  # noqa: E731
   devices = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
-  if there("libtpu") and not devices and not there("jax_plugins") and not jax.config.jax_platforms:
+  chosen = jax.config.jax_platforms  # pyrefly: ignore[missing-attribute]
+  if there("libtpu") and not devices and not there("jax_plugins") and not chosen:
     jax.config.update("jax_platforms", "cpu")
+
+
+def _keep_compiled_programs() -> None:
+  """Has XLA's programs kept from one process to the next, in the user's cache folder."""
+  if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    return
+  home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+  jax.config.update("jax_compilation_cache_dir", os.path.join(home, "gptneo_jax"))
+  jax.config.update("jax_compilation_cache_max_size", _CACHE_BYTES)
 
 
 def config_path(flag_values=flags.FLAGS) -> str:

@@ -257,7 +257,7 @@ def test_remat_changes_nothing(remat, dropout):
 
 
 def test_remat_computes_again_what_it_says():
-  """Multiplications with weight matrices and attention again for 'full', for 'dots' none of them."""
+  """Products of weight matrices and attention again for 'full', for 'dots' none of them."""
   config = TINY.replace(hidden_size=64, max_position_embeddings=192)  # for more than one block
   params, ids_BxT = random_params(config), random_ids(config, T=192)
 
