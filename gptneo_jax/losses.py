@@ -45,7 +45,9 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, ignored: int = IGNORED) 
   """
   counts = labels != ignored
   nll = token_losses(logits, jnp.where(counts, labels, 0), counts.astype(jnp.float32)).nll_BxT
-  return nll.sum() / counts.sum()
+  # The division keeps XLA from making one sum of both, in which thousands of terms would round to
+  # the last places of a large one.
+  return (nll.sum(-1) / counts.sum()).sum()
 
 
 def next_token_cross_entropy(logits_BxTxV: jax.Array, labels_BxT: jax.Array) -> jax.Array:

@@ -1,7 +1,8 @@
 """Every head against transformers' eager PyTorch, on random models: outputs, losses, gradients.
 
-The rule: our error against a float64 referee is at most twice PyTorch's by root mean square, and
-where PyTorch's is small the two agree outright.
+The rule: our error against a float64 referee is at most twice PyTorch's, by root mean square and at
+the largest, over all the batches that a model is given; and where PyTorch's is small the two agree
+outright.
 """
 
 import dataclasses
@@ -28,10 +29,12 @@ from gptneo_jax.losses import IGNORED  # noqa: E402
 pytestmark = pytest.mark.parity
 torch.set_num_threads(1)  # the tensors are tiny
 
-FEW = 64  # entries below which the largest error is chance: a unit in the last place on either side
-# The largest error is partly chance: among two who round alike its ratio lies between 0.6 and 2.3.
-# For it the rule holds in the mean of the ratios over the models drawn.
-CHANCE = 4.0
+# Batches a model is given. The largest error of one batch is partly chance: between two who round
+# alike the ratio of it reaches 4, that of the largest of all batches stays below 2.
+BATCHES = 64
+GRADIENT_BATCHES = 8
+FEW = 8
+STDS = (0.02, 0.1, 0.3)  # of the weights: each model is tried with all, for one compilation
 B = 6  # rows; of choices for double heads: 3 questions of 2
 
 
@@ -43,6 +46,7 @@ class Case:
   """A model of PyTorch's, and a batch with labels as it takes them."""
 
   hf: Any
+  padding: str
   ids_BxT: np.ndarray
   real_BxT: np.ndarray
   token_B: np.ndarray | None  # the positions that the head reads
@@ -56,15 +60,14 @@ class Case:
   def positions_BxT(self) -> np.ndarray:
     return np.clip(self.real_BxT.cumsum(1) - 1, 0, None)
 
-  @property
-  def padded(self) -> bool:
-    return not self.real_BxT.all()
-
 
 PATTERNS = [
   ("global", "local"), ("local", "global"), ("local",), ("global",), ("global", "global", "local")
 ]  # fmt: skip
 PROBLEMS = ["regression", "single_label_classification", "multi_label_classification", None]
+# Widths from 8: with fewer numbers layer norm now and then divides by a deviation of nearly none,
+# and one such position, where no rounding can be foreseen, decides about the largest error.
+SHAPES = [(h, k) for h in (3, 1, 2, 4) for k in (5, 3, 4, 7, 8) if h * k >= 8]
 
 
 @st.composite
@@ -72,21 +75,25 @@ def settings(draw, family, head):
   """Arguments of `make_case`: layers, heads, odd head sizes, window, vocabulary, pattern, …"""
   pattern = draw(st.sampled_from(PATTERNS))
   window = draw(st.sampled_from([5, 2, 3, 4, 6, 7, 8, 9]))
+  number, size = draw(st.sampled_from(SHAPES))
+  num_labels = draw(st.sampled_from([3, 1, 2, 4]))
+  problem = draw(st.sampled_from(PROBLEMS))
+  if problem == "single_label_classification" and num_labels == 1:
+    problem = None  # which transformers takes for a regression, and refuses the other
   return dict(  # what stands first is what hypothesis begins with
     family=family,
     head=head,
     pattern=pattern,
     layers=len(pattern) * draw(st.sampled_from([2, 1])),
-    heads=draw(st.sampled_from([3, 1, 2, 4])),
-    head_dim=draw(st.sampled_from([5, 3, 4, 7, 8])),
+    heads=number,
+    head_dim=size,
     window=window,
     vocab=draw(st.integers(17, 80)),
     intermediate=draw(st.sampled_from([None, 19, 50])),
     T=draw(st.integers(3 * window + 1, 4 * window + 6)),
-    std=draw(st.sampled_from([0.1, 0.02, 0.3])),
     padding=draw(st.sampled_from(["none", "left", "right"])),
-    problem=draw(st.sampled_from(PROBLEMS)),
-    num_labels=draw(st.sampled_from([3, 1, 2, 4])),
+    problem=problem,
+    num_labels=num_labels,
     seed=draw(st.integers(0, 99)),
   )
 
@@ -95,11 +102,10 @@ def make_case(
   family, head, std, *, pattern=("global", "local"), layers=2, heads=2, head_dim=5, window=4,
   vocab=29, intermediate=None, T=15, padding="none", problem=None, num_labels=3, seed=0,
 ) -> Case:  # fmt: skip
-  rng = np.random.default_rng(seed)
-  pad = int(rng.integers(vocab))
   options = dict(
     cls=hf_models.CLASSES[family][head], layers=layers, heads=heads, hidden=heads * head_dim,
-    vocab=vocab, intermediate=intermediate, positions=64, std=std, seed=seed, pad_token_id=pad,
+    vocab=vocab, intermediate=intermediate, positions=64, std=std, seed=seed,
+    pad_token_id=seed % vocab,
   )  # fmt: skip
   if head in ("sequence_classification", "token_classification"):
     options["num_labels"] = num_labels
@@ -109,12 +115,17 @@ def make_case(
     hf = hf_models.gpt_neo(pattern=pattern, window=window, **options)
   else:
     hf = hf_models.gpt2(**options)
+  return draw_batch(hf, T, padding, problem, seed)
 
+
+def draw_batch(hf, T, padding, problem, seed) -> Case:
+  rng = np.random.default_rng(seed)
+  head, pad, num_labels = hf_models.head_of(hf), hf.config.pad_token_id, hf.config.num_labels
   lengths_B = rng.integers(T // 3, T + 1, B) if padding != "none" else np.full(B, T)
   real_BxT = np.arange(T) < lengths_B[:, None]
   if padding == "left":
     real_BxT = real_BxT[:, ::-1]
-  ids_BxT = np.where(real_BxT, rng.integers(0, vocab, (B, T)), pad)
+  ids_BxT = np.where(real_BxT, rng.integers(0, hf.config.vocab_size, (B, T)), pad)
   token_B = None
   tokens = np.where(real_BxT, ids_BxT, IGNORED)
   if head == "lm":
@@ -134,14 +145,14 @@ def make_case(
       labels = rng.standard_normal((B, num_labels)).astype(np.float32)
     elif problem == "multi_label_classification":
       labels = rng.integers(0, 2, (B, num_labels)).astype(np.float32)
-  return Case(hf, ids_BxT, real_BxT, token_B, labels)
+  return Case(hf, padding, ids_BxT, real_BxT, token_B, labels)
 
 
-# --- the three sides ----------------------------------------------------------------------------
+# --- the three sides: outputs, losses and (if asked for) gradients -------------------------------
 
 
-def torch_run(case):
-  """Outputs, losses and gradients of transformers' own class."""
+def torch_run(case, with_gradients=True):
+  """transformers' own class."""
   head = case.config.head
   tensor = lambda x: torch.tensor(np.ascontiguousarray(x))  # noqa: E731
   inputs = dict(
@@ -158,59 +169,55 @@ def torch_run(case):
   else:
     inputs["labels"] = tensor(case.labels)
   case.hf.zero_grad()
-  result = case.hf(**inputs)
+  with torch.set_grad_enabled(with_gradients):
+    result = case.hf(**inputs)
   losses = [result.loss, result.mc_loss] if head == "double_heads" else [result.loss]
-  sum(losses).backward()
+  gradients = None
+  if with_gradients:
+    sum(losses).backward()
+    gradients = hf_models.tensors(case.hf, gradients=True)
   outputs = {
     "question_answering": lambda: (result.start_logits, result.end_logits),
     "double_heads": lambda: (result.logits.flatten(0, 1), result.mc_logits.flatten()),
   }.get(head, lambda: (result.logits,))()
-  return (
-    [x.detach().numpy() for x in outputs],
-    [x.item() for x in losses],
-    hf_models.tensors(case.hf, gradients=True),
-  )
+  return [x.detach().numpy() for x in outputs], [x.item() for x in losses], gradients
 
 
-def our_run(case, config=None):
-  config = config or case.config
+def our_program(config):
+  """Ours, compiled at its first call for batches of one shape; with gradients always."""
   module = heads.build(config)
-  labels = jax.tree.map(jnp.asarray, case.labels)
-  ids_BxT = case.ids_BxT
-
-  def run(params):
-    options = {"token_B": case.token_B} if case.token_B is not None else {}
-    if config.head == "sequence_classification":
-      options = {}  # it is to find them itself
-    if case.padded:
-      options["positions_BxT"] = case.positions_BxT
-      options["segment_ids_BxT"] = case.real_BxT.astype(np.int32)
-    method = "logits" if config.head == "lm" else "outputs"
-    outputs = module.apply({"params": params}, ids_BxT, method=method, **options)
-    return jax.tree.leaves(outputs), jax.tree.leaves(heads.loss(config, outputs, labels))
+  as_numpy = lambda tree: jax.tree.map(np.asarray, tree)  # noqa: E731
 
   @jax.jit
-  def both(params):
+  def both(params, ids_BxT, labels, options):
     def total(params):
-      outputs, losses = run(params)
-      return sum(losses), (outputs, losses)
+      method = "logits" if config.head == "lm" else "outputs"
+      outputs = module.apply({"params": params}, ids_BxT, method=method, **options)
+      losses = jax.tree.leaves(heads.loss(config, outputs, labels))
+      return sum(losses), (jax.tree.leaves(outputs), losses)
 
     return jax.grad(total, has_aux=True)(params)
 
-  params = hf_models.to_params(hf_models.tensors(case.hf), config)
-  gradients, (outputs, losses) = both(params)
-  as_numpy = lambda tree: jax.tree.map(np.asarray, tree)  # noqa: E731
-  return as_numpy(outputs), [float(x) for x in losses], as_numpy(gradients)
+  def run(case):
+    params = hf_models.to_params(hf_models.tensors(case.hf), config)
+    options = {}
+    if config.head == "double_heads":  # sequence classification is to find the positions itself
+      options["token_B"] = case.token_B
+    if case.padding != "none":
+      options["positions_BxT"] = case.positions_BxT
+      options["segment_ids_BxT"] = case.real_BxT.astype(np.int32)
+    gradients, (outputs, losses) = both(params, case.ids_BxT, case.labels, options)
+    return as_numpy(outputs), [float(x) for x in losses], as_numpy(gradients)
+
+  return run
 
 
-def true_run(case):
-  """The same in float64, from definitions that share nothing with either."""
+def true_run(case, with_gradients=True):
+  """In float64, from definitions that share nothing with either."""
   config, hf = case.config, case.hf.config
 
   def losses(state, xp):
-    x_BxTxD = referee.hidden(
-      state, hf, case.ids_BxT, case.real_BxT, case.positions_BxT, xp
-    )  # fmt: skip
+    x_BxTxD = referee.hidden(state, hf, case.ids_BxT, case.real_BxT, case.positions_BxT, xp)
     tokens = lambda: x_BxTxD @ state["transformer.wte.weight"].T  # noqa: E731
     if config.head == "lm":
       logits = tokens()
@@ -246,76 +253,115 @@ def true_run(case):
     outputs, values = losses(state, xp)
     return sum(values), (outputs, values)
 
-  _, (outputs, values), gradients = referee.gradients(total, hf_models.tensors(case.hf))
+  state = hf_models.tensors(case.hf)
+  if not with_gradients:
+    outputs, values = losses({name: x.astype(np.float64) for name, x in state.items()}, np)
+    return outputs, [float(x) for x in values], None
+  _, (outputs, values), gradients = referee.gradients(total, state)
   return [x.detach().numpy() for x in outputs], [x.item() for x in values], gradients
 
 
 # --- the comparison -----------------------------------------------------------------------------
 
 
-def compare_outputs(case, ours, theirs, truths):
-  """Applies the rule; returns the largest errors, ours and PyTorch's."""
+def compare_outputs(cases, ours, theirs, truths):
+  """Applies the rule to all batches together; returns the largest errors, ours and PyTorch's."""
   worst = [0.0, 0.0]
-  for number, (our, their, truth) in enumerate(zip(ours, theirs, truths, strict=True)):
-    if our.shape[:2] == case.ids_BxT.shape:  # of every position: at padding there is no truth
-      our, their, truth = (x[case.real_BxT] for x in (our, their, truth))
+  for number in range(len(truths[0])):
+    # Of every position: at padding there is no truth.
+    pooled = [
+      np.concatenate([
+        batch[number][case.real_BxT]
+        if batch[number].shape[:2] == case.ids_BxT.shape else batch[number]
+        for case, batch in zip(cases, side)
+      ])
+      for side in (ours, theirs, truths)
+    ]  # fmt: skip
+    our, their, truth = pooled
     assert our.shape == their.shape == truth.shape
     errors = largest(our - truth), largest(their - truth)
-    figures = f"output {number}: ours {errors[0]:.2e}, PyTorch {errors[1]:.2e}"
-    unit = np.finfo(np.float32).eps * largest(case_scale(case, truth)) if our.size < FEW else 0.0
-    assert rms(our - truth) <= NOT_WORSE * max(rms(their - truth), unit), figures
-    assert errors[0] <= CHANCE * max(errors[1], unit), figures
+    figures = (
+      f"output {number}: ours {errors[0]:.2e}, PyTorch {errors[1]:.2e},"
+      f" root mean squares {rms(our - truth):.2e} and {rms(their - truth):.2e}"
+    )
+    assert rms(our - truth) <= NOT_WORSE * rms(their - truth), figures
+    assert errors[0] <= NOT_WORSE * errors[1], figures
     if errors[1] < SMALL:
       assert largest(our - their) <= AGREE, figures
     worst = [max(pair) for pair in zip(worst, errors)]
   return worst
 
 
-def case_scale(case, truth):
-  """Size of the terms that an output is a sum of: what rounding is relative to."""
-  name = hf_models.HEAD_TENSORS[case.config.head]
-  weight = hf_models.tensors(case.hf)[f"{name}.weight"]
-  return np.append(truth.ravel(), np.abs(weight).sum(-1))
+def compare_losses(ours, theirs, truths):
+  """The rule for losses, by root mean square over the batches: each batch x losses.
+
+  Or right to the last place, which neither side can answer for.
+  """
+  ours, theirs, truths = map(np.array, (ours, theirs, truths))
+  for our, their, truth in zip(ours.T, theirs.T, truths.T):
+    figures = f"losses: ours {rms(our - truth):.2e}, PyTorch {rms(their - truth):.2e}"
+    place = np.finfo(np.float32).eps * np.abs(truth).mean()
+    assert rms(our - truth) <= max(NOT_WORSE * rms(their - truth), place), figures
+    np.testing.assert_allclose(our, their, rtol=1e-5, atol=1e-6)
 
 
 def compare_gradients(case, ours, theirs, truths):
-  """The rule for the whole gradient, each tensor relative to its size; returns the errors.
+  """The rule for gradients, tensor by tensor and as a whole.
 
-  Root mean square over the tensors: the largest of thousands of entries is chance on either side.
-  So is a tensor whose terms cancel, which counts relative to a thousandth of the largest.
+  By root mean square over a tensor, relative to its size (to a thousandth of the largest tensor
+  where its terms cancel), and in the geometric mean of the ratios over the batches: of one batch a
+  single position may decide. Tensors of fewer than FEW numbers are to be right to 1e-6.
+  Returns the root mean squares over everything, ours and PyTorch's.
   """
-  config = case.config
-  leaves = jax.tree_util.tree_leaves_with_path(ours)
-  theirs = jax.tree.leaves(hf_models.to_params(theirs, config))
-  truths = jax.tree.leaves(hf_models.to_params(truths, config))
-  whole = max(largest(truth) for truth in truths)
-  errors = []
-  for (path, our), their, truth in zip(leaves, theirs, truths, strict=True):
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    if largest(truth) <= 1e-9 * whole:  # none in truth: a bias that is added to all of a softmax
-      assert largest(our) <= 1e-6 * whole, name
+  theirs, truths = (
+    [hf_models.to_params(x, case.config) for x in side] for side in (theirs, truths)
+  )
+  names = [
+    jax.tree_util.keystr(path, simple=True, separator="/")
+    for path, _ in jax.tree_util.tree_leaves_with_path(ours[0])
+  ]
+  ours, theirs, truths = ([jax.tree.leaves(x) for x in side] for side in (ours, theirs, truths))
+  whole = max(largest(truth) for batch in truths for truth in batch)
+  errors = []  # tensors x batches x ours and PyTorch's
+  for name, *tensors in zip(names, zip(*ours), zip(*theirs), zip(*truths), strict=True):
+    if max(map(largest, tensors[2])) <= 1e-9 * whole:  # none: a bias added to all of a softmax
+      assert max(map(largest, tensors[0])) <= 1e-6 * whole, name
       continue
-    size = max(largest(truth), 1e-3 * whole)
-    errors.append((rms(our - truth) / size, rms(their - truth) / size))
-    assert errors[-1][0] <= max(1e-5, NOT_WORSE * errors[-1][1]), name
+    rows = []
+    for our, their, truth in zip(*tensors):
+      size = max(largest(truth), 1e-3 * whole)
+      rows.append([(rms(x - truth) + 1e-9 * size) / size for x in (our, their)])
+    few = tensors[0][0].size < FEW
+    assert rms(np.array(rows)[:, 0]) <= 1e-6 if few else typical_ratio(rows) <= NOT_WORSE, name
+    errors.append(rows)
   if not errors:  # one class: there is nothing to learn
     return 0.0, 0.0
-  worst = tuple(map(rms, zip(*errors)))
-  assert worst[0] <= NOT_WORSE * worst[1], f"gradients: ours {worst[0]:.2e}, PyTorch {worst[1]:.2e}"
-  return worst
+  errors = np.sqrt(np.square(errors).mean(0))
+  assert typical_ratio(errors) <= NOT_WORSE, f"gradients: {errors}"
+  return tuple(map(rms, errors.T))
 
 
-def check(case, config=None):
-  """Everything about one case; the largest errors."""
-  theirs, ours, truths = torch_run(case), our_run(case, config), true_run(case)
-  errors = compare_outputs(case, ours[0], theirs[0], truths[0])
-  if case.config.head == "question_answering" and case.padded:
+def typical_ratio(errors) -> float:
+  """Geometric mean of the ratios of ours to theirs, of rows of both."""
+  return float(np.exp(np.diff(np.log(errors), axis=-1).mean())) ** -1
+
+
+def check(program, case, arguments):
+  """Everything about one model; the largest errors."""
+  of_inputs = {key: arguments[key] for key in ("T", "padding", "problem")}
+  cases = [case] + [draw_batch(case.hf, seed=1000 + i, **of_inputs) for i in range(1, BATCHES)]
+  ours = [program(case) for case in cases]
+  theirs, truths = (
+    [run(case, i < GRADIENT_BATCHES) for i, case in enumerate(cases)]
+    for run in (torch_run, true_run)
+  )
+  part = lambda k, n=BATCHES: [[batch[k] for batch in side[:n]] for side in (ours, theirs, truths)]  # noqa: E731
+  errors = compare_outputs(cases, *part(0))
+  if case.config.head == "question_answering" and case.padding != "none":
     # Its loss is over all positions, and what either side says at padding is arbitrary.
     return [*errors, 0.0, 0.0]
-  for our, their, truth in zip(ours[1], theirs[1], truths[1], strict=True):
-    assert abs(our - truth) <= max(NOT_WORSE * abs(their - truth), 2e-6 * (1 + abs(truth)))
-    assert our == pytest.approx(their, rel=1e-5, abs=1e-6)
-  return [*errors, *compare_gradients(case, ours[2], theirs[2], truths[2])]
+  compare_losses(*part(1))
+  return [*errors, *compare_gradients(case, *part(2, GRADIENT_BATCHES))]
 
 
 HEADS = [(family, head) for family, classes in hf_models.CLASSES.items() for head in classes]
@@ -334,10 +380,11 @@ def test_random_models(family, head, request):
   @hypothesis.given(settings(family, head))
   def run(arguments):
     hypothesis.note(arguments)
-    seen.append(check(make_case(**arguments)))
+    cases = [make_case(std=std, **arguments) for std in STDS]
+    program = our_program(cases[0].config)
+    seen.extend(check(program, case, arguments) for case in cases)
 
   run()
-  assert np.exp(np.mean([np.log(ours / theirs) for ours, theirs, *_ in seen])) <= NOT_WORSE
   figures = [f"{x:.1e}" for x in np.max(seen, axis=0)]
   print(f"{family} {head}, {len(seen)} models: outputs {figures[:2]}, gradients {figures[2:]}")
 
@@ -346,9 +393,15 @@ def test_random_models(family, head, request):
 def test_a_mistake_is_noticed(mistake, monkeypatch):
   """A window or a scale forgotten, or the last position read where padding is: the rule breaks."""
   case = make_case("gpt_neo", "sequence_classification", 0.1, padding="right", T=14)
+  cases = [case] + [draw_batch(case.hf, 14, "right", None, seed) for seed in range(1, 8)]
   config = case.config
-  theirs, truths = torch_run(case), true_run(case)
-  compare_outputs(case, our_run(case)[0], theirs[0], truths[0])
+  theirs, truths = ([run(c, False)[0] for c in cases] for run in (torch_run, true_run))
+
+  def compare(config):
+    program = our_program(config)
+    compare_outputs(cases, [program(c)[0] for c in cases], theirs, truths)
+
+  compare(config)
   if mistake == "window":
     config = config.replace(window_size=64)
   elif mistake == "scale":
@@ -356,7 +409,7 @@ def test_a_mistake_is_noticed(mistake, monkeypatch):
   else:
     monkeypatch.setattr(heads, "last_tokens", lambda ids, pad: jnp.full(B, ids.shape[1] - 1))
   with pytest.raises(AssertionError, match="output 0: ours"):
-    compare_outputs(case, our_run(case, config)[0], theirs[0], truths[0])
+    compare(config)
 
 
 # --- states, attentions, bfloat16 ---------------------------------------------------------------
