@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from typing import NamedTuple, cast
@@ -186,8 +187,9 @@ def kernel_flops(config: ModelConfig, kernel: Kernel) -> float:
   kind = attention_kind(config, kernel)
   if kernel.flops is not None or kind is None:
     return kernel.flops or 0.0
-  B, H, T, K = next(shape.dims for shape in kernel.operands if len(shape.dims) == 4)
+  # (B x) H x T x K, behind the integers of the mask; one row on a device has no axis.
+  q = next(s for s in kernel.operands if s.dtype[0] in "bf" and len(s.dims) >= 3)
   products = _PRODUCTS[kind[1]]
-  if kind[1] == "dkv" and sum(len(shape.dims) >= 4 for shape in kernel.results) > 2:
+  if kind[1] == "dkv" and sum(len(s.dims) >= len(q.dims) for s in kernel.results) > 2:
     products += 1
-  return products * 2.0 * B * H * T * K * config.visible_keys(kind[0], T)
+  return products * 2.0 * math.prod(q.dims) * config.visible_keys(kind[0], q.dims[-2])

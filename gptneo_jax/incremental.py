@@ -16,7 +16,7 @@ from gptneo_jax import axes
 from gptneo_jax.attention.reference import MASKED
 from gptneo_jax.cache import Cache, LayerCache, ring_columns, write
 from gptneo_jax.config import ModelConfig
-from gptneo_jax.model import layer_norm
+from gptneo_jax.model import gelu, layer_norm
 from gptneo_jax.sharding import constrain
 
 
@@ -60,7 +60,7 @@ def extend(
     y_HxKxN = jnp.transpose(y_BxHxTxK, (1, 3, 0, 2)).reshape(*qkv_3xHxKxN.shape[1:])
     x_DxN += project(layer["out"], y_HxKxN, dtype, contracted=2)
     h_DxN = _norm(config, layer["ln_2"], x_DxN)
-    h_FxN = jax.nn.gelu(project(layer["c_fc"], h_DxN, dtype), approximate=True)
+    h_FxN = gelu(project(layer["c_fc"], h_DxN, dtype))
     x_DxN += project(layer["c_proj"], h_FxN, dtype)
   return _norm(config, layered["ln_f"], x_DxN).reshape(-1, B, T), tuple(new_cache)
 

@@ -54,6 +54,8 @@ _TOPOLOGY = flags.DEFINE_string(
 def main(config: ConfigDict) -> int:
   if _TOPOLOGY.value not in (None, topology.HERE) and "JAX_PLATFORMS" not in os.environ:
     jax.config.update("jax_platforms", "cpu")  # devices here are not needed, nor to be taken
+  # What is compiled for devices that are not here cannot be read back: it is not kept either.
+  jax.config.update("jax_enable_compilation_cache", False)
   target = topology.find(_TOPOLOGY.value or topology.HERE)
   compiles = _TOPOLOGY.value is not None and bool(target.devices)
   parts = sections.read(config)

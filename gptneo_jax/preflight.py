@@ -45,9 +45,9 @@ def step_bytes(
   width, stored = (jnp.dtype(kind).itemsize for kind in (config.dtype, config.param_dtype))
   F_part, D_part = F // tensor, D // tensor  # of the MLP, and of q, k, v and the heads' output
   products = width * (4 * D_part + D + F_part)  # results of weights, and of attention
-  # All that differentiation keeps: six values of the MLP's width (gelu alone has four), and three
-  # float32 values of each norm. While a block is computed again, fusions spare some of it.
-  everything = width * (4 * D_part + 2 * D + 6 * F_part) + 2 * 3 * 4 * D
+  # All that differentiation keeps: two values of the MLP's width, before gelu and behind it, and
+  # three float32 values of each norm. While a block is computed again, fusions spare some of it.
+  everything = width * (4 * D_part + 2 * D + 2 * F_part) + 2 * 3 * 4 * D
   one_block = width * (4 * D_part + 2 * D + 4 * F_part) + 3 * 4 * D
   if config.attention_impl == "reference":  # the others never hold all scores
     scores = seq_len * (config.num_heads // tensor) * (4 + width)

@@ -465,7 +465,7 @@ def check_bfloat16(name, apart, our, their, apart_most, their_most):
     f"bfloat16, {name}: apart {apart:.2e} (largest {apart_most:.2e}), our error {our:.2e},"
     f" PyTorch's {their:.2e} (largest {their_most:.2e})"
   )
-  assert our <= 1.15 * their
+  assert our <= their
   assert apart <= np.sqrt(2) * their
   assert apart_most <= 1.5 * their_most
 
