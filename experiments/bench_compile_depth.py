@@ -1,8 +1,10 @@
 """Time to compile the training step against depth: the scan over periods keeps it constant.
 
-python experiments/bench_compile_depth.py
+python experiments/bench_compile_depth.py [--rounds 3]
 """
 
+import argparse
+import statistics
 import time
 
 import bench
@@ -35,9 +37,12 @@ def compile_seconds(num_layers: int) -> float:
 
 
 def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--rounds", type=int, default=3)
+  args = parser.parse_args()
   compile_seconds(2)  # the first compilation of a process carries its start-up
-  rounds = [{depth: compile_seconds(depth) for depth in (4, 8, 16, 32)} for _ in range(3)]
-  seconds = {depth: sorted(row[depth] for row in rounds)[1] for depth in rounds[0]}
+  rounds = [{depth: compile_seconds(depth) for depth in (4, 8, 16, 32)} for _ in range(args.rounds)]
+  seconds = {depth: statistics.median(row[depth] for row in rounds) for depth in rounds[0]}
   bench.record(
     "bench_compile_depth", {"seconds": seconds, "ratio_32_to_4": seconds[32] / seconds[4]}
   )

@@ -77,6 +77,9 @@ def assert_same(model, lm, prompts, **options):
     if (row != other).any():
       assert options.get("num_beams", 1) == 1, f"beams of prompt {b // each} differ"
       assert is_toss_up(model, row, other, width - len(prompts[b])), f"prompt {b} differs"
+      print(
+        f"a toss-up in float64: prompt {b}, {prompts[b][:8]}…, from column", (row != other).argmax()
+      )
   return expected, got
 
 
