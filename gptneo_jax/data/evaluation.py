@@ -26,16 +26,19 @@ def evaluation_documents(
       first one is asked for, the split holds no document.
   """
   bad_records = BadRecords(config.on_bad_record)
-  return _documents(
-    open_components(config, split, bad_records), split, limit_documents, bad_records
-  )
+  components = open_components(config, split, bad_records)
+  return _documents(components, config.own_path(split), split, limit_documents, bad_records)
 
 
-def _documents(components, split, limit_documents, bad_records):
+def _documents(components, own_path, split, limit_documents, bad_records):
   documents = itertools.chain.from_iterable(part.documents() for part in components)
   first = next(documents, None)
   if first is None:
-    raise DataError(f"the {split} split holds no document: raise data.{split}_fraction")
+    raise DataError(
+      f"{own_path} holds no document"
+      if own_path
+      else f"the {split} split holds no document: raise data.{split}_fraction"
+    )
   yield from itertools.islice(itertools.chain([first], documents), limit_documents or None)
   bad_records.log_summary()
 
@@ -60,7 +63,7 @@ def mixed_documents(config: DataConfig) -> Iterator[Document]:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationWindow:
-  """Up to T tokens to score: inputs and targets int32 T, weights float32 T (0: padding)."""
+  """Up to T tokens: inputs and targets int32 T, weights float32 T (1: scored here)."""
 
   inputs: np.ndarray
   targets: np.ndarray
@@ -69,23 +72,28 @@ class EvaluationWindow:
 
 
 def evaluation_windows(
-  documents: Iterable[Document], tokenizer, seq_len: int
+  documents: Iterable[Document], tokenizer, seq_len: int, stride: int | None = None
 ) -> Iterator[EvaluationWindow]:
-  """Disjoint windows of T inputs: every token of a document is scored once.
+  """Windows of T inputs, each `stride` after the one before: every token is scored once.
 
-  The end-of-text token stands before the document and is not scored; each further window starts
-  with the last token of the one before; no end of text follows. A text without tokens has none.
+  The end-of-text token stands before the document and is not scored; no end of text follows. A
+  token is scored in the first window that holds it, where it has the most context: all of the first
+  window, the last `stride` of each further one. Without a stride windows are disjoint, which is a
+  stride of T: each further one starts with the last token of the one before. A text without tokens
+  has no window. Raises ValueError for a stride that is not in 1 to T.
   """
   encoder = DocumentEncoder(tokenizer)
+  step = _step(seq_len, stride)
   for number, ids in enumerate(_encode(documents, encoder)):
-    yield from _windows(ids, number, encoder.end_of_text, seq_len)
+    yield from _windows(ids, number, encoder.end_of_text, seq_len, step)
 
 
 class EvaluationBatches:
   """Whole batches of windows, in order; a single pass, so that any amount of data fits.
 
-  A batch is a dict: `inputs`, `targets` int32 B x T; `weights` float32 B x T, 0 on padding;
-  `row_document` int32 B, index of the row's document or -1 for a row of padding.
+  A batch is a dict: `inputs`, `targets` int32 B x T; `weights` float32 B x T, 1 where a token is
+  scored, 0 on padding and on what is context only; `row_document` int32 B, index of the row's
+  document or -1 for a row of padding.
 
   Attributes (they grow while batches are taken and are complete after the last one):
     subsets: subset of each document.
@@ -94,11 +102,20 @@ class EvaluationBatches:
     tokens_per_document: scored tokens of each document.
   """
 
-  def __init__(self, documents: Iterable[Document], tokenizer, *, batch_size: int, seq_len: int):
+  def __init__(
+    self,
+    documents: Iterable[Document],
+    tokenizer,
+    *,
+    batch_size: int,
+    seq_len: int,
+    stride: int | None = None,
+  ):
     self.subsets: list[str] = []
     self.bytes_per_document: list[int] = []
     self.tokens_per_document: list[int] = []
-    self._batches = self._batch(documents, DocumentEncoder(tokenizer), batch_size, seq_len)
+    step = _step(seq_len, stride)
+    self._batches = self._batch(documents, DocumentEncoder(tokenizer), batch_size, seq_len, step)
 
   def __iter__(self) -> "EvaluationBatches":
     return self
@@ -112,11 +129,11 @@ class EvaluationBatches:
       self.bytes_per_document.append(len(document.text.encode()))
       yield document
 
-  def _batch(self, documents, encoder, batch_size, seq_len):
+  def _batch(self, documents, encoder, batch_size, seq_len, step):
     def windows():
       for number, ids in enumerate(_encode(self._noted(documents), encoder)):
         self.tokens_per_document.append(len(ids))
-        yield from _windows(ids, number, encoder.end_of_text, seq_len)
+        yield from _windows(ids, number, encoder.end_of_text, seq_len, step)
 
     rows = windows()
     while taken := list(itertools.islice(rows, batch_size)):
@@ -133,10 +150,25 @@ class EvaluationBatches:
 
 
 def evaluation_batches(
-  documents: Iterable[Document], tokenizer, *, batch_size: int, seq_len: int
+  documents: Iterable[Document],
+  tokenizer,
+  *,
+  batch_size: int,
+  seq_len: int,
+  stride: int | None = None,
 ) -> EvaluationBatches:
-  """Batches that score the documents; see EvaluationBatches."""
-  return EvaluationBatches(documents, tokenizer, batch_size=batch_size, seq_len=seq_len)
+  """Batches that score the documents in windows as `evaluation_windows`'; see EvaluationBatches."""
+  return EvaluationBatches(
+    documents, tokenizer, batch_size=batch_size, seq_len=seq_len, stride=stride
+  )
+
+
+def _step(seq_len: int, stride: int | None) -> int:
+  if stride is None:
+    return seq_len
+  if not 1 <= stride <= seq_len:
+    raise ValueError(f"stride is {stride}; it is 1 to {seq_len}, the inputs of a window")
+  return stride
 
 
 def _encode(documents: Iterable[Document], encoder: DocumentEncoder) -> Iterator[np.ndarray]:
@@ -152,10 +184,11 @@ def _encode(documents: Iterable[Document], encoder: DocumentEncoder) -> Iterator
 
 
 def _windows(
-  ids: np.ndarray, number: int, end_of_text: int, seq_len: int
+  ids: np.ndarray, number: int, end_of_text: int, seq_len: int, step: int
 ) -> Iterator[EvaluationWindow]:
   inputs = np.concatenate([np.array([end_of_text], np.int32), ids[:-1]])
-  for start in range(0, len(ids), seq_len):
+  start = scored = 0  # of the document's tokens: where the window starts, how many are scored
+  while scored < len(ids):
     count = min(seq_len, len(ids) - start)
     window = EvaluationWindow(
       inputs=np.full(seq_len, end_of_text, np.int32),
@@ -165,5 +198,7 @@ def _windows(
     )
     window.inputs[:count] = inputs[start : start + count]
     window.targets[:count] = ids[start : start + count]
-    window.weights[:count] = 1
+    window.weights[scored - start : count] = 1
     yield window
+    scored = start + count
+    start += step

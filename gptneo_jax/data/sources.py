@@ -51,8 +51,7 @@ def open_components(config: DataConfig, split: str, bad_records: BadRecords) -> 
   """
   if split not in SPLITS:
     raise ValueError(f"split '{split}' is none of {', '.join(SPLITS)}")
-  own_path = {"validation": config.validation_path, "test": config.test_path}.get(split, "")
-  if own_path:
+  if own_path := config.own_path(split):
     source = _open(config, config.entries[0][1], own_path, split, bad_records)
     return [Component(1.0, source, _all_documents)]
   keep = _split_rule(config, split)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -38,9 +37,10 @@ def make_validation(
     return data.evaluation_documents(data_config, "validation", config.eval.documents)
 
   def evaluate(params: Any) -> tuple[dict[str, float], str]:
-    def row_nll(batch: dict[str, np.ndarray]) -> jax.Array:
+    def row_nll(batch: dict[str, np.ndarray]) -> np.ndarray:
       own = {key: value[local.start : local.stop] for key, value in batch.items()}
-      return eval_step(params, place_batch(own, mesh, rows))
+      nll_BxT = eval_step(params, place_batch(own, mesh, rows)).nll_BxT
+      return np.asarray(nll_BxT, np.float64).sum(-1)
 
     batches = data.evaluation_batches(
       documents(), tokenizer, batch_size=rows, seq_len=config.seq_len
