@@ -234,7 +234,8 @@ def _mesh(args: argparse.Namespace) -> Any:
   if written != args.mesh or not sizes.keys() <= set(sharding.MESH_AXES):
     raise UserError(f"--mesh {args.mesh!r} is not of the form data=2,fsdp=1,tensor=1")
   with sections.user_errors():
-    return sharding.make_mesh(*(int(sizes.get(axis, 1)) for axis in sharding.MESH_AXES))
+    of = lambda axis: int(sizes.get(axis, 1))  # noqa: E731
+    return sharding.make_mesh(data=of("data"), fsdp=of("fsdp"), tensor=of("tensor"))
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -6,8 +6,8 @@ import functools
 import hashlib
 import importlib.metadata
 import platform
-from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import tqdm
@@ -35,7 +35,7 @@ def of_checkpoint(name: str, *, progress: bool = True) -> dict[str, Any]:
     step = latest_step(name)
     if step is not None:
       about["step"] = step
-      weights = [path for path in (folder / str(step) / "params").rglob("*") if path.is_file()]
+      weights = list(_files_below(folder / str(step) / "params"))
     else:
       weights = list(folder.glob("*.safetensors"))  # quantised
   else:
@@ -49,9 +49,7 @@ def of_checkpoint(name: str, *, progress: bool = True) -> dict[str, Any]:
   return {**about, "sha256": of_files(files, progress=progress)}
 
 
-def of_files(
-  files: Mapping[str, Callable[[], BinaryIO]], *, progress: bool = True
-) -> dict[str, str]:
+def of_files(files: Mapping[str, Callable[[], Any]], *, progress: bool = True) -> dict[str, str]:
   """sha256 of each file, by name; files: what opens each."""
   hashes = {}
   with tqdm.tqdm(
@@ -84,3 +82,11 @@ def of_hardware(mesh: jax.sharding.Mesh) -> dict[str, Any]:
     "mesh": dict(mesh.shape),
     "machine": platform.machine(),
   }
+
+
+def _files_below(folder: epath.Path) -> Iterator[epath.Path]:
+  for path in folder.iterdir():
+    if path.is_dir():
+      yield from _files_below(path)
+    else:
+      yield path
