@@ -3,28 +3,42 @@
 import json
 import sys
 
+import jax
+import numpy as np
 import pytest
 
 import gptneo_jax
-from gptneo_jax import data
+from gptneo_jax import data, weights
 from gptneo_jax.data.documents import Document
+from gptneo_jax.engine import LanguageModel
 from gptneo_jax.errors import UserError
 from gptneo_jax.evals import answers, judge
 
 TEXT = "the quick brown fox jumps over the lazy dog, and the dog does not mind it at all. " * 20
 
 
+TINY = gptneo_jax.ModelConfig(
+  vocab_size=280, max_position_embeddings=64, hidden_size=16, num_layers=2, num_heads=2,
+  window_size=8,
+)  # fmt: skip
+
+
+def make(tokenizer, seed):
+  """A model at random, made without compiling `init`."""
+  mesh, rng = weights.first_device(), np.random.default_rng(seed)
+  params = jax.tree.map(
+    lambda x: jax.device_put((0.3 * rng.standard_normal(x.shape)).astype(x.dtype), x.sharding),
+    weights.abstract_params(TINY, mesh),
+  )
+  lm = LanguageModel(weights.Weights(TINY, params), mesh)
+  lm.tokenizer = tokenizer
+  return lm
+
+
 @pytest.fixture(scope="module")
 def lm():
-  lm = gptneo_jax.init(
-    gptneo_jax.ModelConfig(
-      vocab_size=280, max_position_embeddings=64, hidden_size=16, num_layers=2, num_heads=2,
-      window_size=8,
-    ),
-    seed=4,
-  )  # fmt: skip
-  lm.tokenizer = data.load_tokenizer("train", documents=[Document(TEXT, "", "h")], vocab_size=280)
-  return lm
+  documents = [Document(TEXT, "", "here")]
+  return make(data.load_tokenizer("train", documents=documents, vocab_size=280), seed=4)
 
 
 def write(path, records):
@@ -132,7 +146,11 @@ def test_nothing_to_score():
 def test_run(lm, tmp_path):
   path = write(tmp_path / "questions.jsonl", QUESTIONS)
   report = answers.run(lm, path, max_new_tokens=12, batch_size=2)
-  expected = [lm.generate(q["prompt"], max_new_tokens=12).texts[0] for q in QUESTIONS]
+  prompts = [q["prompt"] for q in QUESTIONS]
+  pairs = [lm.generate(two, max_new_tokens=12) for two in (prompts[:2], prompts[2:4], prompts[3:])]
+  expected = [text for pair in pairs for text in pair.texts]
+  assert expected.pop(3) == expected[3]  # it stood in two pairs
+  assert len(set(expected)) > 2
   assert [sample["prediction"] for sample in report["samples"]] == expected
   references = [q["reference"] for q in QUESTIONS]
   references = [[r] if isinstance(r, str) else r for r in references]
@@ -145,17 +163,17 @@ def test_run(lm, tmp_path):
   assert list(report["per_category"]) == ["animals", "moods"]
   assert report["judge"] is None
   json.dumps(report, allow_nan=False)
-  assert answers.run(lm, path, max_new_tokens=12, limit=2)["samples"] == report["samples"][:2]
+  assert answers.run(lm, path, max_new_tokens=12, batch_size=2, limit=2)["samples"] == report["samples"][:2]
 
 
 def test_stop(lm, tmp_path):
   """An answer ends before the first of its stops."""
-  whole = lm.generate("the quick", max_new_tokens=12).texts[0]
+  whole = lm.generate(["the quick", "fox"], max_new_tokens=12).texts[0]
   stop = whole[len(whole) // 2 :][:2]
   record = {"prompt": "the quick", "reference": "x", "stop": ["never there", stop]}
-  path = write(tmp_path / "q.jsonl", [record, {**record, "stop": []}])
-  cut, uncut = answers.run(lm, path, max_new_tokens=12)["samples"]
-  assert uncut["prediction"] == whole
+  path = write(tmp_path / "q.jsonl", [record])
+  (cut,) = answers.run(lm, path, max_new_tokens=12)["samples"]
+  assert 0 < len(cut["prediction"]) < len(whole)
   assert cut["prediction"] == whole[: whole.index(stop)]
 
 
@@ -182,7 +200,7 @@ class Counting:
 
 def test_interrupted_run_goes_on(lm, tmp_path):
   path, output = write(tmp_path / "questions.jsonl", QUESTIONS), str(tmp_path / "report.json")
-  whole = answers.run(lm, path, max_new_tokens=12)
+  whole = answers.run(lm, path, max_new_tokens=12, batch_size=2)
   options = dict(max_new_tokens=12, batch_size=2, output=output)
   with pytest.raises(Interrupted):
     answers.run(Counting(lm, fail_at=2), path, **options)
@@ -200,9 +218,7 @@ def test_interrupted_run_goes_on(lm, tmp_path):
   longer = Counting(lm)
   answers.run(longer, path, **{**options, "max_new_tokens": 13})
   assert longer.prompts == 4
-  other = gptneo_jax.init(lm.config, seed=5)
-  other.tokenizer = lm.tokenizer
-  changed = Counting(other)
+  changed = Counting(make(lm.tokenizer, seed=5))
   assert answers.run(changed, path, **options)["settings"]["weights"] != whole["settings"]["weights"]
   assert changed.prompts == 4
 
