@@ -44,12 +44,12 @@ class HarnessModel(TemplateLM):
     super().__init__()
     if not lm.config.has_lm_head:
       raise UserError(f"tasks need next-token logits, and the model's head is {lm.config.head!r}")
-    self.tokenizer = require_tokenizer(lm, "evaluate tasks")
+    self.tokenizer: Any = require_tokenizer(lm, "evaluate tasks")
     data.check_vocabulary(self.tokenizer, lm.config.vocab_size)
     self._lm, self._batch_size, self._seed = lm, batch_size, seed
     self._scorer = Scorer(lm, batch_size)
 
-  # --- what the harness asks of a tokenizer ---------------------------------------------------------
+  # --- what the harness asks of a tokenizer -------------------------------------------------------
 
   @property
   def eot_token_id(self) -> int:
@@ -73,7 +73,7 @@ class HarnessModel(TemplateLM):
     """Programs that scoring has needed so far."""
     return len(self._scorer.shapes)
 
-  # --- log-likelihoods ------------------------------------------------------------------------------
+  # --- log-likelihoods ----------------------------------------------------------------------------
 
   def loglikelihood(
     self, requests: Sequence[Any], disable_tqdm: bool = False
@@ -106,8 +106,9 @@ class HarnessModel(TemplateLM):
     found: list[Any] = [None] * len(requests)
     for i, answer in self._answers(requests, "log-likelihoods", disable_tqdm):
       found[i] = answer
-      if requests[i][0] is not None:
-        self.cache_hook.add_partial("loglikelihood", requests[i][0], answer)
+      key = requests[i][0]
+      if key is not None:
+        self.cache_hook.add_partial("loglikelihood", key, answer)
     return found
 
   def loglikelihood_rolling(
@@ -157,7 +158,7 @@ class HarnessModel(TemplateLM):
         bar.update()
         yield i, (float(logprob_K.sum(dtype=np.float64)), bool(greedy_K.all()))
 
-  # --- generation -----------------------------------------------------------------------------------
+  # --- generation ---------------------------------------------------------------------------------
 
   def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
     """Continuations up to the first stop string, which is cut off.
@@ -232,13 +233,10 @@ class HarnessModel(TemplateLM):
   def _generated(
     self, rows: list[list[int]], until: list[str], new_tokens: int, options: dict[str, Any]
   ) -> list[list[int]]:
-    made = self._lm.generate(
-      rows, max_new_tokens=new_tokens, stop_strings=until or None, **options
-    )
+    made = self._lm.generate(rows, max_new_tokens=new_tokens, stop_strings=until or None, **options)
+    assert made.lengths is not None
     width = max(map(len, rows))
-    return [
-      ids[width : width + n].tolist() for ids, n in zip(made.sequences, made.lengths, strict=True)
-    ]
+    return [ids[width : width + n].tolist() for ids, n in zip(made.sequences, made.lengths)]
 
   def _text(self, ids: list[int]) -> str:
     return self.tokenizer.decode(ids, skip_special_tokens=True)
