@@ -2,14 +2,14 @@
 
   python experiments/bench_harness.py TASK_DATA [--items 24] [--rounds 3]
 
-GPT-Neo 125M with random weights, float32, the same in both; batch 8; LAMBADA, HellaSwag and PIQA, the
-first items of each from the folder TASK_DATA (docs/evaluation_tasks.md). A round scores all requests
-of all tasks once with each; tokenising is in the time, compiling is not: `seconds_to_compile` says
-it. Then 1,000 requests of the three tasks are laid out in batches, and the programs that they need
-are counted.
+GPT-Neo 125M with random weights, float32, the same in both; batch 8; LAMBADA, HellaSwag and PIQA,
+the first items of each from the folder TASK_DATA (docs/evaluation_tasks.md). A round scores all
+requests of a task once with each; tokenising is in the time, compiling is not. Then 1,000 requests
+of the three tasks, mixed, are laid out in batches, and the programs that they need are counted.
 """
 
 import argparse
+import functools
 import tempfile
 
 import bench
@@ -57,8 +57,8 @@ def main():
   }
   functions = {}
   for name, rows in requests.items():
-    functions[f"{name}, ours"] = lambda rows=rows: score(ours, {name: rows})
-    functions[f"{name}, HFLM"] = lambda rows=rows: score(theirs, {name: rows})
+    functions[f"{name}, ours"] = functools.partial(score, ours, {name: rows})
+    functions[f"{name}, HFLM"] = functools.partial(score, theirs, {name: rows})
   times = bench.alternate(functions, args.rounds)
   results["seconds"] = times
   results["speedup"] = {
