@@ -1,0 +1,106 @@
+"""lm-evaluation-harness over our model and over its own class for PyTorch models, HFLM.
+
+  python experiments/bench_harness.py TASK_DATA [--items 24] [--rounds 3]
+
+GPT-Neo 125M with random weights, float32, the same in both; batch 8; LAMBADA, HellaSwag and PIQA,
+the first items of each from the folder TASK_DATA (docs/evaluation_tasks.md). A round scores all
+requests of a task once with each; tokenising is in the time, compiling is not. Then 1,000 requests
+of the three tasks, mixed, are laid out in batches, and the programs that they need are counted.
+"""
+
+import argparse
+import functools
+import tempfile
+
+import bench
+import numpy as np
+import peer
+import torch
+import transformers
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+import gptneo_jax
+from gptneo_jax.config import PRESETS
+from gptneo_jax.evals import local_tasks, scoring
+from gptneo_jax.evals.adapter import HarnessModel
+
+TASKS = ("lambada_local", "hellaswag_local", "piqa_local")
+BATCH = 8
+MANY = 1000
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("task_data")
+  parser.add_argument("--tokenizer", help="folder of GPT-2's; default: the hub's")
+  parser.add_argument("--items", type=int, default=24)
+  parser.add_argument("--rounds", type=int, default=3)
+  args = parser.parse_args()
+  torch.manual_seed(0)
+  model = peer.gpt_neo(PRESETS["neo_125m"]).eval()
+  with tempfile.TemporaryDirectory() as folder:
+    model.save_pretrained(folder)
+    lm = gptneo_jax.load(folder)
+  lm.tokenizer = transformers.AutoTokenizer.from_pretrained(
+    args.tokenizer or "openai-community/gpt2"
+  )
+  ours = HarnessModel(lm, BATCH)
+  theirs = HFLM(pretrained=model, tokenizer=lm.tokenizer, batch_size=BATCH, device=peer.DEVICE)
+
+  requests = {name: asked(name, args.task_data, lm, args.items) for name in TASKS}
+  results = {
+    "requests": {name: len(rows) for name, rows in requests.items()},
+    "seconds_to_compile": bench.seconds(lambda: score(ours, requests)),
+    "programs": ours.compiled_shapes,
+    "largest_difference": difference(score(ours, requests), score(theirs, requests)),
+  }
+  functions = {}
+  for name, rows in requests.items():
+    functions[f"{name}, ours"] = functools.partial(score, ours, {name: rows})
+    functions[f"{name}, HFLM"] = functools.partial(score, theirs, {name: rows})
+  times = bench.alternate(functions, args.rounds)
+  results["seconds"] = times
+  results["speedup"] = {
+    name: bench.ratio(times, f"{name}, HFLM", f"{name}, ours") for name in TASKS
+  }
+  total = {
+    who: sum(times[f"{name}, {who}"]["median"] for name in TASKS) for who in ("ours", "HFLM")
+  }
+  results["speedup"]["all"] = total["HFLM"] / total["ours"]
+  results[f"programs for {MANY} requests"] = programs(lm, ours, args.task_data)
+  bench.record("bench_harness", results)
+
+
+def asked(name: str, task_data: str, lm, items: int) -> list:
+  """The requests of the first items of a task."""
+  config = local_tasks.config(name, task_data, lm.tokenizer, lm.config.max_position_embeddings)
+  task = TaskManager(include_defaults=False).load([config])["tasks"][name]
+  task.set_config(key="num_fewshot", value=0)
+  task.build_all_requests(limit=items, rank=0, world_size=1)
+  return task.instances
+
+
+def score(model, requests: dict[str, list]) -> list[tuple[float, bool]]:
+  return [
+    answer for rows in requests.values() for answer in model.loglikelihood(rows, disable_tqdm=True)
+  ]
+
+
+def difference(ours: list, theirs: list) -> float:
+  return float(np.abs(np.subtract([x for x, _ in ours], [x for x, _ in theirs])).max())
+
+
+def programs(lm, ours: HarnessModel, task_data: str) -> int:
+  """How many programs MANY requests of the tasks, mixed, need: of those that rows are padded to."""
+  rows = [row for name in TASKS for row in asked(name, task_data, lm, MANY)]
+  chosen = np.random.default_rng(0).permutation(len(rows))[:MANY]
+  pairs = [ours._encode_pair(*rows[i].args) for i in chosen]
+  asks = [scoring.Asked((*context, *ids)[:-1], tuple(ids)) for context, ids in pairs]
+  scorer = scoring.Scorer(lm, BATCH)
+  batches = scorer._batches(asks)
+  return len({scorer._width(len(asks[batch[0][0]].inputs)) for batch in batches})
+
+
+if __name__ == "__main__":
+  main()
