@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import json
 import pathlib
 import re
@@ -60,8 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   if args.tasks:
     items += _tasks(args, lm, results)
   if args.answers:
-    _answers(args, lm, results)
-    items += _answer_items(args)
+    items += _answers(args, lm, results)
   if args.check_overlap:
     _overlap(args, config, split, items, results)
   notes = report.write(results, args.output)
@@ -150,9 +150,11 @@ def _tasks(
   ]
 
 
-def _answers(args: argparse.Namespace, lm: engine.LanguageModel, results: dict[str, Any]) -> None:
-  """Generated answers against references; adds `answers` and `results.answers`."""
-  from gptneo_jax.evals import answers
+def _answers(
+  args: argparse.Namespace, lm: engine.LanguageModel, results: dict[str, Any]
+) -> list[tuple[str, str]]:
+  """Generated answers against references; adds `answers` and `results.answers`. Returns items."""
+  from gptneo_jax.evals import answers, questions
 
   found = answers.run(
     lm,
@@ -162,18 +164,14 @@ def _answers(args: argparse.Namespace, lm: engine.LanguageModel, results: dict[s
     batch_size=args.batch_size,
     limit=args.limit,
     seed=args.seed,
+    output=args.output,
   )
-  results["results"]["answers"] = {
-    key: value for key, value in found.items() if isinstance(value, int | float)
-  }
+  results["results"]["answers"] = found.pop("metrics")
   results["answers"] = found
-
-
-def _answer_items(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
-  with open(args.answers, encoding="utf-8") as file:
-    for number, line in enumerate(file, 1):
-      if line.strip():
-        yield f"{args.answers}:{number}", " ".join(_texts(json.loads(line)))
+  return [
+    (question.where, " ".join((question.prompt, *question.references)))
+    for question in itertools.islice(questions.read(args.answers), args.limit)
+  ]
 
 
 def _overlap(

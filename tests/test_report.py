@@ -44,7 +44,7 @@ REPORT = {
   "results": {
     "data": FIGURES,
     "data/Books|3": {**FIGURES, "loss": 3.25},
-    "lambada": {"perplexity": 7.498, "acc": 0.5723},
+    "lambada": {"perplexity": 7.498, "acc": 0.5723, "acc_stderr": 0.0068},
   },
 }  # fmt: skip
 
@@ -79,7 +79,7 @@ def test_tables():
   table = rows(text)
   assert table["all"][:6] == ["2.5000", "12.182", "1.2025", "3.1e+07", "0.3750", "1,203"]
   assert table["Books\\|3"][0] == "3.2500"
-  assert table["lambada"] == ["acc", "0.5723"]  # the last of its rows
+  assert table["lambada"] == ["acc", "0.5723", "0.0068"]  # the last of its rows
   assert "- mathqa: no data" in text
   # The published row of the same size, in the same units, in the same column.
   ours, theirs = table["mine int8"], table["GPT-Neo 1.3B, published"]

@@ -102,6 +102,17 @@ def evaluate_tasks(
   return report
 
 
+def check(tasks: Sequence[str]) -> None:
+  """Raises UserError if there is no harness, or no task of one of the names."""
+  try:
+    with _quiet():
+      _manager(_expanded(tasks, None)[0], None)
+  except ModuleNotFoundError as error:
+    if error.name is None or not error.name.startswith("lm_eval"):
+      raise
+    raise UserError("tasks need lm-evaluation-harness: pip install 'gptneo_jax[eval]'") from None
+
+
 # --- which tasks ----------------------------------------------------------------------------------
 
 

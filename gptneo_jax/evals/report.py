@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ _FIGURES = {
   "tokens": "{:,}",
   "bytes": "{:,}",
 }
+_COUNTS = ("documents", "tokens", "words", "bytes")
 
 
 def write(report: Mapping[str, Any], path: str) -> list[str]:
@@ -74,11 +76,12 @@ def markdown(report: Mapping[str, Any]) -> str:
   others = {key: results[key] for key in results if key not in documents}
   if others:
     rows = [
-      [key, metric, _number(value)]
+      [key, metric, _number(value), _number(metrics.get(_stderr(metric)))]
       for key, metrics in others.items()
       for metric, value in metrics.items()
+      if "_stderr" not in metric
     ]
-    parts += ["## Tasks", _table(["task", "metric", "value"], rows)]
+    parts += ["## Tasks", _table(["task", "metric", "value", "standard error"], rows)]
   if missing := report.get("tasks", {}).get("missing"):
     parts.append(
       "Not evaluated:\n\n" + "\n".join(f"- {task}: {why}" for task, why in missing.items())
@@ -105,7 +108,7 @@ def compare(reports: Sequence[Mapping[str, Any]]) -> str:
     for report in reports
     for task, metrics in report["results"].items()
     for metric in metrics
-    if metric not in ("documents", "words", "tokens", "bytes") or task == "data"
+    if "_stderr" not in metric and (metric not in _COUNTS or task == "data")
   )
   for task, metric in keys:
     values = [report["results"].get(task, {}).get(metric) for report in reports]
@@ -161,6 +164,11 @@ def _about(report: Mapping[str, Any]) -> str:
     f"{where['name']}{step}: {report['parameters']:,} parameters, {report['hardware']['device']},"
     f" gptneo_jax {versions['gptneo_jax']}, jax {versions['jax']}, {report['date']}."
   )
+
+
+def _stderr(metric: str) -> str:
+  """The harness' name of a metric's standard error; what stands behind a comma is a filter."""
+  return re.sub("(,|$)", r"_stderr\1", metric, count=1)
 
 
 def _formatted(figures: Mapping[str, Any]) -> list[str]:
