@@ -1,5 +1,6 @@
 """Evaluation windows against the definition, and the baselines against closed forms."""
 
+import collections
 import gzip
 import math
 
@@ -111,6 +112,43 @@ def test_a_stride_of_the_whole_window_is_disjoint(tokenizer):
   ):
     for name in batch:
       np.testing.assert_array_equal(batch[name], other[name])
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+  lengths=st.lists(st.integers(0, 400), max_size=90),
+  seq_len=st.integers(1, 300),
+  batch_size=st.integers(1, 3),
+)
+def test_sorted_batches_hold_the_same_windows(tokenizer, lengths, seq_len, batch_size):
+  letters = "xyzw" * 100
+  documents = documents_of([letters[:length] for length in lengths])
+  stride = (seq_len + 1) // 2
+  windows = list(evaluation_windows(documents, tokenizer, seq_len, stride))
+  names = ("inputs", "targets", "weights")
+  expected = collections.Counter(
+    (window.document, *(getattr(window, name).tobytes() for name in names)) for window in windows
+  )
+  found, widths = collections.Counter(), []
+  for batch in evaluation_batches(
+    documents, tokenizer, batch_size=batch_size, seq_len=seq_len, stride=stride, by_length=True
+  ):
+    B, T = batch["inputs"].shape
+    assert B == batch_size
+    widths.append(T)
+    for row in np.flatnonzero(batch["row_document"] >= 0):
+      whole = []
+      for name in names:
+        padding = 0 if name == "weights" else end_of_text_id(tokenizer)
+        whole.append(np.full(seq_len, padding, batch[name].dtype))
+        whole[-1][:T] = batch[name][row]
+      found[batch["row_document"][row], *(array.tobytes() for array in whole)] += 1
+    assert not batch["weights"][batch["row_document"] < 0].any()
+  assert found == expected
+  assert set(widths) <= {64, 128, 256, seq_len}
+  if len(windows) <= 32 * batch_size:  # sorted as one
+    longest = sorted((window.length for window in windows), reverse=True)[::batch_size]
+    assert all(n <= width < max(2 * n, 65) for n, width in zip(longest, widths, strict=True))
 
 
 @pytest.mark.parametrize("stride", [0, -1, 9])

@@ -154,6 +154,41 @@ def test_other_sources(checkpoint, tmp_path):
   assert configured["data"]["split"] == "validation"
 
 
+def test_tasks_and_their_items(checkpoint, corpus, tmp_path):
+  pytest.importorskip("lm_eval", reason="tasks need lm-evaluation-harness")
+  report = run(
+    checkpoint, tmp_path, "--tasks", "stdlib_cloze", "--limit", "3", "--log_samples",
+    "--check_overlap", corpus,
+  )  # fmt: skip
+  assert 0 <= report["results"]["stdlib_cloze"]["acc"] <= 1
+  assert report["tasks"]["versions"].keys() == {"stdlib_cloze"}
+  lines = (tmp_path / "out.samples.jsonl").read_text().splitlines()
+  assert [json.loads(line)["task"] for line in lines] == ["stdlib_cloze"] * 3
+  assert report["overlap"]["items"] == 3 and report["overlap"]["overlapping"] == 0
+  assert "| stdlib_cloze " in (tmp_path / "out.md").read_text()
+  with pytest.raises(UserError, match="did you mean stdlib_cloze"):
+    run(checkpoint, tmp_path, "--tasks", "stdlib_cloz")
+
+
+def test_answers_and_overlap(checkpoint, corpus, tmp_path):
+  pytest.importorskip("sacrebleu", reason="answers need its BLEU")
+  questions = tmp_path / "questions.jsonl"
+  rows = [
+    {"prompt": "the dog", "reference": "runs"},
+    {"prompt": TEXTS[0][:110], "reference": "fox"},
+  ]
+  questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  report = run(
+    checkpoint, tmp_path, "--answers", str(questions), "--max_new_tokens", "4", "--judge",
+    checkpoint, "--check_overlap", corpus, "--limit", "1",
+  )  # fmt: skip
+  assert {"exact_match", "f1", "bleu"} < report["results"]["answers"].keys()
+  assert report["overlap"]["items"] == 1
+  whole = run(checkpoint, tmp_path, "--data", corpus, "--check_overlap", corpus)
+  found = {entry["name"] for entry in whole["overlap"]["overlaps"]}
+  assert found == {f"{corpus}:1", f"{corpus}:4"}
+
+
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [

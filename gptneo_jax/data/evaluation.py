@@ -14,6 +14,8 @@ from gptneo_jax.data.tokenizer import DocumentEncoder
 
 _PIECE_DOCUMENTS = 64
 _PIECE_CHARACTERS = 1 << 18
+_SORTED_BATCHES = 32  # whose rows are sorted together
+_LEAST_WIDTH = 64
 
 
 def evaluation_documents(
@@ -69,6 +71,7 @@ class EvaluationWindow:
   targets: np.ndarray
   weights: np.ndarray
   document: int  # index
+  length: int  # tokens; padding follows
 
 
 def evaluation_windows(
@@ -89,7 +92,7 @@ def evaluation_windows(
 
 
 class EvaluationBatches:
-  """Whole batches of windows, in order; a single pass, so that any amount of data fits.
+  """Whole batches of windows; a single pass, so that any amount of data fits.
 
   A batch is a dict: `inputs`, `targets` int32 B x T; `weights` float32 B x T, 1 where a token is
   scored, 0 on padding and on what is context only; `row_document` int32 B, index of the row's
@@ -110,12 +113,15 @@ class EvaluationBatches:
     batch_size: int,
     seq_len: int,
     stride: int | None = None,
+    by_length: bool = False,
   ):
     self.subsets: list[str] = []
     self.bytes_per_document: list[int] = []
     self.tokens_per_document: list[int] = []
     step = _step(seq_len, stride)
-    self._batches = self._batch(documents, DocumentEncoder(tokenizer), batch_size, seq_len, step)
+    encoder = DocumentEncoder(tokenizer)
+    windows = self._windows(documents, encoder, seq_len, step)
+    self._batches = _batches(windows, encoder.end_of_text, batch_size, seq_len, by_length)
 
   def __iter__(self) -> "EvaluationBatches":
     return self
@@ -129,24 +135,37 @@ class EvaluationBatches:
       self.bytes_per_document.append(len(document.text.encode()))
       yield document
 
-  def _batch(self, documents, encoder, batch_size, seq_len, step):
-    def windows():
-      for number, ids in enumerate(_encode(self._noted(documents), encoder)):
-        self.tokens_per_document.append(len(ids))
-        yield from _windows(ids, number, encoder.end_of_text, seq_len, step)
+  def _windows(self, documents, encoder, seq_len, step):
+    for number, ids in enumerate(_encode(self._noted(documents), encoder)):
+      self.tokens_per_document.append(len(ids))
+      yield from _windows(ids, number, encoder.end_of_text, seq_len, step)
 
-    rows = windows()
-    while taken := list(itertools.islice(rows, batch_size)):
+
+def _batches(
+  windows: Iterator[EvaluationWindow], end_of_text: int, B: int, seq_len: int, by_length: bool
+) -> Iterator[dict[str, np.ndarray]]:
+  while piece := list(itertools.islice(windows, B * (_SORTED_BATCHES if by_length else 1))):
+    if by_length:
+      piece.sort(key=lambda window: -window.length)
+    for first in range(0, len(piece), B):
+      taken = piece[first : first + B]
+      T = _width(max(window.length for window in taken), seq_len) if by_length else seq_len
       batch = {
-        "inputs": np.full((batch_size, seq_len), encoder.end_of_text, np.int32),
-        "targets": np.full((batch_size, seq_len), encoder.end_of_text, np.int32),
-        "weights": np.zeros((batch_size, seq_len), np.float32),
-        "row_document": np.full(batch_size, -1, np.int32),
+        "inputs": np.full((B, T), end_of_text, np.int32),
+        "targets": np.full((B, T), end_of_text, np.int32),
+        "weights": np.zeros((B, T), np.float32),
+        "row_document": np.full(B, -1, np.int32),
       }
       for row, window in enumerate(taken):
-        batch["inputs"][row], batch["targets"][row] = window.inputs, window.targets
-        batch["weights"][row], batch["row_document"][row] = window.weights, window.document
+        for name in ("inputs", "targets", "weights"):
+          batch[name][row] = getattr(window, name)[:T]
+        batch["row_document"][row] = window.document
       yield batch
+
+
+def _width(length: int, seq_len: int) -> int:
+  """Of a batch: a power of two, so that few shapes are compiled."""
+  return min(max(_LEAST_WIDTH, 1 << (length - 1).bit_length()), seq_len)
 
 
 def evaluation_batches(
@@ -156,10 +175,20 @@ def evaluation_batches(
   batch_size: int,
   seq_len: int,
   stride: int | None = None,
+  by_length: bool = False,
 ) -> EvaluationBatches:
-  """Batches that score the documents in windows as `evaluation_windows`'; see EvaluationBatches."""
+  """Batches that score the documents in windows as `evaluation_windows`'; see EvaluationBatches.
+
+  by_length: rows of every 32 batches are sorted, longest first, and a batch is only as wide as the
+    power of two that holds its longest (64 at least): short documents cost less.
+  """
   return EvaluationBatches(
-    documents, tokenizer, batch_size=batch_size, seq_len=seq_len, stride=stride
+    documents,
+    tokenizer,
+    batch_size=batch_size,
+    seq_len=seq_len,
+    stride=stride,
+    by_length=by_length,
   )
 
 
@@ -195,6 +224,7 @@ def _windows(
       targets=np.full(seq_len, end_of_text, np.int32),
       weights=np.zeros(seq_len, np.float32),
       document=number,
+      length=count,
     )
     window.inputs[:count] = inputs[start : start + count]
     window.targets[:count] = ids[start : start + count]

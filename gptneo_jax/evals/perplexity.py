@@ -96,7 +96,7 @@ def measure(
   reading = _Reading(documents)
   tokenizer = require_tokenizer(lm, "measure perplexity")
   batches = data.evaluation_batches(
-    reading, tokenizer, batch_size=batch_size, seq_len=seq_len, stride=stride
+    reading, tokenizer, batch_size=batch_size, seq_len=seq_len, stride=stride, by_length=True
   )
   sums = _Sums(seq_len)
   kept = partial.read() if partial else None
@@ -192,7 +192,7 @@ class _Sums:
       entry = self.subsets.setdefault(subset, [0.0, 0.0])
       entry[0] += float(nll)
       entry[1] += float(correct)
-    self._positions_2xT += scored_BxT.sum(0), nll_BxT.sum(0)
+    self._positions_2xT[:, : nll_BxT.shape[1]] += scored_BxT.sum(0), nll_BxT.sum(0)
     confidence_N, correct_N = confidence_BxT[scored_BxT], correct_BxT[scored_BxT]
     bin_N = np.minimum((confidence_N * _BINS).astype(int), _BINS - 1)
     for row, of_N in enumerate((np.ones_like(correct_N), confidence_N, correct_N)):
