@@ -185,7 +185,7 @@ def test_answers_and_overlap(checkpoint, corpus, tmp_path):
   assert {"exact_match", "f1", "bleu"} < report["results"]["answers"].keys()
   assert report["overlap"]["items"] == 1
   whole = run(checkpoint, tmp_path, "--data", corpus, "--check_overlap", corpus)
-  found = {entry["name"] for entry in whole["overlap"]["overlaps"]}
+  found = {entry["item"] for entry in whole["overlap"]["overlaps"]}
   assert found == {f"{corpus}:1", f"{corpus}:4"}
 
 
