@@ -19,6 +19,7 @@ import argparse
 import datetime
 import itertools
 import json
+import os
 import pathlib
 import re
 import sys
@@ -84,7 +85,7 @@ def _documents(
   batch_size = -(-args.batch_size // ways) * ways
   about = {
     "source": args.data,
-    "split": args.split or ("" if split == "test" else split),
+    "split": split if args.data == "stdlib" or args.data.startswith("config:") else "all",
     "text_key": config.text_key,
     "sha256": identity.of_files(data.source_files(config, split)),
   }
@@ -124,7 +125,7 @@ def _tasks(
 
   found = harness.evaluate_tasks(
     lm,
-    args.tasks.split(","),
+    [task for name in args.tasks.split(",") if (task := name.strip())],
     include_path=args.include_path,
     task_data=args.task_data,
     num_fewshot=args.num_fewshot,
@@ -247,6 +248,8 @@ def _check(args: argparse.Namespace) -> None:
   folder = pathlib.Path(args.output).parent
   if not folder.is_dir():
     raise UserError(f"--output {args.output}: there is no folder {folder}; make it first")
+  if not os.access(folder, os.W_OK):
+    raise UserError(f"--output {args.output}: the folder {folder} cannot be written to")
   for flag in ("batch_size", "seq_len", "limit", "max_new_tokens"):
     value = getattr(args, flag)
     if value is not None and value < 1:

@@ -191,5 +191,19 @@ def test_no_text(lm):
     perplexity.measure(lm, [Document("", "s", "here")], seq_len=T, progress=False)
 
 
+def test_words_without_end_have_no_perplexity(lm):
+  """A text of one word of many tokens: the exponential of its nats is beyond all floats."""
+  got = perplexity.measure(lm, [Document("ção" * 200, "s", "here")], seq_len=T, progress=False)
+  assert got["all"]["words"] == 1 and got["all"]["word_perplexity"] is None
+  assert got["all"]["loss"] * got["all"]["tokens"] > 709
+
+
+def test_losses_that_are_not_finite_are_refused(lm, monkeypatch):
+  broken = {**lm.params, "wpe": lm.params["wpe"] * np.nan}
+  monkeypatch.setattr(lm, "_params", broken)
+  with pytest.raises(UserError, match="not finite"):
+    perplexity.measure(lm, [Document("the quick", "s", "here")], seq_len=T, progress=False)
+
+
 def _encoded(lm, documents):
   return DocumentEncoder(lm.tokenizer).encode([document.text for document in documents])

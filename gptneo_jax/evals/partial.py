@@ -44,15 +44,21 @@ class Partial:
     return state
 
   def write_if_due(self, state: dict[str, Any]) -> None:
-    """Replaces the file at once and whole, if the last time was long enough ago."""
+    """Replaces the file at once and whole, if the last time was long enough ago.
+
+    Raises UserError if it cannot be written.
+    """
     if time.monotonic() - self._written < self._seconds:
       return
     new = self.path.with_name(self.path.name + ".new")
-    with open(new, "w") as file:
-      json.dump({"settings": self._settings, "state": state}, file)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(new, self.path)
+    try:
+      with open(new, "w") as file:
+        json.dump({"settings": self._settings, "state": state}, file)
+        file.flush()
+        os.fsync(file.fileno())
+      os.replace(new, self.path)
+    except OSError as error:
+      raise UserError(f"{self.path} cannot be written: {error.strerror}") from None
     self._written = time.monotonic()
 
   def remove(self) -> None:

@@ -84,14 +84,15 @@ def measure(
   Returns a dictionary of
     windows: what `windows_name` says.
     all, subsets (by name): loss (nats per token), perplexity, word_perplexity (words are what white
-      space separates), byte_perplexity, bits_per_byte, accuracy (of the likeliest token), and the
-      documents, tokens, words and bytes they are of.
+      space separates; None beyond all floats), byte_perplexity, bits_per_byte, accuracy (of the
+      likeliest token), and the documents, tokens, words and bytes they are of.
     by_position: loss and tokens by the number of inputs seen, from one to seq_len, in bins.
     calibration: mean confidence in the likeliest token and how often it was right, in 10 bins of
       confidence; calibration_error: their distance, weighted by tokens.
     text_sha256: of the documents, as they were read.
 
-  Raises UserError if there is no token to score, or if what was kept is of other documents.
+  Raises UserError if there is no token to score, if a loss is not finite, or if what was kept is of
+  other documents.
   """
   reading = _Reading(documents)
   tokenizer = require_tokenizer(lm, "measure perplexity")
@@ -187,6 +188,8 @@ class _Sums:
   def add(self, weights_BxT: np.ndarray, subsets: list[str], predictions: TokenPredictions) -> None:
     """subsets: of the rows that are no padding, which come first."""
     nll_BxT, confidence_BxT, correct_BxT = (np.asarray(x, np.float64) for x in predictions)
+    if not np.isfinite(nll_BxT).all():
+      raise UserError("the model's losses are not finite; try it with --dtype float32")
     scored_BxT = weights_BxT > 0
     for subset, nll, correct in zip(subsets, nll_BxT.sum(1), correct_BxT.sum(1)):
       entry = self.subsets.setdefault(subset, [0.0, 0.0])
@@ -263,9 +266,9 @@ def _summaries(sums: _Sums, batches: EvaluationBatches, reading: _Reading) -> di
     if tokens:
       subsets[subset] = {
         "loss": nll / tokens,
-        "perplexity": _exp(nll / tokens),
-        "word_perplexity": _exp(nll / words) if words else math.inf,
-        "byte_perplexity": _exp(nll / size),
+        "perplexity": _finite_exp(nll / tokens),
+        "word_perplexity": _finite_exp(nll / words) if words else None,
+        "byte_perplexity": _finite_exp(nll / size),
         "bits_per_byte": nll / (size * math.log(2)),
         "accuracy": correct / tokens,
         "documents": len(numbers),
@@ -289,6 +292,11 @@ def _octave_quarters(n: int) -> list[int]:
   """0, then 1, 2, 3, … n: four bins each time the number doubles, as far as they differ."""
   edges = {min(math.ceil(2 ** (k / 4)), n) for k in range(4 * math.ceil(math.log2(n)) + 1)}
   return sorted({0, n} | edges)
+
+
+def _finite_exp(x: float) -> float | None:
+  """None beyond all floats, where the perplexity per word of a text without spaces may lie."""
+  return None if math.isinf(_exp(x)) else _exp(x)
 
 
 def _exp(x: float) -> float:

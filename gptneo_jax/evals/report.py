@@ -172,7 +172,10 @@ def _stderr(metric: str) -> str:
 
 
 def _formatted(figures: Mapping[str, Any]) -> list[str]:
-  return [form.format(figures[figure]) for figure, form in _FIGURES.items()]
+  return [
+    "-" if figures[figure] is None else form.format(figures[figure])
+    for figure, form in _FIGURES.items()
+  ]
 
 
 def _number(value: Any) -> str:
