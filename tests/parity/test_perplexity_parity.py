@@ -30,7 +30,7 @@ def documents():
   ]
 
 
-@pytest.fixture(scope="module", params=[0.02, 0.3])
+@pytest.fixture(scope="module", params=[0.1, 0.3])
 def both(request, documents, tmp_path_factory):
   folder = tmp_path_factory.mktemp("perplexity")
   tokenizer = load_tokenizer("train", documents=documents, vocab_size=300)
