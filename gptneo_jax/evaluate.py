@@ -26,7 +26,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from gptneo_jax import cli, data, engine, sections, sharding
+from gptneo_jax import cli, data, engine, sections, sharding, weights
 from gptneo_jax.errors import UserError
 from gptneo_jax.evals import identity, perplexity, report
 from gptneo_jax.evals.partial import Partial
@@ -57,8 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     "results": {},
   }
   items: list[tuple[str, str]] = []
-  if config is not None:
-    _documents(args, lm, config, split, results)
+  partial = _documents(args, lm, config, split, results) if config is not None else None
   if args.tasks:
     items += _tasks(args, lm, results)
   if args.answers:
@@ -66,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   if args.check_overlap:
     _overlap(args, config, split, items, results)
   notes = report.write(results, args.output)
+  if partial is not None:
+    partial.remove()
   print(report.markdown(results), end="")
   for note in notes:
     print(note, file=sys.stderr)
@@ -78,8 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _documents(
   args: argparse.Namespace, lm: engine.LanguageModel, config: data.DataConfig, split: str,
   results: dict[str, Any],
-) -> None:  # fmt: skip
-  """Perplexity; adds `data` and `results.data`, of a subset `results.data/SUBSET`."""
+) -> Partial:  # fmt: skip
+  """Perplexity; adds `data` and `results.data`, of a subset `results.data/SUBSET`.
+
+  Returns what was kept for the case of a stop, of no use once the report is written.
+  """
   seq_len = args.seq_len or lm.config.max_position_embeddings
   ways = lm.mesh.shape["data"] * lm.mesh.shape["fsdp"]
   batch_size = -(-args.batch_size // ways) * ways
@@ -111,7 +115,7 @@ def _documents(
   results["results"]["data"] = measured.pop("all")
   results["results"] |= {f"data/{subset}": figures for subset, figures in subsets.items()}
   results["data"] = about | {"seq_len": seq_len, "stride": args.stride} | measured
-  partial.remove()
+  return partial
 
 
 def _tasks(
@@ -227,7 +231,8 @@ def _data_config(**fields: Any) -> data.DataConfig:
 def _mesh(args: argparse.Namespace) -> Any:
   """All devices, rows split over them, unless --mesh says otherwise; one for quantised weights."""
   if args.mesh is None:
-    return None if args.quantise else sharding.make_mesh()
+    stored = pathlib.Path(args.checkpoint, weights.QUANTISED_FILE).is_file()
+    return None if args.quantise or stored else sharding.make_mesh()
   sizes = dict(re.findall(r"(\w+)=(-?\d+)(?:,|$)", args.mesh))
   written = ",".join(f"{axis}={size}" for axis, size in sizes.items())
   if written != args.mesh or not sizes.keys() <= set(sharding.MESH_AXES):
