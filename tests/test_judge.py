@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import json
 import math
+import re
 import socket
 import threading
 import time
@@ -287,7 +288,7 @@ def test_answers_judged_by_an_endpoint(endpoint, tmp_path):
 def save(folder, numbers):
   """A tiny model at random, whose tokenizer has each number as a token, or digits alone."""
   config = gptneo_jax.ModelConfig(
-    vocab_size=300, max_position_embeddings=1024, hidden_size=16, num_layers=2, num_heads=2,
+    vocab_size=600, max_position_embeddings=384, hidden_size=16, num_layers=2, num_heads=2,
     window_size=16,
   )  # fmt: skip
   mesh, rng = weights.first_device(), np.random.default_rng(1)
@@ -296,9 +297,10 @@ def save(folder, numbers):
     weights.abstract_params(config, mesh),
   )
   lm = LanguageModel(weights.Weights(config, params), mesh)
-  text = " 1 2 3 4 5 6 7 8 9 10" if numbers else "the quick brown fox jumps over the lazy dog"
-  documents = [Document(text * 20, "", "here")]
-  lm.tokenizer = data.load_tokenizer("train", documents=documents, vocab_size=300)
+  # Learnt from the prompt, so that its tokens are few.
+  text = re.sub("[0-9]", "", judge._EXAMPLES) + " 1 2 3 4 5 6 7 8 9 10" * 9 * numbers
+  documents = [Document(text, "", "here")]
+  lm.tokenizer = data.load_tokenizer("train", documents=documents, vocab_size=600)
   lm.save(str(folder))
   return lm
 
@@ -337,7 +339,7 @@ def test_local_judge_with_too_little_room(tmp_path):
   save(tmp_path / "model", numbers=True)
   judgement = judge.make_judge(str(tmp_path / "model")).grade("p", "r", "word " * 500)
   assert judgement.score is None
-  assert "the judge has 1024 positions" in judgement.explanation
+  assert "the judge has 384 positions" in judgement.explanation
 
 
 def test_fingerprint(tmp_path):
