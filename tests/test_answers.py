@@ -123,7 +123,7 @@ def test_free_text():
 
 @pytest.mark.parametrize(
   "text, words",
-  [("a", 0), ("a a", 1), ("a b c", 0), ("a b c x a b c y b c", 3), ("a a a a", 3), ("x a b y a b", 2)],
+  [("a", 0), ("a a", 1), ("a b", 0), ("a b c x a b c y b c", 3), ("a a a a", 3), ("x a b y a b", 2)]
 )  # fmt: skip
 def test_longest_repeat(text, words):
   assert answers.score([text], [["x"]])["longest_repeat"] == words
@@ -163,7 +163,10 @@ def test_run(lm, tmp_path):
   assert list(report["per_category"]) == ["animals", "moods"]
   assert report["judge"] is None
   json.dumps(report, allow_nan=False)
-  assert answers.run(lm, path, max_new_tokens=12, batch_size=2, limit=2)["samples"] == report["samples"][:2]
+  assert (
+    answers.run(lm, path, max_new_tokens=12, batch_size=2, limit=2)["samples"]
+    == report["samples"][:2]
+  )
 
 
 def test_stop(lm, tmp_path):
@@ -219,7 +222,9 @@ def test_interrupted_run_goes_on(lm, tmp_path):
   answers.run(longer, path, **{**options, "max_new_tokens": 13})
   assert longer.prompts == 4
   changed = Counting(make(lm.tokenizer, seed=5))
-  assert answers.run(changed, path, **options)["settings"]["weights"] != whole["settings"]["weights"]
+  assert (
+    answers.run(changed, path, **options)["settings"]["weights"] != whole["settings"]["weights"]
+  )
   assert changed.prompts == 4
 
 
@@ -233,10 +238,10 @@ def test_damaged_answers_are_named(lm, tmp_path):
 class FakeJudge:
   """Grades answers by their length; fails once at an answer, if told to."""
 
-  description = {"kind": "fake"}
   at_once = 1
 
   def __init__(self, fail_at=None):
+    self.description = {"kind": "fake"}
     self.fail_at, self.graded = fail_at, []
 
   def grade(self, prompt, reference, answer):

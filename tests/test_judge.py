@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import json
 import math
+import re
 import socket
 import threading
 import time
@@ -29,21 +30,22 @@ def says(content):
 class Endpoint:
   """A server on this machine that gives the replies of a list, the last one again and again.
 
-  A reply is (status, headers, body), None to hang up, seconds to be silent for, or a function of
-  the request that gives one of these.
+  It has no list of models at first. A reply is (status, headers, body), None to hang up, seconds to
+  be silent for, or a function of the request that gives one of these.
   """
 
   def __init__(self):
     self.replies, self.requests = [says(GOOD)], []
+    self.models, self.asked_for_models = (404, {}, "no such page"), 0
     lock = threading.Lock()
     endpoint = self
 
     class Handler(http.server.BaseHTTPRequestHandler):
       def do_POST(self):
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = self.rfile.read(int(self.headers["Content-Length"]))
         with lock:
           reply = endpoint.replies.pop(0) if len(endpoint.replies) > 1 else endpoint.replies[0]
-          request = (self.path, self.headers, json.loads(body) if body else None)
+          request = (self.path, self.headers, json.loads(body))
           endpoint.requests.append(request)
         if callable(reply):
           reply = reply(request)
@@ -52,14 +54,19 @@ class Endpoint:
         if not isinstance(reply, tuple):
           self.close_connection = True
           return
-        status, headers, text = reply
+        self.send(*reply)
+
+      def do_GET(self):
+        assert self.path == "/v1/models"
+        endpoint.asked_for_models += 1
+        self.send(*endpoint.models)
+
+      def send(self, status, headers, text):
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(text.encode()))}.items():
           self.send_header(name, value)
         self.end_headers()
         self.wfile.write(text.encode())
-
-      do_GET = do_POST
 
       def log_message(self, *_):
         pass
@@ -138,7 +145,7 @@ def test_no_key_no_header(endpoint):
     ("Score: 11", None),
     ("Score: 7.5", None),
     ("Score: 7/10", None),
-    ("Score: ٧", None),
+    ("Score: \u0667", None),  # Arabic digits
     ("score: 7", None),
     ("**Score: 7**", None),
     ("Score: 7\nIt was close.", None),
@@ -210,29 +217,40 @@ def test_unreachable(waits):
     taken.bind(("127.0.0.1", 0))  # and does not listen
     url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
     with pytest.raises(UserError, match=rf"{url}/models cannot be reached: .*refused") as error:
-      judge.make_judge(url)
+      judge.make_judge(url, model="m")
   assert "\n" not in str(error.value) and waits == []
 
 
 @pytest.mark.parametrize("spec", ["http://", "http:///v1", "http://host:port/v1", "http://[/v1"])
 def test_no_address(spec):
-  with pytest.raises(UserError, match="no host|no address"):
+  with pytest.raises(UserError, match=r"no host|no address"):
     judge.make_judge(spec)
 
 
 def test_model_of_an_endpoint(endpoint):
-  endpoint.replies = [(200, {}, '{"data": [{"id": "only"}]}'), says(GOOD)]
-  judging = judge.make_judge(endpoint.url)
-  judging.grade("p", "r", "a")
-  assert [path for path, _, _ in endpoint.requests] == ["/v1/models", "/v1/chat/completions"]
-  assert endpoint.requests[1][2]["model"] == judging.description["model"] == "only"
-  endpoint.replies = [(200, {}, '{"data": [{"id": "b"}, {"id": "a"}]}')]
-  with pytest.raises(UserError, match=rf"2 models \(a, b\); name one: {endpoint.url}#MODEL"):
-    judge.make_judge(endpoint.url)
-  endpoint.replies = [(200, {}, "{}")]
-  with pytest.raises(UserError, match="does not answer"):
+  with pytest.raises(UserError, match=r"/models refuses: 404"):
     judge.make_judge(endpoint.url)
   assert judge.make_judge(endpoint.url + "#a", model="b").description["model"] == "b"
+  endpoint.models = (200, {}, '{"data": [{"id": "only"}]}')
+  judging = judge.make_judge(endpoint.url)
+  judging.grade("p", "r", "a")
+  assert endpoint.requests[0][2]["model"] == judging.description["model"] == "only"
+  endpoint.models = (200, {}, '{"data": [{"id": "b"}, {"id": "a"}]}')
+  with pytest.raises(UserError, match=rf"2 models \(a, b\); name one: {endpoint.url}#MODEL"):
+    judge.make_judge(endpoint.url)
+  endpoint.models = (200, {}, "{}")
+  with pytest.raises(UserError, match="does not answer"):
+    judge.make_judge(endpoint.url)
+
+
+def test_problems_are_known_before_there_are_answers(endpoint, waits):
+  endpoint.models = (401, {}, "no key")
+  with pytest.raises(UserError, match=r"401.*OPENAI_API_KEY"):
+    judge.make_judge(endpoint.url, model="m")
+  endpoint.models = (503, {}, "")
+  with pytest.raises(UserError, match="failed 6 times"):
+    judge.make_judge(endpoint.url, model="m")
+  assert endpoint.asked_for_models == 7
 
 
 def test_answers_judged_by_an_endpoint(endpoint, tmp_path):
@@ -270,7 +288,7 @@ def test_answers_judged_by_an_endpoint(endpoint, tmp_path):
 def save(folder, numbers):
   """A tiny model at random, whose tokenizer has each number as a token, or digits alone."""
   config = gptneo_jax.ModelConfig(
-    vocab_size=300, max_position_embeddings=1024, hidden_size=16, num_layers=2, num_heads=2,
+    vocab_size=600, max_position_embeddings=384, hidden_size=16, num_layers=2, num_heads=2,
     window_size=16,
   )  # fmt: skip
   mesh, rng = weights.first_device(), np.random.default_rng(1)
@@ -279,46 +297,49 @@ def save(folder, numbers):
     weights.abstract_params(config, mesh),
   )
   lm = LanguageModel(weights.Weights(config, params), mesh)
-  text = " 1 2 3 4 5 6 7 8 9 10" if numbers else "the quick brown fox jumps over the lazy dog"
-  documents = [Document(text * 20, "", "here")]
-  lm.tokenizer = data.load_tokenizer("train", documents=documents, vocab_size=300)
+  # Learnt from the prompt, so that its tokens are few.
+  text = re.sub("[0-9]", "", judge._EXAMPLES) + " 1 2 3 4 5 6 7 8 9 10" * 9 * numbers
+  documents = [Document(text, "", "here")]
+  lm.tokenizer = data.load_tokenizer("train", documents=documents, vocab_size=600)
   lm.save(str(folder))
   return lm
 
 
-@pytest.mark.parametrize("numbers", [True, False])
-def test_local_judge(numbers, tmp_path):
+@pytest.mark.parametrize("numbers, answer", [(True, "dog"), (False, "the lazy\n\n  dog {x}")])
+def test_local_judge(numbers, answer, tmp_path):
   """The number that the model's own logits make the likeliest, whatever its tokens."""
   lm = save(tmp_path / "model", numbers)
-  lengths = {len(lm.tokenizer(f" {n}").input_ids) for n in judge.SCORES}
-  assert lengths == ({1} if numbers else {2, 3})
+  own = [lm.tokenizer(f" {n}").input_ids for n in judge.SCORES]
+  assert {len(ids) for ids in own} == ({1} if numbers else {2, 3})
   judging = judge.make_judge(str(tmp_path / "model"))
-  for answer in ("dog", "the lazy\n\n  dog {x}"):
-    judgement = judging.grade("jumps over what?", "the lazy dog", answer)
-    one_line = " ".join(answer.split())
-    prompt = judging.description["prompt"].format(
-      prompt="jumps over what?", reference="the lazy dog", answer=one_line
-    )
-    assert prompt.endswith(f"Answer: {one_line}\nScore:")
-    ids = lm.tokenizer(prompt).input_ids
-    logp = []
-    for n in judge.SCORES:
-      own = lm.tokenizer(f" {n}").input_ids
-      logits_TxV = np.asarray(lm.logits([ids + own])[0], np.float64)[len(ids) - 1 : -1]
-      logits_TxV -= np.log(np.exp(logits_TxV).sum(-1, keepdims=True))
-      logp.append(sum(row[token] for row, token in zip(logits_TxV, own)))
-    if not numbers:  # a 1 that a 0 follows is a ten
-      logp[0] = math.log(math.exp(logp[0]) - math.exp(logp[9]))
-    assert judgement.score == 1 + int(np.argmax(logp))
-    told = [float(part.split(": ")[1]) for part in judgement.explanation[18:].split(", ")]
-    np.testing.assert_allclose(told, logp, atol=1e-3)
+  judgement = judging.grade("jumps over what?", "the lazy dog", answer)
+  one_line = " ".join(answer.split())
+  prompt = judging.description["prompt"].format(
+    prompt="jumps over what?", reference="the lazy dog", answer=one_line
+  )
+  assert prompt.endswith(f"Answer: {one_line}\nScore:")
+  ids = lm.tokenizer(prompt).input_ids
+  rows = [(ids + number + [0, 0])[: len(ids) + 3] for number in own]
+  logits_NxTxV = np.asarray(lm.logits(rows), np.float64)[:, len(ids) - 1 :]
+  logits_NxTxV -= np.log(np.exp(logits_NxTxV).sum(-1, keepdims=True))
+  logp = [
+    sum(row[token] for row, token in zip(rows_TxV, number))
+    for rows_TxV, number in zip(logits_NxTxV, own)
+  ]
+  if not numbers:  # a 1 that a 0 follows is a ten
+    logp[0] = math.log(math.exp(logp[0]) - math.exp(logp[9]))
+  assert judgement.score == 1 + int(np.argmax(logp))
+  title, _, told = judgement.explanation.partition("1: ")
+  assert title == "log-probabilities "
+  told = [float(part.rpartition(" ")[2]) for part in told.split(",")]
+  np.testing.assert_allclose(told, logp, atol=1e-3)  # they are told to three places
 
 
 def test_local_judge_with_too_little_room(tmp_path):
   save(tmp_path / "model", numbers=True)
   judgement = judge.make_judge(str(tmp_path / "model")).grade("p", "r", "word " * 500)
   assert judgement.score is None
-  assert "the judge has 1024 positions" in judgement.explanation
+  assert "the judge has 384 positions" in judgement.explanation
 
 
 def test_fingerprint(tmp_path):
@@ -326,12 +347,17 @@ def test_fingerprint(tmp_path):
   lm = save(tmp_path / "model", numbers=True)
   own = judge.fingerprint(lm)
   assert judge.make_judge(str(tmp_path / "model")).description["weights"] == own
-  assert judge.fingerprint(gptneo_jax.load(str(tmp_path / "model"), quantise="int8")) != own
   lm.params = jax.tree.map(lambda x: x * 1.01, lm.params)
   assert judge.fingerprint(lm) != own
 
 
 def test_no_such_judge(tmp_path):
+  headed = gptneo_jax.ModelConfig(
+    vocab_size=280, max_position_embeddings=64, hidden_size=16, num_layers=2, num_heads=2,
+    head="question_answering",
+  )  # fmt: skip
+  with pytest.raises(UserError, match="head is 'question_answering'"):
+    judge.fingerprint(LanguageModel(weights.Weights(headed, {}), weights.first_device()))
   with pytest.raises(UserError, match=str(tmp_path)):
     judge.make_judge(str(tmp_path / "absent"))
   with pytest.raises(UserError, match="no http"):

@@ -114,7 +114,8 @@ def make_judge(spec: str, *, model: str | None = None, timeout: float = 60) -> J
     timeout: seconds that the endpoint may be silent.
 
   Raises:
-    UserError: the endpoint cannot be reached or serves several models; the model cannot be opened.
+    UserError: the endpoint cannot be reached, refuses the key, or serves several models; the model
+      cannot be opened. Grading raises it when an endpoint fails for good.
   """
   if spec.startswith(("http://", "https://")):
     return _Endpoint(spec, model, timeout)
@@ -124,7 +125,12 @@ def make_judge(spec: str, *, model: str | None = None, timeout: float = 60) -> J
 
 
 def fingerprint(lm: engine.LanguageModel) -> str:
-  """A hash of the weights that generate text, as they are in memory, and of the tokenizer."""
+  """A hash of the weights that generate text, as they are in memory, and of the tokenizer.
+
+  Raises UserError if the model cannot generate text.
+  """
+  if not lm.config.has_lm_head:
+    raise UserError(f"cannot answer: the model's head is {lm.config.head!r}, not next-token")
   digest = hashlib.blake2b(repr((lm.config, lm.quantised)).encode(), digest_size=16)
   for path, leaf in jax.tree_util.tree_leaves_with_path(lm.layered):
     array = np.asarray(leaf)
@@ -155,7 +161,15 @@ class _Endpoint:
     if not parts.hostname:
       raise UserError(f"the judge {spec} names no host; it is like https://HOST/v1")
     self._url, self._timeout = url.rstrip("/"), timeout
-    self._model = model or urllib.parse.unquote(fragment) or self._only_model()
+    model = model or urllib.parse.unquote(fragment)
+    served = None
+    try:
+      # Asked for in any case: that the endpoint is there is to be known before there are answers.
+      served = self._ask("/models")
+    except _NotThereError:
+      if not model:
+        raise
+    self._model = model or self._only_model(served)
     self.description = _description(
       kind="endpoint",
       url=self._url,
@@ -183,9 +197,9 @@ class _Endpoint:
       raise self._not_one("/chat/completions") from None
     return _parsed(said)
 
-  def _only_model(self) -> str:
+  def _only_model(self, served: Any) -> str:
     try:
-      models = [entry["id"] for entry in self._ask("/models")["data"]]
+      models = [entry["id"] for entry in served["data"]]
     except (KeyError, TypeError):
       raise self._not_one("/models") from None
     if len(models) != 1:
@@ -237,10 +251,15 @@ class _Endpoint:
     raise UserError(f"the judge {url} failed {_ATTEMPTS} times; the last: {problem}")
 
 
+class _NotThereError(UserError):
+  """The endpoint has no such page."""
+
+
 def _refused(url: str, error: urllib.error.HTTPError) -> UserError:
+  kind = _NotThereError if error.code in (404, 405) else UserError
   said = " ".join(error.read(2000).decode(errors="replace").split())[:300]
   hint = "; is OPENAI_API_KEY set to a key for it?" if error.code in (401, 403) else ""
-  return UserError(f"the judge {url} refuses: {error.code} {error.reason}: {said}{hint}")
+  return kind(f"the judge {url} refuses: {error.code} {error.reason}: {said}{hint}")
 
 
 def _retry_after(error: urllib.error.HTTPError, wait: float) -> float:
