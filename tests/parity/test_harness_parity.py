@@ -144,9 +144,10 @@ def test_trained_checkpoint(shared_data):
   folder, items = shared_data / "checkpoints" / "neo_docs_hf", shared_data / "tasks"
   ours, theirs = model_of_ours(folder, 4), hflm(str(folder), 4)
   assert_same(ours, theirs, "lambada_local", items, limit=4)
+  assert_same(ours, theirs, "piqa_local", items, limit=4)
+  ours, theirs = model_of_ours(folder, 1), hflm(str(folder), 1)
   assert_same(ours, theirs, "hellaswag_local", items, shots=5, limit=1)
   assert_same(ours, theirs, "wikitext_local", items, limit=1)
-  assert_same(ours, theirs, "piqa_local", items, limit=4)
 
 
 def test_windows_are_cut_between_words(random_model):
