@@ -98,8 +98,8 @@ def programs(lm, ours: HarnessModel, task_data: str) -> int:
   pairs = [ours._encode_pair(*rows[i].args) for i in chosen]
   asks = [scoring.Asked((*context, *ids)[:-1], tuple(ids)) for context, ids in pairs]
   scorer = scoring.Scorer(lm, BATCH)
-  batches = scorer._batches(asks)
-  return len({scorer._width(len(asks[batch[0][0]].inputs)) for batch in batches})
+  needed = [scorer._width(len(asks[batch[0][0]].inputs)) for batch in scorer._batches(asks)]
+  return len(scoring.choose_widths(needed, ()))
 
 
 if __name__ == "__main__":

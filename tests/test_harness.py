@@ -161,8 +161,9 @@ def test_equal_inputs_share_a_row(lm):
   """Answers of one token to one question are read off one row, however many there are."""
   scorer = scoring.Scorer(lm, 4)
   asked = [scoring.Asked((7, 8, 9), (i,)) for i in range(200)] + [scoring.Asked((7,), (1,))] * 3
-  # A batch has room for as many answers as tokens: 4 x 32.
-  assert [[len(row) for row in batch] for batch in scorer._batches(asked)] == [[128], [72, 3]]
+  # A batch has room for as many answers as tokens: 4 x 16.
+  sizes = [[len(row) for row in batch] for batch in scorer._batches(asked)]
+  assert sizes == [[64], [64], [64], [8, 3]]
   found = dict(scorer.answers(asked))
   logprobs_V = log_probabilities(lm, [7, 8, 9])[-1]
   np.testing.assert_allclose(
@@ -171,17 +172,29 @@ def test_equal_inputs_share_a_row(lm):
 
 
 def test_few_programs(lm):
-  """1,000 requests of all lengths: as many programs as widths, 12 at most in a model of 2048."""
-  assert len(scoring.widths(2048)) == 12 and scoring.widths(2048)[-1] == 2048
-  assert scoring.widths(48) == [32, 48] and scoring.widths(20) == [20]
+  """1,000 requests of all lengths: a program for each width that pays, and none twice."""
   rng, scorer, compiled = np.random.default_rng(0), scoring.Scorer(lm, 4), []
   for _ in range(2):
     asked = [scoring.Asked(tuple(rng.integers(0, 280, n)), (3,)) for n in rng.integers(1, 49, 500)]
     compiled.append(scoring._score._cache_size())
     assert len(dict(scorer.answers(asked))) == 500
   compiled.append(scoring._score._cache_size())
-  assert scorer.shapes == {(4, 32), (4, 48)}
-  assert compiled[1] - compiled[0] <= 2 and compiled[2] == compiled[1]
+  assert scorer.shapes == {(4, 16), (4, 32), (4, 48)}
+  assert compiled[1] - compiled[0] <= 3 and compiled[2] == compiled[1]
+
+
+def test_widths_pay_for_themselves():
+  """A program more only where it saves more columns than it costs; 12 for any 1,000 requests."""
+  assert scoring.choose_widths([64, 128], ()) == [128]
+  assert scoring.choose_widths([64] * 9 + [128], ()) == [64, 128]  # 576 columns less
+  assert scoring.choose_widths([64] * 8 + [128], ()) == [128]  # 512
+  assert scoring.choose_widths([64], (96, 32, 256)) == [32, 96]
+  assert scoring.choose_widths([300], (96,)) == [96, 300]
+  for most in (2048, 20000):
+    needed = [16 * int(n) for n in np.random.default_rng(0).integers(1, most // 16, 1000)]
+    widths = scoring.choose_widths(needed, ())
+    assert len(widths) <= 12 and widths[-1] == max(needed)
+    assert len(scoring.choose_widths(needed, widths)) <= 24
 
 
 # --- texts ----------------------------------------------------------------------------------------
