@@ -221,10 +221,11 @@ class HarnessModel(TemplateLM):
     for row, ids in zip(rows, self._generated(rows, until, new_tokens, options)):
       # A stop string that began in the prompt has ended the row, and is none of the new text's.
       while len(ids) < new_tokens and ids[-1] != self.eot_token_id:
-        if any(stop in self._text(ids) for stop in until):
+        spelled = self.tokenizer.decode(ids)  # a stop string may be a special token
+        if any(stop in spelled for stop in until):
           break
         ids += self._generated([row + ids], until, new_tokens - len(ids), options)[0]
-      text = self._text(ids)
+      text = self.tokenizer.decode(ids, skip_special_tokens=True)
       for stop in [*until, self.tokenizer.decode([self.eot_token_id])]:
         text = text.split(stop)[0]
       texts.append(text)
@@ -237,6 +238,3 @@ class HarnessModel(TemplateLM):
     assert made.lengths is not None
     width = max(map(len, rows))
     return [ids[width : width + n].tolist() for ids, n in zip(made.sequences, made.lengths)]
-
-  def _text(self, ids: list[int]) -> str:
-    return self.tokenizer.decode(ids, skip_special_tokens=True)

@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens, from rows of any lengths, by one program per width.
+"""Log-probabilities of given tokens, from rows of any lengths, by few programs.
 
 Hidden states are computed for whole rows, logits only at the places that are asked for, and these
 are few: the last word, an answer. Rows are padded on the right, which a causal model does not see.
@@ -6,8 +6,9 @@ are few: the last word, an answer. Rows are padded on the right, which a causal 
 
 from __future__ import annotations
 
+import collections
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,9 @@ from gptneo_jax import axes, heads, steps
 from gptneo_jax.sharding import constrain
 
 _CHUNK = 64  # places whose logits exist at a time: 13 MB of float32 at 50257 ids
-_LEAST_WIDTH = 32
+_STEP = 16  # widths are multiples of it
+_MOST_PROGRAMS = 12  # compiled for the requests of one call
+_COMPILING = 512  # columns of a batch that take as long as compiling; 4 s in a 125M on 2 CPU cores
 
 
 class Asked(NamedTuple):
@@ -35,18 +38,28 @@ class Answer(NamedTuple):
   greedy_K: np.ndarray
 
 
-def widths(limit: int) -> list[int]:
-  """The widths that rows are padded to: powers of two, one and a half times them, and the limit.
+def choose_widths(needed: Sequence[int], there: Collection[int]) -> list[int]:
+  """Widths to pad batches to that need at least so many columns, in ascending order.
 
-  12 of them up to 2048, so that a third of a row is padding at most.
+  there: widths that are compiled already. Another one is added where it saves more columns, over
+  all batches, than compiling costs; 12 at most.
   """
-  sizes, width = [], _LEAST_WIDTH
-  while width < limit:
-    sizes.append(width)
-    if width > _LEAST_WIDTH and width * 3 // 2 < limit:
-      sizes.append(width * 3 // 2)
-    width *= 2
-  return [*sizes, limit]
+  batches = collections.Counter(needed)
+  chosen = {width for width in there if width <= max(batches)}
+  chosen.add(min((width for width in there if width >= max(batches)), default=max(batches)))
+  old = set(there)
+
+  def saved(width: int) -> int:
+    above = min(w for w in chosen if w >= width)
+    below = max((w for w in chosen if w < width), default=0)
+    return (above - width) * sum(n for w, n in batches.items() if below < w <= width)
+
+  while len(chosen - old) < _MOST_PROGRAMS:
+    best = max(batches, key=saved)
+    if saved(best) <= _COMPILING:
+      break
+    chosen.add(best)
+  return sorted(chosen)
 
 
 class Scorer:
@@ -58,7 +71,6 @@ class Scorer:
   def __init__(self, lm: Any, batch_size: int):
     ways = lm.mesh.shape["data"] * lm.mesh.shape["fsdp"]
     self._lm, self._rows = lm, batch_size + -batch_size % ways
-    self._widths = widths(lm.config.max_position_embeddings)
     self._module = heads.build(lm.config)
     self.shapes: set[tuple[int, int]] = set()
 
@@ -67,14 +79,20 @@ class Scorer:
 
     Inputs have at least as many ids as targets, and at most as many as the model has positions.
     """
+    batches = list(self._batches(asked))
+    if not batches:
+      return
+    needed = [self._width(len(asked[batch[0][0]].inputs)) for batch in batches]
+    widths = choose_widths(needed, {T for _, T in self.shapes})
     pending = None
-    for batch in self._batches(asked):
-      started = batch, self._start(asked, batch)
+    for batch, least in zip(batches, needed):
+      T = next(width for width in widths if width >= least)
+      started = batch, self._start(asked, batch, T)
       if pending is not None:  # is fetched while the device is at the next
         yield from _fetched(asked, *pending)
       pending = started
-    if pending is not None:
-      yield from _fetched(asked, *pending)
+    assert pending is not None
+    yield from _fetched(asked, *pending)
 
   def _batches(self, asked: Sequence[Asked]) -> Iterator[list[list[int]]]:
     """Rows of a batch, each the indices of those that share it."""
@@ -101,10 +119,12 @@ class Scorer:
       yield batch
 
   def _width(self, length: int) -> int:
-    return next(width for width in self._widths if width >= length)
+    return min(length + -length % _STEP, self._lm.config.max_position_embeddings)
 
-  def _start(self, asked: Sequence[Asked], batch: list[list[int]]) -> tuple[jax.Array, jax.Array]:
-    B, T = self._rows, self._width(len(asked[batch[0][0]].inputs))
+  def _start(
+    self, asked: Sequence[Asked], batch: list[list[int]], T: int
+  ) -> tuple[jax.Array, jax.Array]:
+    B = self._rows
     ids_BxT = np.zeros((B, T), np.int32)
     place_N, target_N = np.zeros(B * T, np.int32), np.zeros(B * T, np.int32)
     n = 0

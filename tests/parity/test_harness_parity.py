@@ -53,14 +53,14 @@ def hflm(folder, batch_size):
 
 @pytest.fixture(scope="module")
 def random_model(tmp_path_factory):
-  """A folder with a random model of 64 positions and a window of 6, and one with data for it."""
+  """A folder with a random model of 32 positions and a window of 6, and one with data for it."""
   folder, rng = tmp_path_factory.mktemp("model"), np.random.default_rng(0)
   texts = [sentence(rng, 40) for _ in range(50)]
   tokenizer = data.load_tokenizer(
     "train", documents=[Document(text, "", "here") for text in texts], vocab_size=290
   )
   tokenizer.save_pretrained(folder)
-  hf_models.gpt_neo(std=0.3, vocab=290).save_pretrained(folder)
+  hf_models.gpt_neo(std=0.3, vocab=290, positions=32).save_pretrained(folder)
   items = folder / "data"
   items.mkdir()
   lengths = rng.integers(3, 70, 12)  # some are longer than the model
@@ -143,10 +143,11 @@ def test_trained_checkpoint(shared_data):
   """The checkpoint of the development data on its tasks, at no and at five examples."""
   folder, items = shared_data / "checkpoints" / "neo_docs_hf", shared_data / "tasks"
   ours, theirs = model_of_ours(folder, 4), hflm(str(folder), 4)
-  assert_same(ours, theirs, "lambada_local", items, limit=8)
-  assert_same(ours, theirs, "hellaswag_local", items, limit=6)
+  assert_same(ours, theirs, "lambada_local", items, limit=4)
+  assert_same(ours, theirs, "piqa_local", items, limit=4)
+  ours, theirs = model_of_ours(folder, 1), hflm(str(folder), 1)
+  assert_same(ours, theirs, "hellaswag_local", items, shots=5, limit=1)
   assert_same(ours, theirs, "wikitext_local", items, limit=1)
-  assert_same(ours, theirs, "piqa_local", items, shots=5, limit=6)
 
 
 def test_windows_are_cut_between_words(random_model):
