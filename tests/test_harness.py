@@ -186,8 +186,8 @@ def test_few_programs(lm):
 def test_widths_pay_for_themselves():
   """A program more only where it saves more columns than it costs; 12 for any 1,000 requests."""
   assert scoring.choose_widths([64, 128], ()) == [128]
-  assert scoring.choose_widths([64] * 9 + [128], ()) == [64, 128]  # 576 columns less
-  assert scoring.choose_widths([64] * 8 + [128], ()) == [128]  # 512
+  assert scoring.choose_widths([64] * 3 + [128], ()) == [64, 128]  # 192 columns less
+  assert scoring.choose_widths([64] * 2 + [128], ()) == [128]  # 128
   assert scoring.choose_widths([64], (96, 32, 256)) == [32, 96]
   assert scoring.choose_widths([300], (96,)) == [96, 300]
   for most in (2048, 20000):

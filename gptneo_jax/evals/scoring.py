@@ -21,7 +21,7 @@ from gptneo_jax.sharding import constrain
 _CHUNK = 64  # places whose logits exist at a time: 13 MB of float32 at 50257 ids
 _STEP = 16  # widths are multiples of it
 _MOST_PROGRAMS = 12  # compiled for the requests of one call
-_COMPILING = 512  # columns of a batch that take as long as compiling; 4 s in a 125M on 2 CPU cores
+_COMPILING = 128  # columns of a batch that must be saved: programs are kept for later runs
 
 
 class Asked(NamedTuple):
@@ -41,8 +41,8 @@ class Answer(NamedTuple):
 def choose_widths(needed: Sequence[int], there: Collection[int]) -> list[int]:
   """Widths to pad batches to that need at least so many columns, in ascending order.
 
-  there: widths that are compiled already. Another one is added where it saves more columns, over
-  all batches, than compiling costs; 12 at most.
+  there: widths that are compiled already. Another one is added where it saves enough columns, over
+  all batches, to be worth compiling; 12 at most.
   """
   batches = collections.Counter(needed)
   chosen = {width for width in there if width <= max(batches)}
