@@ -151,8 +151,8 @@ def _published_table(
     [f"{model}, published", *(_number(value) for value in beside[model])] for model in beside
   ]
   note = (
-    f"Published: {published.SOURCE}, accuracies in %. Its Pile and Wikitext figures are by another"
-    " evaluator, per token."
+    f"Published: {published.SOURCE}, accuracies in %. Its Pile and Wikitext figures of 1.3B"
+    " and 2.7B are by another evaluator, per token."
   )
   return _table(["", *published.COLUMNS], rows) + "\n\n" + note
 
