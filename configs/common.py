@@ -65,6 +65,8 @@ def base(model: ModelConfig) -> ConfigDict:
       baselines=False,  # print what a byte unigram and gzip -9 make of the same documents
       sample_tokens=64,  # length of the sample of text; 0: none
       sample_prompt="",  # empty: the beginning of a validation document
+      tasks=(),  # of lm-evaluation-harness, with each evaluation: ("quick",), ("lambada_openai",)
+      task_items=100,  # of each task, the first ones; 0: all
     )
   )
   config.profile = ConfigDict(dict(first_step=0, steps=0))  # steps to trace; 0: none

@@ -83,7 +83,7 @@ def _parse(argv: Sequence[str], flag_values) -> list[str]:
   """Parses flags; a mistake is a UserError that names the flag and the nearest right one."""
   value = _config_value(argv)
   if value is not None:
-    _check_settings(argv, _load(value))
+    _check_settings(argv, load_config(value))
   elif not any(arg.lstrip("-").startswith("help") for arg in argv):
     raise UserError("no --config; for example: --config configs/tiny.py (see --help)")
   try:
@@ -103,7 +103,7 @@ def _config_value(argv: Sequence[str]) -> str | None:
   return None
 
 
-def _load(value: str) -> ConfigDict:
+def load_config(value: str) -> ConfigDict:
   """The config as its file gives it. Raises UserError if there is no such file, or if it fails."""
   path = pathlib.Path(value.partition(":")[0])
   if not path.is_file():

@@ -22,6 +22,7 @@ from gptneo_jax.errors import UserError
 from gptneo_jax.folder import is_checkpoint_folder
 from gptneo_jax.generation import Generation
 from gptneo_jax.tasks import integers, require_tokenizer
+from gptneo_jax.vocab_loss import TokenPredictions
 
 _BUCKET = 64  # lengths are rounded up to a multiple, so that new ones rarely recompile
 _SCORED_ROWS = 8  # windows scored at once
@@ -254,11 +255,7 @@ class LanguageModel:
     nll = [0.0] * len(texts)
     for batch in batches:
       document_B = batch.pop("row_document")
-      with jax.set_mesh(self.mesh):
-        nll_B = np.asarray(
-          self._eval_step(self.params, steps.place_batch(batch, self.mesh, len(document_B))),
-          np.float64,
-        )
+      nll_B = np.asarray(self.predictions(batch).nll_BxT, np.float64).sum(-1)
       for document, value in zip(document_B, nll_B):
         if document >= 0:
           nll[document] += float(value)
@@ -266,13 +263,20 @@ class LanguageModel:
       Score(*entry) for entry in zip(nll, batches.tokens_per_document, batches.bytes_per_document)
     ]
 
-  @property
-  def _eval_step(self) -> Any:
+  def predictions(self, batch: dict[str, np.ndarray]) -> TokenPredictions:
+    """How each token of a batch is predicted, float32 B x T, without waiting for it.
+
+    The batch is as `data.evaluation_batches` makes it (`inputs` and `targets`, int32 B x T, and
+    `weights`); B is a multiple of the mesh's data x fsdp. Compiled for each shape.
+    """
+    self._require_lm_head("predict tokens")
     shardings = jax.tree.map(lambda leaf: leaf.sharding, self.params)
     leaves, tree = jax.tree.flatten(shardings)
     module = heads.build(self.config)
     # flax's modules are frozen dataclasses with a hash; its annotations make them plain ones.
-    return _eval_step(module, tuple(leaves), tree, self.mesh)  # pyrefly: ignore[bad-argument-type]
+    step = _eval_step(module, tuple(leaves), tree, self.mesh)  # pyrefly: ignore[bad-argument-type]
+    with jax.set_mesh(self.mesh):
+      return step(self.params, steps.place_batch(batch, self.mesh, len(batch["inputs"])))
 
   def generate(
     self, prompts: Any, attention_mask: Any = None, seed: int = 0, **options

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from gptneo_jax.model import Decoder, output_table
 from gptneo_jax.sharding import BATCH_SPEC
 from gptneo_jax.state import TrainState
-from gptneo_jax.vocab_loss import loss_sums, losses_of_tokens
+from gptneo_jax.vocab_loss import TokenPredictions, loss_sums, predictions_of_tokens
 
 Batch = dict[str, jax.Array]
 
@@ -97,16 +97,15 @@ def make_train_step(
 
 def make_eval_step(
   model: Decoder, param_shardings: Any, mesh: Mesh
-) -> Callable[[Any, Batch], jax.Array]:
-  """Sum of negative log-likelihoods per row, float32 B, of batches as in `make_train_step`."""
+) -> Callable[[Any, Batch], TokenPredictions]:
+  """How each token of a batch as in `make_train_step` is predicted, on every device, compiled."""
 
-  def eval_step(params, batch: Batch) -> jax.Array:
+  def eval_step(params, batch: Batch) -> TokenPredictions:
     hidden_BxTxD = _hidden(model, params, batch, deterministic=True)
     table_VxD = output_table(model.config, params)
-    losses = losses_of_tokens(
+    return predictions_of_tokens(
       hidden_BxTxD, table_VxD, batch["targets"], _weights(batch), model.config.vocab_size
     )
-    return losses.nll_BxT.sum(axis=-1)
 
   return jax.jit(
     eval_step,

@@ -89,6 +89,28 @@ def losses_of_tokens(
   return losses(x_BxTxD, table_VxD.astype(x_BxTxD.dtype), targets_BxT, weights_BxT)
 
 
+class TokenPredictions(NamedTuple):
+  """How each token was predicted, float32 B x T; 0 where its weight is 0."""
+
+  nll_BxT: jax.Array  # nats
+  confidence_BxT: jax.Array  # probability of the likeliest token
+  correct_BxT: jax.Array  # 1 where no other token was likelier
+
+
+def predictions_of_tokens(
+  x_BxTxD: jax.Array,
+  table_VxD: jax.Array,
+  targets_BxT: jax.Array,
+  weights_BxT: jax.Array,
+  vocab_size: int,
+) -> TokenPredictions:
+  """What the logits x·table^T say of the targets, each times its weight, chunk by chunk."""
+  predictions = _on_mesh(
+    functools.partial(_predictions_of_tokens, vocab_size=vocab_size), BATCH_SPEC
+  )
+  return predictions(x_BxTxD, table_VxD.astype(x_BxTxD.dtype), targets_BxT, weights_BxT)
+
+
 # --- on one device: its rows, its part of the vocabulary -----------------------------------------
 
 
@@ -123,6 +145,7 @@ class _Terms(NamedTuple):
   target_N: jax.Array  # place of the target in this part; outside of it, it is elsewhere
   log_z_N: jax.Array
   nll_N: jax.Array
+  correct_N: jax.Array  # bool: no other token is likelier than the target
 
 
 def _terms(x_NxD, table_VxD, targets_N, vocab_size: int, layout: _Layout) -> _Terms:
@@ -140,7 +163,7 @@ def _terms(x_NxD, table_VxD, targets_N, vocab_size: int, layout: _Layout) -> _Te
   of_target_Nx1 = jnp.take_along_axis(logits_NxV, jnp.where(here_N, target_N, 0)[:, None], axis=1)
   of_target_N = _sum_over(layout.vocab, jnp.where(here_N, of_target_Nx1[:, 0], 0.0))
   log_z_N = max_N + jnp.log(sum_N)
-  return _Terms(exp_NxV, sum_N, target_N, log_z_N, log_z_N - of_target_N)
+  return _Terms(exp_NxV, sum_N, target_N, log_z_N, log_z_N - of_target_N, (of_target_N >= max_N))
 
 
 def _loss_and_gradients(
@@ -189,6 +212,21 @@ def _losses_of_tokens(
   chunks = [_chunks(x) for x in (x_BxTxD, targets_BxT, weights_BxT)]
   _, losses = jax.lax.scan(visit, None, chunks)
   return TokenLosses(*(_joined(x, targets_BxT.shape) for x in losses))
+
+
+def _predictions_of_tokens(
+  x_BxTxD, table_VxD, targets_BxT, weights_BxT, *, vocab_size, layout: _Layout
+) -> TokenPredictions:
+  def visit(_, chunk):
+    x_NxD, targets_N, weights_N = chunk
+    terms = _terms(x_NxD, table_VxD, targets_N, vocab_size, layout)
+    confidence_N = 1.0 / terms.sum_N  # exp(0) is the likeliest token's share of the sum
+    predictions = (terms.nll_N, confidence_N, terms.correct_N)
+    return None, TokenPredictions(*(x_N * weights_N for x_N in predictions))
+
+  chunks = [_chunks(x) for x in (x_BxTxD, targets_BxT, weights_BxT)]
+  _, predictions = jax.lax.scan(visit, None, chunks)
+  return TokenPredictions(*(_joined(x, targets_BxT.shape) for x in predictions))
 
 
 def _chunks(x_BxT: jax.Array) -> jax.Array:

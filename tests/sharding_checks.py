@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 from gptneo_jax import sharding
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.model import Decoder, output_table
-from gptneo_jax.vocab_loss import loss_sums, losses_of_tokens
+from gptneo_jax.vocab_loss import loss_sums, predictions_of_tokens
 
 NEO = ModelConfig(
   vocab_size=59, vocab_multiple=8, max_position_embeddings=32, hidden_size=32, num_layers=4,
@@ -51,8 +51,8 @@ def make(config: ModelConfig):
     arguments = hidden_BxTxD, output_table(config, params), targets_BxT, weights_BxT
     sums = loss_sums(*arguments, config.vocab_size, 1e-2)
     arguments = jax.lax.stop_gradient(arguments)
-    evaluated = losses_of_tokens(*arguments, config.vocab_size).nll_BxT.sum()
-    return sums.objective, (sums.nll, evaluated)
+    evaluated = predictions_of_tokens(*arguments, config.vocab_size)
+    return sums.objective, (sums.nll, *(x_BxT.sum() for x_BxT in evaluated))
 
   ids_BxT = np.random.default_rng(0).integers(0, config.vocab_size, (8, 24)).astype(np.int32)
   value_and_grad = jax.value_and_grad(loss, has_aux=True)

@@ -1,5 +1,6 @@
 """Evaluation windows against the definition, and the baselines against closed forms."""
 
+import collections
 import gzip
 import math
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from gptneo_jax.data.baselines import byte_unigram_bits_per_byte, gzip_bits_per_byte
 from gptneo_jax.data.config import DataConfig
-from gptneo_jax.data.documents import Document
+from gptneo_jax.data.documents import DataError, Document
 from gptneo_jax.data.evaluation import (
   evaluation_batches,
   evaluation_documents,
@@ -72,6 +73,96 @@ def test_every_token_is_scored_once_in_its_context(tokenizer, texts, seq_len, ba
     np.testing.assert_array_equal(window.inputs, row["inputs"])
     np.testing.assert_array_equal(window.targets, row["targets"])
     np.testing.assert_array_equal(window.weights, row["weights"])
+
+
+@settings(deadline=None, max_examples=60)
+@given(texts=texts_strategy, seq_len=st.integers(1, 9), data=st.data())
+def test_strided_windows_score_every_token_once_with_the_most_context(
+  tokenizer, texts, seq_len, data
+):
+  stride = data.draw(st.integers(1, seq_len))
+  end = end_of_text_id(tokenizer)
+  windows = list(evaluation_windows(documents_of(texts), tokenizer, seq_len, stride))
+  for number, ids in enumerate(DocumentEncoder(tokenizer).encode(texts)):
+    inputs = [end, *ids[:-1]]
+    starts = range(0, len(ids), stride)  # the windows that may be
+    scored = {}
+    own = [window for window in windows if window.document == number]
+    for start, window in zip(starts, own):
+      count = min(seq_len, len(ids) - start)
+      assert window.inputs[:count].tolist() == inputs[start : start + count]
+      assert window.targets[:count].tolist() == ids[start : start + count].tolist()
+      for place in np.flatnonzero(window.weights):
+        assert place < count and start + place not in scored
+        scored[start + place] = place  # tokens of context
+    assert sorted(scored) == list(range(len(ids)))
+    for token, context in scored.items():
+      holding = [start for start in starts if start <= token < start + seq_len]
+      assert context == max(token - start for start in holding)
+    assert len(own) == sum(window.weights.any() for window in own)  # none is for nothing
+
+
+def test_a_stride_of_the_whole_window_is_disjoint(tokenizer):
+  documents = documents_of(["one two three " * 9, "", "two"])
+  disjoint = evaluation_batches(documents, tokenizer, batch_size=2, seq_len=8)
+  for batch, other in zip(
+    disjoint,
+    evaluation_batches(documents, tokenizer, batch_size=2, seq_len=8, stride=8),
+    strict=True,
+  ):
+    for name in batch:
+      np.testing.assert_array_equal(batch[name], other[name])
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+  lengths=st.lists(st.integers(0, 400), max_size=90),
+  seq_len=st.integers(1, 300),
+  batch_size=st.integers(1, 3),
+)
+def test_sorted_batches_hold_the_same_windows(tokenizer, lengths, seq_len, batch_size):
+  letters = "xyzw" * 100
+  documents = documents_of([letters[:length] for length in lengths])
+  stride = (seq_len + 1) // 2
+  windows = list(evaluation_windows(documents, tokenizer, seq_len, stride))
+  names = ("inputs", "targets", "weights")
+  expected = collections.Counter(
+    (window.document, *(getattr(window, name).tobytes() for name in names)) for window in windows
+  )
+  found, widths = collections.Counter(), []
+  for batch in evaluation_batches(
+    documents, tokenizer, batch_size=batch_size, seq_len=seq_len, stride=stride, by_length=True
+  ):
+    B, T = batch["inputs"].shape
+    assert B == batch_size
+    widths.append(T)
+    for row in np.flatnonzero(batch["row_document"] >= 0):
+      whole = []
+      for name in names:
+        padding = 0 if name == "weights" else end_of_text_id(tokenizer)
+        whole.append(np.full(seq_len, padding, batch[name].dtype))
+        whole[-1][:T] = batch[name][row]
+      found[batch["row_document"][row], *(array.tobytes() for array in whole)] += 1
+    assert not batch["weights"][batch["row_document"] < 0].any()
+  assert found == expected
+  assert set(widths) <= {64, 128, 256, seq_len}
+  if len(windows) <= 32 * batch_size:  # sorted as one
+    longest = sorted((window.length for window in windows), reverse=True)[::batch_size]
+    assert all(n <= width < max(2 * n, 65) for n, width in zip(longest, widths, strict=True))
+
+
+@pytest.mark.parametrize("stride", [0, -1, 9])
+def test_a_stride_that_leaves_tokens_out_is_refused(tokenizer, stride):
+  with pytest.raises(ValueError, match=f"stride is {stride}; it is 1 to 8"):
+    evaluation_batches([], tokenizer, batch_size=2, seq_len=8, stride=stride)
+
+
+def test_a_file_without_documents_is_named(tmp_path):
+  path = tmp_path / "empty.jsonl"
+  path.write_text("\n")
+  config = DataConfig(source="jsonl", path=str(path), test_path=str(path))
+  with pytest.raises(DataError, match=r"empty\.jsonl holds no document"):
+    next(evaluation_documents(config, "test"))
 
 
 def test_batches_come_before_all_documents_are_read(tokenizer):

@@ -9,7 +9,12 @@ import pytest
 
 from gptneo_jax import vocab_loss
 from gptneo_jax.losses import token_losses
-from gptneo_jax.vocab_loss import loss_sums, losses_of_tokens, mask_padding
+from gptneo_jax.vocab_loss import (
+  loss_sums,
+  losses_of_tokens,
+  mask_padding,
+  predictions_of_tokens,
+)
 
 D = 16
 
@@ -72,6 +77,24 @@ def test_losses_of_tokens(monkeypatch, chunk):
   _, expected = whole(x, table, targets, weights, V, 0.0)
   np.testing.assert_allclose(got.nll_BxT, expected.nll_BxT, rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(got.z_BxT, expected.z_BxT, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [4, 1024])
+def test_predictions_of_tokens(monkeypatch, chunk):
+  """V = 3, so that many a target is the likeliest; the last two rows only pad the vocabulary."""
+  monkeypatch.setattr(vocab_loss, "CHUNK", chunk)
+  x, table, targets, weights, V = inputs(V=3, rows=5)
+  got = predictions_of_tokens(x, table, targets, weights, V)
+  logits = np.einsum("BTD,VD->BTV", np.asarray(x, np.float64), np.asarray(table, np.float64))[
+    ..., :V
+  ]
+  probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+  of_target = np.take_along_axis(probabilities, targets[..., None], -1)[..., 0]
+  correct = probabilities.argmax(-1) == targets
+  assert 0 < correct.sum() < correct.size
+  np.testing.assert_allclose(got.nll_BxT, -np.log(of_target) * weights, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(got.confidence_BxT, probabilities.max(-1) * weights, rtol=1e-5)
+  np.testing.assert_array_equal(got.correct_BxT, correct * weights)
 
 
 def test_bfloat16_hidden_states_give_float32_sums_and_table_gradients():

@@ -10,8 +10,13 @@ from gptneo_jax.data.evaluation import (
   evaluation_documents,
   mixed_documents,
 )
-from gptneo_jax.data.sources import check_sources
-from gptneo_jax.data.tokenizer import check_vocabulary, end_of_text_id, load_tokenizer
+from gptneo_jax.data.sources import check_sources, source_files
+from gptneo_jax.data.tokenizer import (
+  check_vocabulary,
+  end_of_text_id,
+  load_tokenizer,
+  vocabulary_size,
+)
 
 __all__ = [
   "DataConfig",
@@ -29,4 +34,6 @@ __all__ = [
   "load_tokenizer",
   "merge_states",
   "mixed_documents",
+  "source_files",
+  "vocabulary_size",
 ]

@@ -103,3 +103,7 @@ class DataConfig:
   def entries(self) -> tuple[tuple[float, str, str], ...]:
     """(weight, source, path) of every source; one entry unless it is a mixture."""
     return self.mixture if self.source == "mixture" else ((1.0, self.source, self.path),)
+
+  def own_path(self, split: str) -> str:
+    """The path of a split that is a source of its own, '' if it is taken out of the training's."""
+    return {"validation": self.validation_path, "test": self.test_path}.get(split, "")

@@ -14,6 +14,8 @@ from gptneo_jax.data.tokenizer import DocumentEncoder
 
 _PIECE_DOCUMENTS = 64
 _PIECE_CHARACTERS = 1 << 18
+_SORTED_BATCHES = 32  # whose rows are sorted together
+_LEAST_WIDTH = 64
 
 
 def evaluation_documents(
@@ -26,16 +28,19 @@ def evaluation_documents(
       first one is asked for, the split holds no document.
   """
   bad_records = BadRecords(config.on_bad_record)
-  return _documents(
-    open_components(config, split, bad_records), split, limit_documents, bad_records
-  )
+  components = open_components(config, split, bad_records)
+  return _documents(components, config.own_path(split), split, limit_documents, bad_records)
 
 
-def _documents(components, split, limit_documents, bad_records):
+def _documents(components, own_path, split, limit_documents, bad_records):
   documents = itertools.chain.from_iterable(part.documents() for part in components)
   first = next(documents, None)
   if first is None:
-    raise DataError(f"the {split} split holds no document: raise data.{split}_fraction")
+    raise DataError(
+      f"{own_path} holds no document"
+      if own_path
+      else f"the {split} split holds no document: raise data.{split}_fraction"
+    )
   yield from itertools.islice(itertools.chain([first], documents), limit_documents or None)
   bad_records.log_summary()
 
@@ -60,32 +65,38 @@ def mixed_documents(config: DataConfig) -> Iterator[Document]:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationWindow:
-  """Up to T tokens to score: inputs and targets int32 T, weights float32 T (0: padding)."""
+  """Up to T tokens: inputs and targets int32 T, weights float32 T (1: scored here)."""
 
   inputs: np.ndarray
   targets: np.ndarray
   weights: np.ndarray
   document: int  # index
+  length: int  # tokens; padding follows
 
 
 def evaluation_windows(
-  documents: Iterable[Document], tokenizer, seq_len: int
+  documents: Iterable[Document], tokenizer, seq_len: int, stride: int | None = None
 ) -> Iterator[EvaluationWindow]:
-  """Disjoint windows of T inputs: every token of a document is scored once.
+  """Windows of T inputs, each `stride` after the one before: every token is scored once.
 
-  The end-of-text token stands before the document and is not scored; each further window starts
-  with the last token of the one before; no end of text follows. A text without tokens has none.
+  The end-of-text token stands before the document and is not scored; no end of text follows. A
+  token is scored in the first window that holds it, where it has the most context: all of the first
+  window, the last `stride` of each further one. Without a stride windows are disjoint, which is a
+  stride of T: each further one starts with the last token of the one before. A text without tokens
+  has no window. Raises ValueError for a stride that is not in 1 to T.
   """
   encoder = DocumentEncoder(tokenizer)
+  step = _step(seq_len, stride)
   for number, ids in enumerate(_encode(documents, encoder)):
-    yield from _windows(ids, number, encoder.end_of_text, seq_len)
+    yield from _windows(ids, number, encoder.end_of_text, seq_len, step)
 
 
 class EvaluationBatches:
-  """Whole batches of windows, in order; a single pass, so that any amount of data fits.
+  """Whole batches of windows; a single pass, so that any amount of data fits.
 
-  A batch is a dict: `inputs`, `targets` int32 B x T; `weights` float32 B x T, 0 on padding;
-  `row_document` int32 B, index of the row's document or -1 for a row of padding.
+  A batch is a dict: `inputs`, `targets` int32 B x T; `weights` float32 B x T, 1 where a token is
+  scored, 0 on padding and on what is context only; `row_document` int32 B, index of the row's
+  document or -1 for a row of padding.
 
   Attributes (they grow while batches are taken and are complete after the last one):
     subsets: subset of each document.
@@ -94,11 +105,23 @@ class EvaluationBatches:
     tokens_per_document: scored tokens of each document.
   """
 
-  def __init__(self, documents: Iterable[Document], tokenizer, *, batch_size: int, seq_len: int):
+  def __init__(
+    self,
+    documents: Iterable[Document],
+    tokenizer,
+    *,
+    batch_size: int,
+    seq_len: int,
+    stride: int | None = None,
+    by_length: bool = False,
+  ):
     self.subsets: list[str] = []
     self.bytes_per_document: list[int] = []
     self.tokens_per_document: list[int] = []
-    self._batches = self._batch(documents, DocumentEncoder(tokenizer), batch_size, seq_len)
+    step = _step(seq_len, stride)
+    encoder = DocumentEncoder(tokenizer)
+    windows = self._windows(documents, encoder, seq_len, step)
+    self._batches = _batches(windows, encoder.end_of_text, batch_size, seq_len, by_length)
 
   def __iter__(self) -> "EvaluationBatches":
     return self
@@ -112,31 +135,69 @@ class EvaluationBatches:
       self.bytes_per_document.append(len(document.text.encode()))
       yield document
 
-  def _batch(self, documents, encoder, batch_size, seq_len):
-    def windows():
-      for number, ids in enumerate(_encode(self._noted(documents), encoder)):
-        self.tokens_per_document.append(len(ids))
-        yield from _windows(ids, number, encoder.end_of_text, seq_len)
+  def _windows(self, documents, encoder, seq_len, step):
+    for number, ids in enumerate(_encode(self._noted(documents), encoder)):
+      self.tokens_per_document.append(len(ids))
+      yield from _windows(ids, number, encoder.end_of_text, seq_len, step)
 
-    rows = windows()
-    while taken := list(itertools.islice(rows, batch_size)):
+
+def _batches(
+  windows: Iterator[EvaluationWindow], end_of_text: int, B: int, seq_len: int, by_length: bool
+) -> Iterator[dict[str, np.ndarray]]:
+  while piece := list(itertools.islice(windows, B * (_SORTED_BATCHES if by_length else 1))):
+    if by_length:
+      piece.sort(key=lambda window: -window.length)
+    for first in range(0, len(piece), B):
+      taken = piece[first : first + B]
+      T = _width(max(window.length for window in taken), seq_len) if by_length else seq_len
       batch = {
-        "inputs": np.full((batch_size, seq_len), encoder.end_of_text, np.int32),
-        "targets": np.full((batch_size, seq_len), encoder.end_of_text, np.int32),
-        "weights": np.zeros((batch_size, seq_len), np.float32),
-        "row_document": np.full(batch_size, -1, np.int32),
+        "inputs": np.full((B, T), end_of_text, np.int32),
+        "targets": np.full((B, T), end_of_text, np.int32),
+        "weights": np.zeros((B, T), np.float32),
+        "row_document": np.full(B, -1, np.int32),
       }
       for row, window in enumerate(taken):
-        batch["inputs"][row], batch["targets"][row] = window.inputs, window.targets
-        batch["weights"][row], batch["row_document"][row] = window.weights, window.document
+        for name in ("inputs", "targets", "weights"):
+          batch[name][row] = getattr(window, name)[:T]
+        batch["row_document"][row] = window.document
       yield batch
 
 
+def _width(length: int, seq_len: int) -> int:
+  """Of a batch: a power of two, so that few shapes are compiled."""
+  return min(max(_LEAST_WIDTH, 1 << (length - 1).bit_length()), seq_len)
+
+
 def evaluation_batches(
-  documents: Iterable[Document], tokenizer, *, batch_size: int, seq_len: int
+  documents: Iterable[Document],
+  tokenizer,
+  *,
+  batch_size: int,
+  seq_len: int,
+  stride: int | None = None,
+  by_length: bool = False,
 ) -> EvaluationBatches:
-  """Batches that score the documents; see EvaluationBatches."""
-  return EvaluationBatches(documents, tokenizer, batch_size=batch_size, seq_len=seq_len)
+  """Batches that score the documents in windows as `evaluation_windows`'; see EvaluationBatches.
+
+  by_length: rows of every 32 batches are sorted, longest first, and a batch is only as wide as the
+    power of two that holds its longest (64 at least): short documents cost less.
+  """
+  return EvaluationBatches(
+    documents,
+    tokenizer,
+    batch_size=batch_size,
+    seq_len=seq_len,
+    stride=stride,
+    by_length=by_length,
+  )
+
+
+def _step(seq_len: int, stride: int | None) -> int:
+  if stride is None:
+    return seq_len
+  if not 1 <= stride <= seq_len:
+    raise ValueError(f"stride is {stride}; it is 1 to {seq_len}, the inputs of a window")
+  return stride
 
 
 def _encode(documents: Iterable[Document], encoder: DocumentEncoder) -> Iterator[np.ndarray]:
@@ -152,18 +213,22 @@ def _encode(documents: Iterable[Document], encoder: DocumentEncoder) -> Iterator
 
 
 def _windows(
-  ids: np.ndarray, number: int, end_of_text: int, seq_len: int
+  ids: np.ndarray, number: int, end_of_text: int, seq_len: int, step: int
 ) -> Iterator[EvaluationWindow]:
   inputs = np.concatenate([np.array([end_of_text], np.int32), ids[:-1]])
-  for start in range(0, len(ids), seq_len):
+  start = scored = 0  # of the document's tokens: where the window starts, how many are scored
+  while scored < len(ids):
     count = min(seq_len, len(ids) - start)
     window = EvaluationWindow(
       inputs=np.full(seq_len, end_of_text, np.int32),
       targets=np.full(seq_len, end_of_text, np.int32),
       weights=np.zeros(seq_len, np.float32),
       document=number,
+      length=count,
     )
     window.inputs[:count] = inputs[start : start + count]
     window.targets[:count] = ids[start : start + count]
-    window.weights[:count] = 1
+    window.weights[scored - start : count] = 1
     yield window
+    scored = start + count
+    start += step

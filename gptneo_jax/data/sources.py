@@ -1,10 +1,11 @@
 """From a config to sources: which documents belong to a split, and where they are read."""
 
 import dataclasses
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from gptneo_jax.data.config import DataConfig
 from gptneo_jax.data.documents import BadRecords, DataError, Document
@@ -51,8 +52,7 @@ def open_components(config: DataConfig, split: str, bad_records: BadRecords) -> 
   """
   if split not in SPLITS:
     raise ValueError(f"split '{split}' is none of {', '.join(SPLITS)}")
-  own_path = {"validation": config.validation_path, "test": config.test_path}.get(split, "")
-  if own_path:
+  if own_path := config.own_path(split):
     source = _open(config, config.entries[0][1], own_path, split, bad_records)
     return [Component(1.0, source, _all_documents)]
   keep = _split_rule(config, split)
@@ -80,6 +80,21 @@ def check_sources(config: DataConfig) -> None:
       check_dataset(path)
     else:
       stdlib_files("train", BadRecords("stop"))
+
+
+def source_files(config: DataConfig, split: str) -> dict[str, Callable[[], BinaryIO]]:
+  """What opens each file that a split is read from, by path; none for sources that are no files.
+
+  Raises DataError if a path matches nothing.
+  """
+  own_path = config.own_path(split)
+  paths = [(kind, own_path or path) for _, kind, path in config.entries]
+  files = {}
+  for kind, path in paths:
+    if kind in ("jsonl", "text"):
+      fs, names = match_files(path, folders=kind == "text")
+      files |= {name: functools.partial(fs.open, name, "rb") for name in names}
+  return files
 
 
 def source_name(kind: str, path: str) -> str:

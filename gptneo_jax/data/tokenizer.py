@@ -85,9 +85,14 @@ def end_of_text_id(tokenizer) -> int:
   return vocabulary[END_OF_TEXT]
 
 
+def vocabulary_size(tokenizer) -> int:
+  """One more than the largest id."""
+  return max(tokenizer.get_vocab().values()) + 1
+
+
 def check_vocabulary(tokenizer, vocab_size: int) -> None:
   """Raises DataError when the tokenizer has ids that the model has no row for."""
-  ids = max(tokenizer.get_vocab().values()) + 1
+  ids = vocabulary_size(tokenizer)
   if ids > vocab_size:
     raise DataError(
       f"the tokenizer has {ids} ids, but the model's vocabulary holds {vocab_size}:"

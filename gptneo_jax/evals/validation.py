@@ -13,9 +13,12 @@ from ml_collections import ConfigDict
 
 from gptneo_jax import data, hosts
 from gptneo_jax.decode import generate_ids
+from gptneo_jax.engine import LanguageModel
+from gptneo_jax.errors import UserError
 from gptneo_jax.evals import perplexity
 from gptneo_jax.model import Decoder
 from gptneo_jax.steps import make_eval_step, place_batch
+from gptneo_jax.weights import Weights
 
 _PROMPT_CHARACTERS = 200  # of a validation document, before the sample of text
 
@@ -28,7 +31,11 @@ def make_validation(
   mesh: Mesh,
   tokenizer: Any,
 ) -> Callable[[Any], tuple[dict[str, float], str]]:
-  """A function of the parameters: metrics of the validation documents, and a sample of text."""
+  """A function of the parameters: metrics of validation documents and tasks, a sample of text.
+
+  Raises UserError for a task that there is not, or with several hosts, on which no task runs.
+  """
+  _check_tasks(config)
   eval_step = make_eval_step(model, param_shardings, mesh)
   ways = mesh.shape["data"] * mesh.shape["fsdp"]
   rows = math.ceil((config.eval.batch_size or config.batch_size) / ways) * ways
@@ -38,14 +45,16 @@ def make_validation(
     return data.evaluation_documents(data_config, "validation", config.eval.documents)
 
   def evaluate(params: Any) -> tuple[dict[str, float], str]:
-    def row_nll(batch: dict[str, np.ndarray]) -> jax.Array:
+    def row_nll(batch: dict[str, np.ndarray]) -> np.ndarray:
       own = {key: value[local.start : local.stop] for key, value in batch.items()}
-      return eval_step(params, place_batch(own, mesh, rows))
+      nll_BxT = eval_step(params, place_batch(own, mesh, rows)).nll_BxT
+      return np.asarray(nll_BxT, np.float64).sum(-1)
 
     batches = data.evaluation_batches(
       documents(), tokenizer, batch_size=rows, seq_len=config.seq_len
     )
-    return perplexity.evaluate(row_nll, batches), sample(params)
+    results = perplexity.evaluate(row_nll, batches)
+    return results | _tasks(config, model, params, mesh, tokenizer), sample(params)
 
   def sample(params: Any) -> str:
     """A beginning, and how the model goes on."""
@@ -65,6 +74,36 @@ def make_validation(
     return tokenizer.decode(prompt) + " ⏵ " + tokenizer.decode(ids[0])
 
   return evaluate
+
+
+def _check_tasks(config: ConfigDict) -> None:
+  if not config.eval.tasks:
+    return
+  if jax.process_count() > 1:
+    raise UserError(
+      "eval.tasks run on one host; evaluate the checkpoints of a run on several hosts"
+    )
+  from gptneo_jax.evals import harness
+
+  harness.check(config.eval.tasks)
+
+
+def _tasks(
+  config: ConfigDict, model: Decoder, params: Any, mesh: Mesh, tokenizer: Any
+) -> dict[str, float]:
+  """`eval/TASK/METRIC` of each of the config's tasks that can be had."""
+  if not config.eval.tasks:
+    return {}
+  from gptneo_jax.evals import harness
+
+  lm = LanguageModel(Weights(model.config, params), mesh)
+  lm.tokenizer = tokenizer
+  found = harness.evaluate_tasks(lm, config.eval.tasks, limit=config.eval.task_items or None)
+  return {
+    f"eval/{task}/{metric}": value
+    for task, metrics in found["results"].items()
+    for metric, value in metrics.items()
+  }
 
 
 def baselines(config: ConfigDict, data_config: data.DataConfig) -> dict[str, float]:
@@ -93,6 +132,10 @@ def report(step: int, results: dict[str, float], others: dict[str, float], sampl
   for key, value in results.items():
     if key.startswith("eval/bits_per_byte/"):
       text += f"\n  {key.removeprefix('eval/bits_per_byte/'):32} {value:.3f} bits per byte"
+  for key, value in results.items():
+    _, name, *metric = key.split("/")
+    if metric and name not in ("loss", "perplexity", "bits_per_byte") and "_stderr" not in key:
+      text += f"\n  {name:32} {value:.4f} {'/'.join(metric)}"
   if sample:
     text += "\n  | " + sample.replace("\n", "\n  | ")
   return text

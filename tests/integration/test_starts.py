@@ -3,6 +3,9 @@
 import pytest
 import train_runs
 
+import gptneo_jax
+from gptneo_jax.evals import harness
+
 pytestmark = pytest.mark.processes
 
 
@@ -29,3 +32,25 @@ def test_weights_of_another_run(tmp_path):
   assert f"weights from {tmp_path / 'first'}" in second.stdout
   assert train_runs.losses(tmp_path / "second")[0] < train_runs.losses(tmp_path / "first")[0] - 0.1
   assert list((tmp_path / "second" / "profile").rglob("*.xplane.pb"))
+
+
+def test_tasks_with_each_evaluation(tmp_path):
+  """The figures are those of the checkpoint."""
+  pytest.importorskip("lm_eval", reason="tasks need lm-evaluation-harness")
+  run = train_runs.train(
+    tmp_path / "run",
+    data__source="jsonl",
+    data__path=train_runs.write_corpus(tmp_path),
+    data__validation_fraction=0.1,
+    steps=2,
+    eval__tasks="stdlib_cloze",
+    eval__task_items=3,
+  )
+  assert run.returncode == 0, run.stderr
+  *_, last = train_runs.metrics(tmp_path / "run")
+  lm = gptneo_jax.load(str(tmp_path / "run"))
+  results = harness.evaluate_tasks(lm, ["stdlib_cloze"], limit=3)["results"]["stdlib_cloze"]
+  assert results
+  for metric, value in results.items():
+    assert last[f"eval/stdlib_cloze/{metric}"] == pytest.approx(value, rel=1e-4)
+  assert f"stdlib_cloze{' ' * 20}" in run.stdout

@@ -1,0 +1,240 @@
+"""Our models as lm-evaluation-harness sees models. Imports the harness, which the extra `eval`
+brings; it needs no torch for this.
+
+What is measured is what the harness' own class for PyTorch models measures (lm_eval.models.
+huggingface.HFLM, 0.4.13): the same tokens, windows and stop strings.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tqdm
+from lm_eval.api.model import TemplateLM
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from gptneo_jax import data, engine
+from gptneo_jax.data.tokenizer import DocumentEncoder
+from gptneo_jax.errors import UserError
+from gptneo_jax.evals.scoring import Asked, Scorer
+from gptneo_jax.tasks import require_tokenizer
+
+_NEW_TOKENS = 256  # the harness' default
+_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # first wins
+_SAMPLING = {
+  "temperature", "top_h", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff",
+}  # fmt: skip
+
+# What was asked, the key of its answer in the cache (None: has none), context ids, target ids.
+_Request = tuple[tuple[str, str] | None, Sequence[int], Sequence[int]]
+
+
+class HarnessModel(TemplateLM):
+  """A language model for `lm_eval.evaluator`. Raises UserError if it has no tokenizer or LM head.
+
+  batch_size: rows at once, rounded up to what the mesh divides.
+  seed: of generation where a task samples.
+  """
+
+  def __init__(self, lm: engine.LanguageModel, batch_size: int = 8, seed: int = 0):
+    super().__init__()
+    if not lm.config.has_lm_head:
+      raise UserError(f"tasks need next-token logits, and the model's head is {lm.config.head!r}")
+    self.tokenizer: Any = require_tokenizer(lm, "evaluate tasks")
+    data.check_vocabulary(self.tokenizer, lm.config.vocab_size)
+    self._lm, self._batch_size, self._seed = lm, batch_size, seed
+    self._scorer = Scorer(lm, batch_size)
+
+  # --- what the harness asks of a tokenizer -------------------------------------------------------
+
+  @property
+  def eot_token_id(self) -> int:
+    return data.end_of_text_id(self.tokenizer)
+
+  @property
+  def max_length(self) -> int:
+    return self._lm.config.max_position_embeddings
+
+  @property
+  def tokenizer_name(self) -> str:
+    """Names the harness' cache of prompts, so equal for equal vocabularies only."""
+    return f"gptneo_jax-{DocumentEncoder(self.tokenizer).fingerprint()}"
+
+  def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
+    """Ids of a text; spelled-out special tokens are read as such, none is added."""
+    return self.tokenizer.encode(string, add_special_tokens=False, verbose=False)
+
+  @property
+  def compiled_shapes(self) -> int:
+    """Programs that scoring has needed so far."""
+    return len(self._scorer.shapes)
+
+  # --- log-likelihoods ----------------------------------------------------------------------------
+
+  def loglikelihood(
+    self, requests: Sequence[Any], disable_tqdm: bool = False
+  ) -> list[tuple[float, bool]]:
+    """(sum of log-probabilities in nats, all greedy) of (context, continuation)."""
+    texts = [request.args for request in requests]
+    asked = [((context, text), *self._encode_pair(context, text)) for context, text in texts]
+    return self._loglikelihood_tokens(asked, disable_tqdm=disable_tqdm)
+
+  def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+    """As the harness', and for texts on which its own fails.
+
+    An empty context is the end of text, or the continuation's first token if it is that. Where a
+    token spans the join and leaves nothing of the continuation, the two are encoded on their own.
+    """
+    if context:
+      context_ids, ids = super()._encode_pair(context, continuation)
+      if not ids:
+        ids = self.tok_encode(continuation)
+    else:
+      context_ids, ids = [], self.tok_encode(continuation)
+    if not context_ids and ids[:1] == [self.prefix_token_id]:
+      return ids[:1], ids[1:]
+    return context_ids or [self.prefix_token_id], ids
+
+  def _loglikelihood_tokens(
+    self, requests: Sequence[_Request], disable_tqdm: bool = False, **kwargs
+  ) -> list[tuple[float, bool]]:
+    """In the order of the requests; see `loglikelihood`."""
+    found: list[Any] = [None] * len(requests)
+    for i, answer in self._answers(requests, "log-likelihoods", disable_tqdm):
+      found[i] = answer
+      key = requests[i][0]
+      if key is not None:
+        self.cache_hook.add_partial("loglikelihood", key, answer)
+    return found
+
+  def loglikelihood_rolling(
+    self, requests: Sequence[Any], disable_tqdm: bool = False
+  ) -> list[float]:
+    """Log-likelihood of whole texts, in nats: disjoint windows, the last with all the context that
+    fits; the first begins with the end of text. Sums are float64."""
+    windows: list[_Request] = []
+    owners, left = [], []
+    for number, request in enumerate(requests):
+      pairs = get_rolling_token_windows(
+        self.tok_encode(*request.args), self.prefix_token_id, self.max_length, context_len=1
+      )
+      own = [(None, *make_disjoint_window(pair)) for pair in pairs]
+      windows += own
+      owners += [number] * len(own)
+      left.append(len(own))
+    totals = [0.0] * len(requests)
+    for i, (logprob, _) in self._answers(windows, "windows", disable_tqdm):
+      number = owners[i]
+      totals[number] += logprob
+      left[number] -= 1
+      if not left[number]:
+        request = requests[number]
+        self.cache_hook.add_partial("loglikelihood_rolling", request.args, totals[number])
+    return totals
+
+  def _answers(
+    self, requests: Sequence[_Request], what: str, quiet: bool
+  ) -> Iterator[tuple[int, tuple[float, bool]]]:
+    """(index, (log-probability, all greedy)) of each request, in the order of computing."""
+    asked = []
+    for _, context, targets in requests:
+      if len(targets) > self.max_length:
+        raise UserError(
+          f"a task asks for the likelihood of {len(targets)} tokens at once, and the model has"
+          f" {self.max_length} positions; evaluate it with loglikelihood_rolling"
+        )
+      ids = (*context, *targets)[-(self.max_length + 1) :]
+      asked.append(Asked(ids[:-1], tuple(targets)))
+    with tqdm.tqdm(total=len(requests), desc=what, disable=quiet) as bar:
+      for i, question in enumerate(asked):
+        if not question.targets:  # an empty text is certain
+          bar.update()
+          yield i, (0.0, True)
+      for i, (logprob_K, greedy_K) in self._scorer.answers(asked):
+        bar.update()
+        yield i, (float(logprob_K.sum(dtype=np.float64)), bool(greedy_K.all()))
+
+  # --- generation ---------------------------------------------------------------------------------
+
+  def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+    """Continuations up to the first stop string, which is cut off.
+
+    Contexts lose their beginning where they and the new tokens would be longer than the model.
+    """
+    texts: list[Any] = [None] * len(requests)
+    contexts = [self.tok_encode(request.args[0]) for request in requests]
+    # One batch has one set of options; rows in it are of like lengths. The same request again is in
+    # another group, which is drawn with another seed.
+    seen: collections.Counter[tuple[str, str]] = collections.Counter()
+    groups: dict[tuple[str, int], list[int]] = {}
+    for i in sorted(range(len(requests)), key=lambda i: -len(contexts[i])):
+      text, settings = requests[i].args
+      key = text, json.dumps(settings, sort_keys=True)
+      groups.setdefault((key[1], seen[key]), []).append(i)
+      seen[key] += 1
+    with tqdm.tqdm(total=len(requests), desc="generation", disable=disable_tqdm) as bar:
+      for (settings, time), group in groups.items():
+        until, new_tokens, options = self._options(json.loads(settings))
+        for start in range(0, len(group), self._batch_size):
+          batch = group[start : start + self._batch_size]
+          rows = [
+            contexts[i][-(self.max_length - new_tokens) :] or [self.prefix_token_id] for i in batch
+          ]
+          made = self._continue(rows, until, new_tokens, {**options, "seed": self._seed + time})
+          for i, text in zip(batch, made):
+            texts[i] = text
+            self.cache_hook.add_partial("generate_until", requests[i].args, text)
+            bar.update()
+    return texts
+
+  def _options(self, settings: dict[str, Any]) -> tuple[list[str], int, dict[str, Any]]:
+    """Stop strings, number of new tokens, and other options for `generate`.
+
+    Greedy at temperature 0 and where sampling is switched off, whatever other options of sampling
+    say; a temperature above 0 alone switches it on.
+    """
+    until = settings.pop("until", None) or []
+    until = [until] if isinstance(until, str) else [stop for stop in until if stop]
+    lengths = [settings.pop(name, None) for name in _LENGTHS]
+    new_tokens = next((int(n) for n in lengths if n is not None), _NEW_TOKENS)
+    if new_tokens >= self.max_length:
+      raise UserError(
+        f"a task asks for {new_tokens} new tokens, and the model has {self.max_length} positions"
+      )
+    do_sample = settings.pop("do_sample", None)
+    temperature = settings.get("temperature")
+    sample = do_sample is not False and (temperature or 0) > 0
+    sample |= do_sample is True and temperature is None
+    if not sample:
+      return until, new_tokens, {k: v for k, v in settings.items() if k not in _SAMPLING}
+    return until, new_tokens, {**settings, "do_sample": True}
+
+  def _continue(
+    self, rows: list[list[int]], until: list[str], new_tokens: int, options: dict[str, Any]
+  ) -> list[str]:
+    """New texts of a batch of prompts."""
+    texts = []
+    for row, ids in zip(rows, self._generated(rows, until, new_tokens, options)):
+      # A stop string that began in the prompt has ended the row, and is none of the new text's.
+      while len(ids) < new_tokens and ids[-1] != self.eot_token_id:
+        spelled = self.tokenizer.decode(ids)  # a stop string may be a special token
+        if any(stop in spelled for stop in until):
+          break
+        ids += self._generated([row + ids], until, new_tokens - len(ids), options)[0]
+      text = self.tokenizer.decode(ids, skip_special_tokens=True)
+      for stop in [*until, self.tokenizer.decode([self.eot_token_id])]:
+        text = text.split(stop)[0]
+      texts.append(text)
+    return texts
+
+  def _generated(
+    self, rows: list[list[int]], until: list[str], new_tokens: int, options: dict[str, Any]
+  ) -> list[list[int]]:
+    made = self._lm.generate(rows, max_new_tokens=new_tokens, stop_strings=until or None, **options)
+    assert made.lengths is not None
+    width = max(map(len, rows))
+    return [ids[width : width + n].tolist() for ids, n in zip(made.sequences, made.lengths)]

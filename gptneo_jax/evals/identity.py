@@ -1,0 +1,92 @@
+"""What a report says so that its numbers can be had again: hashes of files, versions, hardware."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import tqdm
+from etils import epath
+
+from gptneo_jax.checkpoint import latest_step
+from gptneo_jax.folder import is_checkpoint_folder
+from gptneo_jax.interop import hub
+from gptneo_jax.interop.tensors import TOKENIZER_FILES, weights_file
+
+_PIECE = 1 << 20
+_PACKAGES = (
+  "gptneo_jax", "jax", "jaxlib", "flax", "numpy", "transformers", "tokenizers", "lm-eval"
+)  # fmt: skip
+
+
+def of_checkpoint(name: str, *, progress: bool = True) -> dict[str, Any]:
+  """Where the model comes from: name, step (of a folder of ours), sha256 by file.
+
+  The files are the weights, config.json and the tokenizer; of a folder of ours the newest step's.
+  """
+  about: dict[str, Any] = {"name": name}
+  if is_checkpoint_folder(name):
+    folder = epath.Path(name)
+    step = latest_step(name)
+    if step is not None:
+      about["step"] = step
+      weights = list(_files_below(folder / str(step) / "params"))
+    else:
+      weights = list(folder.glob("*.safetensors"))  # quantised
+  else:
+    folder = epath.Path(hub.find(name))
+    file = weights_file({path.name for path in folder.iterdir()}) or ""
+    stem, _, suffix = file.removesuffix(".index.json").rpartition(".")
+    weights = list(folder.glob(f"{stem}*.{suffix}"))
+  others = [folder / file for file in ("config.json", *TOKENIZER_FILES)]
+  paths = sorted(weights) + [path for path in others if path.exists()]
+  files = {str(path.relative_to(folder)): functools.partial(path.open, "rb") for path in paths}
+  return {**about, "sha256": of_files(files, progress=progress)}
+
+
+def of_files(files: Mapping[str, Callable[[], Any]], *, progress: bool = True) -> dict[str, str]:
+  """sha256 of each file, by name; files: what opens each."""
+  hashes = {}
+  with tqdm.tqdm(
+    desc="hashing files", unit="B", unit_scale=True, delay=3, disable=not progress
+  ) as bar:
+    for name, opened in files.items():
+      digest = hashlib.sha256()
+      with opened() as file:
+        while piece := file.read(_PIECE):
+          digest.update(piece)
+          bar.update(len(piece))
+      hashes[name] = digest.hexdigest()
+  return hashes
+
+
+def of_software() -> dict[str, str]:
+  versions = {"python": platform.python_version()}
+  for package in _PACKAGES:
+    try:
+      versions[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      continue
+  return versions
+
+
+def of_hardware(mesh: jax.sharding.Mesh) -> dict[str, Any]:
+  device = mesh.devices.flat[0]
+  return {
+    "device": f"{device.device_kind} ({device.platform})",
+    "mesh": dict(mesh.shape),
+    "machine": platform.machine(),
+  }
+
+
+def _files_below(folder: epath.Path) -> Iterator[epath.Path]:
+  for path in folder.iterdir():
+    if path.is_dir():
+      yield from _files_below(path)
+    else:
+      yield path

@@ -1,0 +1,351 @@
+"""Measures a model: perplexity of documents, tasks of lm-evaluation-harness, its answers.
+
+  python -m gptneo_jax.evaluate --checkpoint runs/tiny --data stdlib --output tiny.json
+  python -m gptneo_jax.evaluate --checkpoint DIR --data 'pile/test.jsonl.zst' --output pile.json
+  python -m gptneo_jax.evaluate --checkpoint DIR --data GLOB --stride 512 --output strided.json
+  python -m gptneo_jax.evaluate --checkpoint DIR --tasks lambada_openai,piqa --output tasks.json
+  python -m gptneo_jax.evaluate --checkpoint DIR --tasks gptneo_paper --output paper.json
+  python -m gptneo_jax.evaluate --checkpoint DIR --answers FILE.jsonl --judge MODEL --output a.json
+  python -m gptneo_jax.evaluate --compare a.json b.json
+
+Beside FILE.json, which holds all that is needed to have the numbers again, a table (FILE.md) and a
+picture (FILE.png) are written. A long --data run that was stopped goes on when the same command is
+given again, and ends with the same numbers to the last bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import itertools
+import json
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from gptneo_jax import cli, data, engine, sections, sharding, weights
+from gptneo_jax.errors import UserError
+from gptneo_jax.evals import identity, perplexity, report
+from gptneo_jax.evals.partial import Partial
+from gptneo_jax.tasks import require_tokenizer
+
+_SPLITS = ("train", "validation", "test")
+_JSONL = (".jsonl", ".jsonl.zst", ".jsonl.gz")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  args = _parser().parse_args(argv)
+  if args.compare:
+    print(report.compare([report.read(path) for path in args.compare]), end="")
+    return 0
+  _check(args)
+  config, split = _data(args) if args.data else (None, "")
+  lm = engine.load(args.checkpoint, args.dtype, _mesh(args), quantise=args.quantise)
+  _check_model(args, lm)
+  results: dict[str, Any] = {
+    "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    "arguments": {key: value for key, value in vars(args).items() if value is not None},
+    "checkpoint": identity.of_checkpoint(args.checkpoint),
+    "model": lm.config.to_dict(),
+    "parameters": lm.config.num_params(),
+    "versions": identity.of_software(),
+    "hardware": identity.of_hardware(lm.mesh),
+    "seed": args.seed,
+    "results": {},
+  }
+  items: list[tuple[str, str]] = []
+  partial = _documents(args, lm, config, split, results) if config is not None else None
+  if args.tasks:
+    items += _tasks(args, lm, results)
+  if args.answers:
+    items += _answers(args, lm, results)
+  if args.check_overlap:
+    _overlap(args, config, split, items, results)
+  notes = report.write(results, args.output)
+  if partial is not None:
+    partial.remove()
+  print(report.markdown(results), end="")
+  for note in notes:
+    print(note, file=sys.stderr)
+  return 0
+
+
+# --- what is measured -----------------------------------------------------------------------------
+
+
+def _documents(
+  args: argparse.Namespace, lm: engine.LanguageModel, config: data.DataConfig, split: str,
+  results: dict[str, Any],
+) -> Partial:  # fmt: skip
+  """Perplexity; adds `data` and `results.data`, of a subset `results.data/SUBSET`.
+
+  Returns what was kept for the case of a stop, of no use once the report is written.
+  """
+  seq_len = args.seq_len or lm.config.max_position_embeddings
+  ways = lm.mesh.shape["data"] * lm.mesh.shape["fsdp"]
+  batch_size = -(-args.batch_size // ways) * ways
+  about = {
+    "source": args.data,
+    "split": split if args.data == "stdlib" or args.data.startswith("config:") else "all",
+    "text_key": config.text_key,
+    "sha256": identity.of_files(data.source_files(config, split)),
+  }
+  settings = {
+    **{key: results[key] for key in ("checkpoint", "model", "versions", "hardware")},
+    "quantise": args.quantise,
+    "data": about,
+    "limit": args.limit,
+    "seq_len": seq_len,
+    "stride": args.stride,
+    "batch_size": batch_size,
+  }
+  partial = Partial(f"{args.output}.partial", settings)
+  measured = perplexity.measure(
+    lm,
+    data.evaluation_documents(config, split, args.limit or 0),
+    seq_len=seq_len,
+    stride=args.stride,
+    batch_size=batch_size,
+    partial=partial,
+  )
+  subsets = measured.pop("subsets")
+  results["results"]["data"] = measured.pop("all")
+  results["results"] |= {f"data/{subset}": figures for subset, figures in subsets.items()}
+  results["data"] = about | {"seq_len": seq_len, "stride": args.stride} | measured
+  return partial
+
+
+def _tasks(
+  args: argparse.Namespace, lm: engine.LanguageModel, results: dict[str, Any]
+) -> list[tuple[str, str]]:
+  """Tasks of the harness; adds `tasks` and `results.TASK`. Returns their items, if to be compared.
+
+  Answers with --log_samples are written to FILE.samples.jsonl.
+  """
+  from gptneo_jax.evals import harness
+
+  found = harness.evaluate_tasks(
+    lm,
+    [task for name in args.tasks.split(",") if (task := name.strip())],
+    include_path=args.include_path,
+    task_data=args.task_data,
+    num_fewshot=args.num_fewshot,
+    batch_size=args.batch_size,
+    limit=args.limit,
+    log_samples=args.log_samples or bool(args.check_overlap),
+    seed=args.seed,
+    cache=args.cache,
+  )
+  results["results"] |= found.pop("results")
+  samples = found.pop("samples", {})
+  results["tasks"] = found
+  if args.log_samples:
+    with pathlib.Path(args.output).with_suffix(".samples.jsonl").open("w") as file:
+      for task, rows in samples.items():
+        file.writelines(json.dumps({"task": task, **row}, default=str) + "\n" for row in rows)
+  if not args.check_overlap:
+    return []
+  return [
+    (f"{task}:{row['doc_id']}", " ".join(_texts(row["doc"])))
+    for task, rows in samples.items()
+    for row in rows
+  ]
+
+
+def _answers(
+  args: argparse.Namespace, lm: engine.LanguageModel, results: dict[str, Any]
+) -> list[tuple[str, str]]:
+  """Generated answers against references; adds `answers` and `results.answers`. Returns items."""
+  from gptneo_jax.evals import answers, questions
+
+  found = answers.run(
+    lm,
+    args.answers,
+    judge=args.judge,
+    max_new_tokens=args.max_new_tokens,
+    batch_size=args.batch_size,
+    limit=args.limit,
+    seed=args.seed,
+    output=args.output,
+  )
+  results["results"]["answers"] = found.pop("metrics")
+  results["answers"] = found
+  return [
+    (question.where, " ".join((question.prompt, *question.references)))
+    for question in itertools.islice(questions.read(args.answers), args.limit)
+  ]
+
+
+def _overlap(
+  args: argparse.Namespace, config: data.DataConfig | None, split: str,
+  items: list[tuple[str, str]], results: dict[str, Any],
+) -> None:  # fmt: skip
+  """Items that share long n-grams with training data; adds `overlap`."""
+  from gptneo_jax.evals import overlap
+
+  if config is not None:
+    documents = data.evaluation_documents(config, split, args.limit or 0)
+    items += [(document.location, document.text) for document in documents]
+  results["overlap"] = overlap.find(items, args.check_overlap)
+
+
+def _texts(value: Any) -> Iterator[str]:
+  """All texts in parsed JSON."""
+  if isinstance(value, str):
+    yield value
+  elif isinstance(value, dict | list | tuple):
+    for part in value.values() if isinstance(value, dict) else value:
+      yield from _texts(part)
+
+
+# --- what is asked for ----------------------------------------------------------------------------
+
+
+def _data(args: argparse.Namespace) -> tuple[data.DataConfig, str]:
+  """The source of the documents, and which of its splits; raises UserError if it is not there."""
+  if args.data.startswith("config:"):
+    section = cli.load_config(args.data.removeprefix("config:")).data.to_dict()
+    config, split = _data_config(**section), args.split or "validation"
+  elif args.data == "stdlib":
+    config, split = _data_config(source="stdlib"), args.split or "validation"
+  else:
+    if args.split:
+      raise UserError(f"--split is for stdlib and config:FILE; all of {args.data} is evaluated")
+    source = args.source or ("jsonl" if args.data.endswith(_JSONL) else "text")
+    config = _data_config(
+      source=source, path=args.data, test_path=args.data, text_key=args.text_key or "text"
+    )
+    split = "test"
+  data.evaluation_documents(config, split)  # says at once if there is nothing
+  return config, split
+
+
+def _data_config(**fields: Any) -> data.DataConfig:
+  with sections.user_errors():
+    return data.DataConfig(**fields)
+
+
+def _mesh(args: argparse.Namespace) -> Any:
+  """All devices, rows split over them, unless --mesh says otherwise; one for quantised weights."""
+  if args.mesh is None:
+    stored = pathlib.Path(args.checkpoint, weights.QUANTISED_FILE).is_file()
+    return None if args.quantise or stored else sharding.make_mesh()
+  sizes = dict(re.findall(r"(\w+)=(-?\d+)(?:,|$)", args.mesh))
+  written = ",".join(f"{axis}={size}" for axis, size in sizes.items())
+  if written != args.mesh or not sizes.keys() <= set(sharding.MESH_AXES):
+    raise UserError(f"--mesh {args.mesh!r} is not of the form data=2,fsdp=1,tensor=1")
+  with sections.user_errors():
+    of = lambda axis: int(sizes.get(axis, 1))  # noqa: E731
+    return sharding.make_mesh(data=of("data"), fsdp=of("fsdp"), tensor=of("tensor"))
+
+
+def _check(args: argparse.Namespace) -> None:
+  """Raises UserError for what is wrong whatever the model."""
+  if not args.checkpoint:
+    raise UserError("no --checkpoint; give a run's --workdir, a Hugging Face folder or a hub id")
+  if not (args.data or args.tasks or args.answers):
+    raise UserError("nothing to evaluate; give --data GLOB, --tasks NAMES or --answers FILE.jsonl")
+  if not args.output or not args.output.endswith(".json"):
+    raise UserError(f"--output is {args.output!r}; give the report's file, NAME.json")
+  folder = pathlib.Path(args.output).parent
+  if not folder.is_dir():
+    raise UserError(f"--output {args.output}: there is no folder {folder}; make it first")
+  if not os.access(folder, os.W_OK):
+    raise UserError(f"--output {args.output}: the folder {folder} cannot be written to")
+  for flag in ("batch_size", "seq_len", "limit", "max_new_tokens"):
+    value = getattr(args, flag)
+    if value is not None and value < 1:
+      raise UserError(f"--{flag} is {value}; it is at least 1")
+  for flag, needed in (("stride", "data"), ("seq_len", "data"), ("judge", "answers")):
+    if getattr(args, flag) and not getattr(args, needed):
+      raise UserError(f"--{flag} is for --{needed}")
+
+
+def _check_model(args: argparse.Namespace, lm: engine.LanguageModel) -> None:
+  """Raises UserError where the model cannot be evaluated as asked."""
+  tokenizer = require_tokenizer(lm, "evaluate")
+  ids = data.vocabulary_size(tokenizer)
+  if ids > lm.config.vocab_size:
+    raise UserError(
+      f"{args.checkpoint}: its tokenizer has {ids} ids and the model {lm.config.vocab_size}: it is"
+      " the tokenizer of another model"
+    )
+  positions = lm.config.max_position_embeddings
+  seq_len = args.seq_len or positions
+  if seq_len > positions:
+    raise UserError(f"--seq_len {seq_len} is more than the model's {positions} positions")
+  if args.stride is not None and not 1 <= args.stride <= seq_len:
+    raise UserError(f"--stride is {args.stride}; it is 1 to {seq_len}, the tokens of a window")
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    prog="python -m gptneo_jax.evaluate",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  add = parser.add_argument
+  add(
+    "--checkpoint", metavar="DIR",
+    help="checkpoint folder, such as a run's --workdir; a Hugging Face folder or hub id works too",
+  )  # fmt: skip
+  add("--output", metavar="FILE.json", help="the report; FILE.md and FILE.png stand beside it")
+  add("--compare", nargs="+", metavar="FILE.json", help="print reports side by side")
+  types = ("float32", "bfloat16", "float16")
+  add("--dtype", choices=types, help="of weights and computation; default as stored")
+  add("--quantise", choices=("int8", "w8a8", "int4"), help="weights of 8 or 4 bits")
+  add("--mesh", metavar="AXES", help="as data=2,fsdp=2,tensor=1; default all devices on data")
+  add("--batch_size", type=int, default=8, metavar="B", help="rows at once; default 8")
+  add("--limit", type=int, metavar="N", help="only the first N documents, or items of a task")
+  add("--seed", type=int, default=0, help="of few-shot examples and of sampling; default 0")
+  add(
+    "--check_overlap", metavar="TRAIN_GLOB",
+    help="which of the items evaluated share 13 words in a row with this training data",
+  )  # fmt: skip
+
+  of_data = parser.add_argument_group("perplexity of documents").add_argument
+  of_data(
+    "--data", metavar="GLOB",
+    help="JSON lines (.jsonl, also .zst and .gz) or text files, local, gs:// or s3://; 'stdlib':"
+    " the Python standard library; 'config:FILE.py': the data of a training config",
+  )  # fmt: skip
+  of_data("--split", choices=_SPLITS, help="of stdlib and config:FILE; default validation")
+  of_data(
+    "--source", choices=("jsonl", "text", "datasets"),
+    help="what --data is, where its name does not say; datasets: NAME_OR_FOLDER[#SPLIT]",
+  )  # fmt: skip
+  of_data("--text_key", metavar="KEY", help="field of a record that holds the text; default text")
+  of_data("--seq_len", type=int, metavar="T", help="tokens of a window; default the model's")
+  of_data(
+    "--stride", type=int, metavar="N",
+    help="windows begin N tokens apart, each token scored in the first that holds it; default T",
+  )  # fmt: skip
+
+  of_tasks = parser.add_argument_group("tasks (pip install 'gptneo_jax[eval]')").add_argument
+  of_tasks(
+    "--tasks", metavar="A,B",
+    help="of lm-evaluation-harness; 'gptneo_paper': the published table; 'quick': a first look",
+  )  # fmt: skip
+  of_tasks("--include_path", metavar="DIR", help="folder of tasks of your own, as YAML")
+  of_tasks("--task_data", metavar="DIR", help="folder of local data for tasks that can use it")
+  of_tasks("--num_fewshot", type=int, metavar="K", help="examples before each item")
+  of_tasks("--log_samples", action="store_true", help="write every item to FILE.samples.jsonl")
+  of_tasks("--cache", metavar="FILE", help="answers of the model, kept for the next time")
+
+  of_answers = parser.add_argument_group("answers").add_argument
+  of_answers(
+    "--answers", metavar="FILE.jsonl", help='lines of {"prompt": …, "reference": … or [several]}'
+  )
+  of_answers("--max_new_tokens", type=int, default=128, metavar="N", help="default 128")
+  of_answers(
+    "--judge", metavar="WHO",
+    help="who scores answers: URL of an OpenAI-compatible server, or a model as --checkpoint",
+  )  # fmt: skip
+  return parser
+
+
+if __name__ == "__main__":
+  cli.guarded(main)
