@@ -207,6 +207,9 @@ class _Kept:
         self._read(self._file)
       except OSError as error:
         raise UserError(f"{self._path}: cannot be written: {error.strerror}") from None
+      except UserError:
+        self.__exit__()
+        raise
     return self
 
   def __exit__(self, *_) -> None:
