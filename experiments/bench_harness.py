@@ -92,14 +92,13 @@ def difference(ours: list, theirs: list) -> float:
 
 
 def programs(lm, ours: HarnessModel, task_data: str) -> int:
-  """How many programs MANY requests of the tasks, mixed, need: of those that rows are padded to."""
+  """How many programs MANY requests of the tasks, mixed, need: counted, not run."""
   rows = [row for name in TASKS for row in asked(name, task_data, lm, MANY)]
   chosen = np.random.default_rng(0).permutation(len(rows))[:MANY]
   pairs = [ours._encode_pair(*rows[i].args) for i in chosen]
   asks = [scoring.Asked((*context, *ids)[:-1], tuple(ids)) for context, ids in pairs]
   scorer = scoring.Scorer(lm, BATCH)
-  needed = [scorer._width(len(asks[batch[0][0]].inputs)) for batch in scorer._batches(asks)]
-  return len(scoring.choose_widths(needed, ()))
+  return len({scorer.shape(batch) for batch in scorer.batches(asks)})
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
-"""Log-probabilities of given tokens, from rows of any lengths, by few programs.
+"""Log-probabilities of given tokens, from texts of any lengths, by few programs.
 
-Hidden states are computed for whole rows, logits only at the places that are asked for, and these
-are few: the last word, an answer. Rows are padded on the right, which a causal model does not see.
+Texts are packed into rows, one behind another, as documents are in training: attention stays
+within each, and positions begin anew. So little is padding, whatever the lengths, and rows have few
+widths. Hidden states are computed for whole rows, logits only at the places that are asked for, and
+these are few: the last word, an answer.
 """
 
 from __future__ import annotations
 
-import collections
+import bisect
 import functools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,9 +21,7 @@ from gptneo_jax import axes, heads, steps
 from gptneo_jax.sharding import constrain
 
 _CHUNK = 64  # places whose logits exist at a time: 13 MB of float32 at 50257 ids
-_STEP = 16  # widths are multiples of it
-_MOST_PROGRAMS = 12  # compiled for the requests of one call
-_COMPILING = 128  # columns of a batch that must be saved: programs are kept for later runs
+_LEAST_WIDTH = 256
 
 
 class Asked(NamedTuple):
@@ -38,133 +38,140 @@ class Answer(NamedTuple):
   greedy_K: np.ndarray
 
 
-def choose_widths(needed: Sequence[int], there: Collection[int]) -> list[int]:
-  """Widths to pad batches to that need at least so many columns, in ascending order.
+class Batch(NamedTuple):
+  """rows: of each row, its texts; of each text, the indices of the questions that share it."""
 
-  there: widths that are compiled already. Another one is added where it saves enough columns, over
-  all batches, to be worth compiling; 12 at most.
-  """
-  batches = collections.Counter(needed)
-  chosen = {width for width in there if width <= max(batches)}
-  chosen.add(min((width for width in there if width >= max(batches)), default=max(batches)))
-  old = set(there)
+  width: int
+  rows: list[list[list[int]]]
 
-  def saved(width: int) -> int:
-    above = min(w for w in chosen if w >= width)
-    below = max((w for w in chosen if w < width), default=0)
-    return (above - width) * sum(n for w, n in batches.items() if below < w <= width)
 
-  while len(chosen - old) < _MOST_PROGRAMS:
-    best = max(batches, key=saved)
-    if saved(best) <= _COMPILING:
-      break
-    chosen.add(best)
-  return sorted(chosen)
+def widths(limit: int) -> list[int]:
+  """Of rows: 256, 384, 512, 768 and so on, up to the limit: 7 up to 2048."""
+  sizes, width = [], _LEAST_WIDTH
+  while width < limit:
+    sizes += [width, width * 3 // 2]
+    width *= 2
+  return [size for size in sizes if size < limit] + [limit]
 
 
 class Scorer:
   """Answers for a language model, so many rows at once.
 
-  shapes: (rows, width) of the programs that were needed so far.
+  shapes: (rows, width) of the programs that were needed so far: those of `widths`, and for the last
+  batch of a call one with fewer rows.
   """
 
   def __init__(self, lm: Any, batch_size: int):
-    ways = lm.mesh.shape["data"] * lm.mesh.shape["fsdp"]
-    self._lm, self._rows = lm, batch_size + -batch_size % ways
+    self._ways = lm.mesh.shape["data"] * lm.mesh.shape["fsdp"]
+    self._lm, self._rows = lm, batch_size + -batch_size % self._ways
+    self._widths = widths(lm.config.max_position_embeddings)
     self._module = heads.build(lm.config)
     self.shapes: set[tuple[int, int]] = set()
 
   def answers(self, asked: Sequence[Asked]) -> Iterator[tuple[int, Answer]]:
-    """(index, answer) of each, as they come: the longest first. Equal inputs share a row.
+    """(index, answer) of each, as they come: the longest first. Equal inputs are computed once.
 
     Inputs have at least as many ids as targets, and at most as many as the model has positions.
     """
-    batches = list(self._batches(asked))
-    if not batches:
-      return
-    needed = [self._width(len(asked[batch[0][0]].inputs)) for batch in batches]
-    widths = choose_widths(needed, {T for _, T in self.shapes})
     pending = None
-    for batch, least in zip(batches, needed):
-      T = next(width for width in widths if width >= least)
-      started = batch, self._start(asked, batch, T)
+    for batch in self.batches(asked):
+      started = batch, self._start(asked, batch)
       if pending is not None:  # is fetched while the device is at the next
         yield from _fetched(asked, *pending)
       pending = started
-    assert pending is not None
-    yield from _fetched(asked, *pending)
+    if pending is not None:
+      yield from _fetched(asked, *pending)
 
-  def _batches(self, asked: Sequence[Asked]) -> Iterator[list[list[int]]]:
-    """Rows of a batch, each the indices of those that share it."""
-    sharing: dict[tuple[int, ...], list[int]] = {}
-    for i, question in enumerate(asked):
-      if question.targets:
-        sharing.setdefault(question.inputs, []).append(i)
-    batch: list[list[int]] = []
-    room = 0  # places that may still be asked for
-    for inputs in sorted(sharing, key=lambda ids: (-len(ids), ids)):
-      fresh = True
-      for i in sharing[inputs]:
-        needed = len(asked[i].targets)
-        if batch and (needed > room or (fresh and len(batch) == self._rows)):
-          yield batch
-          batch, fresh = [], True
-        if not batch:
-          room = self._rows * self._width(len(inputs))
-        if fresh:
-          batch.append([])
-        batch[-1].append(i)
-        room, fresh = room - needed, False
-    if batch:
-      yield batch
+  def batches(self, asked: Sequence[Asked]) -> Iterator[Batch]:
+    """Each row takes the longest text left that still fits, until none does."""
+    left = _texts(asked)
+    lengths = [len(asked[text[0]].inputs) for text in left]
+    while left:
+      width = next(width for width in self._widths if width >= lengths[-1])
+      rows: list[list[list[int]]] = []
+      while left and len(rows) < self._rows:
+        rows.append([])
+        room = width
+        while place := bisect.bisect_right(lengths, room):
+          room -= lengths.pop(place - 1)
+          rows[-1].append(left.pop(place - 1))
+      yield Batch(width, rows)
 
-  def _width(self, length: int) -> int:
-    return min(length + -length % _STEP, self._lm.config.max_position_embeddings)
-
-  def _start(
-    self, asked: Sequence[Asked], batch: list[list[int]], T: int
-  ) -> tuple[jax.Array, jax.Array]:
+  def shape(self, batch: Batch) -> tuple[int, int]:
+    """(rows, width) of the program for a batch: of one that is half empty, fewer rows."""
     B = self._rows
-    ids_BxT = np.zeros((B, T), np.int32)
+    while B % 2 == 0 and B // 2 >= len(batch.rows) and B // 2 % self._ways == 0:
+      B //= 2
+    return B, batch.width
+
+  def _start(self, asked: Sequence[Asked], batch: Batch) -> tuple[jax.Array, jax.Array]:
+    B, T = self.shape(batch)
+    ids_BxT, positions_BxT, segments_BxT = (np.zeros((B, T), np.int32) for _ in range(3))
     place_N, target_N = np.zeros(B * T, np.int32), np.zeros(B * T, np.int32)
     n = 0
-    for b, sharing in enumerate(batch):
-      inputs = asked[sharing[0]].inputs
-      ids_BxT[b, : len(inputs)] = inputs
-      for i in sharing:
-        k = len(asked[i].targets)
-        place_N[n : n + k] = b * T + len(inputs) - k + np.arange(k)
-        target_N[n : n + k] = asked[i].targets
-        n += k
+    for b, row in enumerate(batch.rows):
+      end = 0
+      for number, text in enumerate(row, 1):
+        inputs = asked[text[0]].inputs
+        start, end = end, end + len(inputs)
+        ids_BxT[b, start:end], segments_BxT[b, start:end] = inputs, number
+        positions_BxT[b, start:end] = np.arange(len(inputs))
+        for i in text:
+          k = len(asked[i].targets)
+          place_N[n : n + k] = b * T + end - k + np.arange(k)
+          target_N[n : n + k] = asked[i].targets
+          n += k
     self.shapes.add((B, T))
+    rows = {"ids_BxT": ids_BxT, "positions_BxT": positions_BxT, "segment_ids_BxT": segments_BxT}
     with jax.set_mesh(self._lm.mesh):
-      ids = steps.place_batch({"ids": ids_BxT}, self._lm.mesh, B)["ids"]
-      return _score(self._module, self._lm.params, ids, place_N, target_N, np.int32(n))
+      rows = steps.place_batch(rows, self._lm.mesh, B)
+      return _score(self._module, self._lm.params, rows, place_N, target_N, np.int32(n))
+
+
+def _texts(asked: Sequence[Asked]) -> list[list[int]]:
+  """Different inputs, the shortest first, each with the questions that share them.
+
+  Together these ask for no more targets than there are inputs, so that the places of a row suffice:
+  what is more is asked of the same inputs again.
+  """
+  texts: dict[tuple[int, ...], list[list[int]]] = {}
+  room: dict[tuple[int, ...], int] = {}
+  for i, question in enumerate(asked):
+    if not question.targets:
+      continue
+    if room.get(question.inputs, 0) < len(question.targets):
+      texts.setdefault(question.inputs, []).append([])
+      room[question.inputs] = len(question.inputs)
+    texts[question.inputs][-1].append(i)
+    room[question.inputs] -= len(question.targets)
+  return [
+    text for inputs in sorted(texts, key=lambda ids: (len(ids), ids)) for text in texts[inputs]
+  ]
 
 
 def _fetched(
-  asked: Sequence[Asked], batch: list[list[int]], scores: tuple[jax.Array, jax.Array]
+  asked: Sequence[Asked], batch: Batch, scores: tuple[jax.Array, jax.Array]
 ) -> Iterator[tuple[int, Answer]]:
   logprob_N, greedy_N = (np.asarray(x) for x in scores)
   n = 0
-  for i in (i for sharing in batch for i in sharing):
+  for i in (i for row in batch.rows for text in row for i in text):
     k = len(asked[i].targets)
     yield i, Answer(logprob_N[n : n + k], greedy_N[n : n + k])
     n += k
 
 
 @functools.partial(jax.jit, static_argnames="module")
-def _score(module, params, ids_BxT, place_N, target_N, count) -> tuple[jax.Array, jax.Array]:
+def _score(module, params, rows, place_N, target_N, count) -> tuple[jax.Array, jax.Array]:
   """Log-probabilities, and whether each is the greedy choice, of `count` targets of N.
 
   place_N: where their logits are, counted through the batch row by row. As many chunks are
   computed as `count` asks for: the program is the same for any.
   """
-  B, N = ids_BxT.shape[0], place_N.shape[0]
+  B, N = rows["ids_BxT"].shape[0], place_N.shape[0]
   per_row = -(-_CHUNK // B)
   C = B * per_row
   place_N, target_N = (jnp.pad(x, (0, -N % C)) for x in (place_N, target_N))
-  hidden_BxTxD = module.apply({"params": params}, ids_BxT)
+  hidden_BxTxD = module.apply({"params": params}, **rows)
   # Whole on every device: the places asked for may lie in any rows.
   hidden_NxD = constrain(hidden_BxTxD.reshape(N, -1), None, None)
 
