@@ -2,15 +2,18 @@
 
   python experiments/bench_harness.py TASK_DATA [--requests 96] [--rounds 3]
 
-GPT-Neo 125M with random weights, float32, the same in both; batch 8; LAMBADA, HellaSwag and PIQA,
-the first requests of each from the folder TASK_DATA (docs/evaluation_tasks.md). A round scores them
-once with each; tokenising is in the time, compiling is not. Then 1,000 requests
-of the three tasks, mixed, are laid out in batches, and the programs that they need are counted.
+GPT-Neo 125M with random weights, float32, the same in both; batch 8; every kind of request: the
+first of LAMBADA, HellaSwag and PIQA from the folder TASK_DATA (docs/evaluation_tasks.md), rolling
+perplexity of the first 4,096 tokens of Wikitext, 8 continuations of 32 tokens. A round answers them
+once with each; tokenising is in the time, compiling is not. Then 1,000 requests of the three tasks,
+mixed, are laid out in batches, and the programs that they need are counted.
 """
 
 import argparse
 import functools
+import pathlib
 import tempfile
+from types import SimpleNamespace
 
 import bench
 import numpy as np
@@ -27,6 +30,7 @@ from gptneo_jax.evals.adapter import HarnessModel
 
 TASKS = ("lambada_local", "hellaswag_local", "piqa_local")
 BATCH = 8
+ROLLING_TOKENS, NEW_TOKENS = 4096, 32
 MANY = 1000
 
 
@@ -45,36 +49,42 @@ def main():
   lm.tokenizer = transformers.AutoTokenizer.from_pretrained(
     args.tokenizer or "openai-community/gpt2"
   )
-  ours = HarnessModel(lm, BATCH)
-  theirs = HFLM(pretrained=model, tokenizer=lm.tokenizer, batch_size=BATCH, device=peer.DEVICE)
-
+  models = {
+    "ours": HarnessModel(lm, BATCH),
+    "HFLM": HFLM(pretrained=model, tokenizer=lm.tokenizer, batch_size=BATCH, device=peer.DEVICE),
+  }
   requests = {
     name: asked(name, args.task_data, lm, args.requests)[: args.requests] for name in TASKS
   }
-  answers: dict[str, list[tuple[float, bool]]] = {}
+  prompts = [request.args[0] for request in requests["lambada_local"][:BATCH]]
+  requests["rolling"] = [SimpleNamespace(args=(wikitext(lm, args.task_data),))]
+  settings = {"until": ["<none>"], "max_gen_toks": NEW_TOKENS}
+  requests["generation"] = [SimpleNamespace(args=(prompt, dict(settings))) for prompt in prompts]
+  kinds = dict.fromkeys(TASKS, "loglikelihood")
+  kinds |= {"rolling": "loglikelihood_rolling", "generation": "generate_until"}
+  answers: dict[tuple[str, str], list] = {}
 
-  def call(model, name: str, label: str):
-    answers[label] = model.loglikelihood(requests[name], disable_tqdm=True)
+  def call(who: str, name: str):
+    method = getattr(models[who], kinds[name])
+    answers[who, name] = method(requests[name], disable_tqdm=True)
 
-  functions = {}
-  for name in TASKS:
-    functions[f"{name}, ours"] = functools.partial(call, ours, name, f"{name}, ours")
-    functions[f"{name}, HFLM"] = functools.partial(call, theirs, name, f"{name}, HFLM")
+  functions = {
+    f"{name}, {who}": functools.partial(call, who, name) for name in kinds for who in models
+  }
   times = bench.alternate(functions, args.rounds)
   results = {
     "requests": {name: len(rows) for name, rows in requests.items()},
-    "largest_difference": max(
-      difference(answers[f"{name}, ours"], answers[f"{name}, HFLM"]) for name in TASKS
-    ),
+    "largest_difference": {
+      name: difference(answers["ours", name], answers["HFLM", name]) for name in TASKS
+    },
+    "same_texts": answers["ours", "generation"] == answers["HFLM", "generation"],
     "seconds": times,
-    "speedup": {name: bench.ratio(times, f"{name}, HFLM", f"{name}, ours") for name in TASKS},
+    "speedup": {name: bench.ratio(times, f"{name}, HFLM", f"{name}, ours") for name in kinds},
   }
-  total = {
-    who: sum(times[f"{name}, {who}"]["median"] for name in TASKS) for who in ("ours", "HFLM")
-  }
+  total = {who: sum(times[f"{name}, {who}"]["median"] for name in kinds) for who in models}
   results["speedup"]["all"] = total["HFLM"] / total["ours"]
-  results["programs_compiled"] = ours.compiled_shapes
-  results[f"programs_for_{MANY}_requests"] = programs(lm, ours, args.task_data)
+  results["programs_compiled"] = models["ours"].compiled_shapes
+  results[f"programs_for_{MANY}_requests"] = programs(lm, models["ours"], args.task_data)
   bench.record("bench_harness", results)
 
 
@@ -85,6 +95,11 @@ def asked(name: str, task_data: str, lm, items: int) -> list:
   task.set_config(key="num_fewshot", value=0)
   task.build_all_requests(limit=items, rank=0, world_size=1)
   return task.instances
+
+
+def wikitext(lm, task_data: str) -> str:
+  text = pathlib.Path(task_data, "wikitext2_test.txt").read_text(encoding="utf-8")
+  return lm.tokenizer.decode(lm.tokenizer(text[: 8 * ROLLING_TOKENS]).input_ids[:ROLLING_TOKENS])
 
 
 def difference(ours: list, theirs: list) -> float:

@@ -19,7 +19,7 @@ import gptneo_jax
 from gptneo_jax import data, engine, weights
 from gptneo_jax.data.documents import Document
 from gptneo_jax.errors import UserError
-from gptneo_jax.evals import harness, local_tasks, scoring, task_sets
+from gptneo_jax.evals import harness, identity, local_tasks, scoring, task_sets
 
 pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness")
 
@@ -406,12 +406,12 @@ def test_cache_belongs_to_the_model(lm, tokenizer, own_tasks, tmp_path, monkeypa
 
 def test_fingerprint(lm, tokenizer):
   """Equal for equal models; a single changed weight, or two that changed places, show."""
-  assert harness.fingerprint(make(tokenizer)) == harness.fingerprint(lm)
+  assert identity.of_model(make(tokenizer)) == identity.of_model(lm)
   changed = make(tokenizer)
   wte = np.asarray(changed.params["wte"]).copy()
   wte[[3, 4]] = wte[[4, 3]]
   changed.params = {**changed.params, "wte": jax.numpy.asarray(wte)}
-  assert harness.fingerprint(changed) != harness.fingerprint(lm)
+  assert identity.of_model(changed) != identity.of_model(lm)
 
 
 def test_paper_columns(lm, tmp_path):

@@ -18,7 +18,7 @@ from gptneo_jax import data, weights
 from gptneo_jax.data.documents import Document
 from gptneo_jax.engine import LanguageModel
 from gptneo_jax.errors import UserError
-from gptneo_jax.evals import answers, judge
+from gptneo_jax.evals import answers, identity, judge
 
 GOOD = "It says the same.\nScore: 7"
 
@@ -342,13 +342,10 @@ def test_local_judge_with_too_little_room(tmp_path):
   assert "the judge has 384 positions" in judgement.explanation
 
 
-def test_fingerprint(tmp_path):
-  """Of what generates: weights in memory and on disk have the same, other weights another."""
+def test_description_has_the_weights_hash(tmp_path):
   lm = save(tmp_path / "model", numbers=True)
-  own = judge.fingerprint(lm)
-  assert judge.make_judge(str(tmp_path / "model")).description["weights"] == own
-  lm.params = jax.tree.map(lambda x: x * 1.01, lm.params)
-  assert judge.fingerprint(lm) != own
+  judging = judge.make_judge(str(tmp_path / "model"))
+  assert judging.description["weights"] == identity.of_model(lm)
 
 
 def test_no_such_judge(tmp_path):
@@ -356,8 +353,9 @@ def test_no_such_judge(tmp_path):
     vocab_size=280, max_position_embeddings=64, hidden_size=16, num_layers=2, num_heads=2,
     head="question_answering",
   )  # fmt: skip
+  gptneo_jax.init(headed).save(str(tmp_path / "headed"))
   with pytest.raises(UserError, match="head is 'question_answering'"):
-    judge.fingerprint(LanguageModel(weights.Weights(headed, {}), weights.first_device()))
+    judge.make_judge(str(tmp_path / "headed"))
   with pytest.raises(UserError, match=str(tmp_path)):
     judge.make_judge(str(tmp_path / "absent"))
   with pytest.raises(UserError, match="no http"):

@@ -17,8 +17,10 @@ import tqdm
 
 from gptneo_jax import engine
 from gptneo_jax.errors import UserError
+from gptneo_jax.evals import identity
 from gptneo_jax.evals import judge as judges
 from gptneo_jax.evals.questions import Question, read
+from gptneo_jax.tasks import require_tokenizer
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -263,7 +265,10 @@ def _answer_all(
   asked = [question for question in questions if question.prediction is None]
   if lm is None:
     raise UserError(f'{asked[0].where}: there is no "prediction", and no model to make one')
-  weights = judges.fingerprint(lm)
+  if not lm.config.has_lm_head:
+    raise UserError(f"cannot answer: the model's head is {lm.config.head!r}, not next-token")
+  require_tokenizer(lm, "answer")
+  weights = identity.of_model(lm)
   key_of = lambda q: _key("answer", weights, max_new_tokens, q.prompt, q.stops)  # noqa: E731
   todo = {key_of(question): question for question in asked}
   ids = {key: list(lm.tokenizer(question.prompt).input_ids) for key, question in todo.items()}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import hashlib
-import json
 import logging
 import os
 import pathlib
@@ -16,13 +14,11 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gptneo_jax import engine
 from gptneo_jax.errors import UserError
-from gptneo_jax.evals import local_tasks, task_sets
+from gptneo_jax.evals import identity, local_tasks, task_sets
 
 _SECONDS = 5  # to reach the hub
 
@@ -254,7 +250,7 @@ def _cached(model: Any, lm: engine.LanguageModel, cache: str | None) -> Iterator
   from lm_eval.api.model import CachingLM
 
   path = pathlib.Path(cache).expanduser()
-  name = f"{path.stem}-{fingerprint(lm)}{path.suffix or '.db'}"
+  name = f"{path.stem}-{identity.of_model(lm)}{path.suffix or '.db'}"
   try:
     caching = CachingLM(model, str(path.absolute().with_name(name)))
   except OSError as error:
@@ -263,34 +259,6 @@ def _cached(model: Any, lm: engine.LanguageModel, cache: str | None) -> Iterator
     yield caching
   finally:
     caching.dbdict.close()
-
-
-def fingerprint(lm: engine.LanguageModel) -> str:
-  """A hash of a model's config, weights and tokenizer: 16 hexadecimal digits."""
-  from gptneo_jax.data.tokenizer import DocumentEncoder
-
-  digest = hashlib.blake2b(digest_size=8)
-  digest.update(json.dumps([lm.config.to_dict(), lm.quantised], sort_keys=True).encode())
-  if lm.tokenizer is not None:
-    digest.update(DocumentEncoder(lm.tokenizer).fingerprint().encode())
-  with jax.set_mesh(lm.mesh):
-    for path, leaf in jax.tree_util.tree_leaves_with_path(lm.params):
-      digest.update(jax.tree_util.keystr(path).encode())
-      digest.update(np.asarray(_checksum(leaf)).tobytes())
-  return digest.hexdigest()
-
-
-@jax.jit
-def _checksum(x: jax.Array) -> jax.Array:
-  """64 bits of an array's bits and their places, made where it is, in whole numbers: the same
-  however it is laid out over devices."""
-  unsigned = {2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
-  bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
-  place = jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape)
-  mixed = (bits ^ (place * np.uint32(0x9E3779B1))) * np.uint32(0x85EBCA77)
-  mixed = (mixed ^ (mixed >> 15)) * np.uint32(0xC2B2AE3D)
-  mixed ^= mixed >> 13
-  return jnp.stack([mixed.sum(dtype=jnp.uint32), (mixed * (2 * place + 1)).sum(dtype=jnp.uint32)])
 
 
 # --- surroundings ---------------------------------------------------------------------------------

@@ -5,15 +5,20 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.metadata
+import json
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import tqdm
 from etils import epath
 
+from gptneo_jax import engine
 from gptneo_jax.checkpoint import latest_step
+from gptneo_jax.data.tokenizer import DocumentEncoder
 from gptneo_jax.folder import is_checkpoint_folder
 from gptneo_jax.interop import hub
 from gptneo_jax.interop.tensors import TOKENIZER_FILES, weights_file
@@ -63,6 +68,32 @@ def of_files(files: Mapping[str, Callable[[], Any]], *, progress: bool = True) -
           bar.update(len(piece))
       hashes[name] = digest.hexdigest()
   return hashes
+
+
+def of_model(lm: engine.LanguageModel) -> str:
+  """A hash of a model in memory, of its config, weights and tokenizer: 16 hexadecimal digits."""
+  digest = hashlib.blake2b(digest_size=8)
+  digest.update(json.dumps([lm.config.to_dict(), lm.quantised], sort_keys=True).encode())
+  if lm.tokenizer is not None:
+    digest.update(DocumentEncoder(lm.tokenizer).fingerprint().encode())
+  with jax.set_mesh(lm.mesh):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(lm.params):
+      digest.update(jax.tree_util.keystr(path).encode())
+      digest.update(np.asarray(_checksum(leaf)).tobytes())
+  return digest.hexdigest()
+
+
+@jax.jit
+def _checksum(x: jax.Array) -> jax.Array:
+  """64 bits of an array's bits and their places, made where it is, in whole numbers: the same
+  however it is laid out over devices."""
+  unsigned = {2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+  bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
+  place = jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape)
+  mixed = (bits ^ (place * np.uint32(0x9E3779B1))) * np.uint32(0x85EBCA77)
+  mixed = (mixed ^ (mixed >> 15)) * np.uint32(0xC2B2AE3D)
+  mixed ^= mixed >> 13
+  return jnp.stack([mixed.sum(dtype=jnp.uint32), (mixed * (2 * place + 1)).sum(dtype=jnp.uint32)])
 
 
 def of_software() -> dict[str, str]:

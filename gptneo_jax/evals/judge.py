@@ -19,11 +19,11 @@ import urllib.parse
 import urllib.request
 from typing import Any, NamedTuple, Protocol
 
-import jax
 import numpy as np
 
 from gptneo_jax import engine
 from gptneo_jax.errors import UserError
+from gptneo_jax.evals import identity
 from gptneo_jax.tasks import require_tokenizer
 
 SCORES = range(1, 11)
@@ -122,22 +122,6 @@ def make_judge(spec: str, *, model: str | None = None, timeout: float = 60) -> J
   if model is not None:
     raise UserError(f"the judge {spec} is no http(s) endpoint: a model {model!r} is only for those")
   return _Local(spec)
-
-
-def fingerprint(lm: engine.LanguageModel) -> str:
-  """A hash of the weights that generate text, as they are in memory, and of the tokenizer.
-
-  Raises UserError if the model cannot generate text.
-  """
-  if not lm.config.has_lm_head:
-    raise UserError(f"cannot answer: the model's head is {lm.config.head!r}, not next-token")
-  digest = hashlib.blake2b(repr((lm.config, lm.quantised)).encode(), digest_size=16)
-  for path, leaf in jax.tree_util.tree_leaves_with_path(lm.layered):
-    array = np.asarray(leaf)
-    digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
-    digest.update(array.tobytes())
-  digest.update(require_tokenizer(lm, "generate from text").backend_tokenizer.to_str().encode())
-  return digest.hexdigest()
 
 
 def _description(**facts: Any) -> dict[str, Any]:
@@ -287,12 +271,14 @@ class _Local:
 
   def __init__(self, spec: str):
     self._lm = engine.load(spec)
+    if not self._lm.config.has_lm_head:
+      raise UserError(f"{spec} cannot judge: its head is {self._lm.config.head!r}, not next-token")
     tokenizer = require_tokenizer(self._lm, "judge")
     self._numbers = [tuple(tokenizer(f" {n}").input_ids) for n in SCORES]
     # The beginnings of numbers that a token of a number follows: () alone where each is one token.
     self._beginnings = sorted({ids[:i] for ids in self._numbers for i in range(len(ids))})
     self.description = _description(
-      kind="local", path=spec, weights=fingerprint(self._lm), prompt=_EXAMPLES
+      kind="local", path=spec, weights=identity.of_model(self._lm), prompt=_EXAMPLES
     )
 
   def grade(self, prompt: str, reference: str, answer: str) -> Judgement:
