@@ -195,10 +195,7 @@ def _loss_and_gradients(
   sums = LossSums(*(_sum_over(layout.batch, x) for x in sums))
   for axis in layout.batch:
     if axis == layout.embed:
-      # In whole tiles of 8 rows: a part of a tile kills libtpu 0.0.42 (GPT-Neo 2.7B, v5p:2x2x1).
-      V = dtable_VxD.shape[0]
-      dtable_VxD = jnp.pad(dtable_VxD, ((0, -V % 8), (0, 0)))
-      dtable_VxD = jax.lax.psum_scatter(dtable_VxD, axis, scatter_dimension=1, tiled=True)[:V]
+      dtable_VxD = jax.lax.psum_scatter(dtable_VxD, axis, scatter_dimension=1, tiled=True)
     else:
       dtable_VxD = jax.lax.psum(dtable_VxD, axis)
   return sums, _joined(dx, x_BxTxD.shape), dtable_VxD

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import bisect
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -98,11 +99,9 @@ class Scorer:
       yield Batch(width, rows)
 
   def shape(self, batch: Batch) -> tuple[int, int]:
-    """(rows, width) of the program for a batch: of one that is half empty, fewer rows."""
-    B = self._rows
-    while B % 2 == 0 and B // 2 >= len(batch.rows) and B // 2 % self._ways == 0:
-      B //= 2
-    return B, batch.width
+    """(rows, width) of the program for a batch: a last one that is not full is cut, in eighths."""
+    step = math.lcm(max(self._rows // 8, 1), self._ways)
+    return min(-(-len(batch.rows) // step) * step, self._rows), batch.width
 
   def _start(self, asked: Sequence[Asked], batch: Batch) -> tuple[jax.Array, jax.Array]:
     B, T = self.shape(batch)
