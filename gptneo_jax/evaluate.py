@@ -34,6 +34,11 @@ from gptneo_jax.tasks import require_tokenizer
 
 _SPLITS = ("train", "validation", "test")
 _JSONL = (".jsonl", ".jsonl.zst", ".jsonl.gz")
+_ONLY_WITH = {
+  "data": ("split", "source", "text_key", "seq_len", "stride"),
+  "tasks": ("include_path", "task_data", "num_fewshot", "log_samples", "cache"),
+  "answers": ("judge",),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -206,6 +211,10 @@ def _texts(value: Any) -> Iterator[str]:
 
 def _data(args: argparse.Namespace) -> tuple[data.DataConfig, str]:
   """The source of the documents, and which of its splits; raises UserError if it is not there."""
+  if args.data == "stdlib" or args.data.startswith("config:"):
+    for flag in ("source", "text_key"):
+      if getattr(args, flag) is not None:
+        raise UserError(f"--{flag} says how files are read; {args.data} says so itself")
   if args.data.startswith("config:"):
     section = cli.load_config(args.data.removeprefix("config:")).data.to_dict()
     config, split = _data_config(**section), args.split or "validation"
@@ -259,13 +268,20 @@ def _check(args: argparse.Namespace) -> None:
     value = getattr(args, flag)
     if value is not None and value < 1:
       raise UserError(f"--{flag} is {value}; it is at least 1")
-  for flag, needed in (("stride", "data"), ("seq_len", "data"), ("judge", "answers")):
-    if getattr(args, flag) and not getattr(args, needed):
-      raise UserError(f"--{flag} is for --{needed}")
+  for needed, flags in _ONLY_WITH.items():
+    for flag in flags:
+      given = getattr(args, flag) is not None and getattr(args, flag) is not False
+      if given and not getattr(args, needed):
+        raise UserError(f"--{flag} is for --{needed}")
 
 
 def _check_model(args: argparse.Namespace, lm: engine.LanguageModel) -> None:
   """Raises UserError where the model cannot be evaluated as asked."""
+  if lm.quantised == "w8a8" and (args.data or args.tasks):
+    raise UserError(
+      "w8a8 rounds activations only where text is generated: documents and tasks would be measured"
+      " with int8 weights alone; give --quantise int8, or --answers"
+    )
   tokenizer = require_tokenizer(lm, "evaluate")
   ids = data.vocabulary_size(tokenizer)
   if ids > lm.config.vocab_size:
