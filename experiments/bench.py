@@ -10,7 +10,7 @@ A benchmark is short:
     {
       "seconds": times,
       "speedup": bench.ratio(times, "hf", "ours"),
-      "fraction_of_ceiling": bench.fraction(times, "ours", flops, ceiling),
+      "fraction_of_ceiling": bench.fraction(times, "ours", flops, ceiling.work),
     },
     [bench.Panel("forward", "seconds", {"B=1": times})],
   )
@@ -40,6 +40,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+# On a GPU both sides share the card: JAX is to take what it needs, not three quarters at once.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 _LEAST_SECONDS = 0.02  # one sample: quick functions are called several times for it
 _PACKAGES = "jax jaxlib flax optax orbax-checkpoint numpy torch transformers tokenizers".split()
@@ -112,7 +115,7 @@ class Ceiling:
 
 
 def matmul_ceiling(size: int = 0, dtype: Any = jnp.float32, library: str = "jax") -> Ceiling:
-  """A square matrix product; `work` in FLOPs.
+  """A square matrix product of random numbers (a GPU multiplies ones faster); `work` in FLOPs.
 
   Args:
     size: 0: 2048 on a CPU, 8192 elsewhere.
@@ -125,9 +128,9 @@ def matmul_ceiling(size: int = 0, dtype: Any = jnp.float32, library: str = "jax"
     import torch
 
     kind = getattr(torch, jnp.dtype(dtype).name)
-    y = torch.ones((size, size), dtype=kind, device="cuda" if torch.cuda.is_available() else "cpu")
+    y = torch.randn((size, size), device="cuda" if torch.cuda.is_available() else "cpu").to(kind)
     return Ceiling(lambda: y @ y, 2 * size**3)
-  x = jnp.ones((size, size), dtype)
+  x = jax.random.normal(jax.random.key(0), (size, size), dtype)
   multiply = jax.jit(jnp.matmul)
   return Ceiling(lambda: multiply(x, x), 2 * size**3)
 
@@ -142,26 +145,33 @@ def bandwidth_ceiling(size: int = 0) -> Ceiling:
 
 
 def fraction(
-  times: Mapping[str, dict], name: str, work: float, ceiling: Ceiling, ceiling_name: str = "ceiling"
+  times: Mapping[str, dict], name: str, work: float, ceiling_work: float, ceiling: str = "ceiling"
 ) -> dict[str, float]:
   """Share of the ceiling's rate that `name` reaches, doing `work` in a call, with its spread."""
-  slower = ratio(times, ceiling_name, name)
-  return {key: value * work / ceiling.work for key, value in slower.items()}
+  slower = ratio(times, ceiling, name)
+  return {key: value * work / ceiling_work for key, value in slower.items()}
 
 
 # --- memory ---------------------------------------------------------------------------------------
 
 
-def peak_memory(function: Callable[..., object], *args: Any) -> dict[str, float]:
-  """MiB at the peak of `function(*args)`, in a process of its own.
+def apart(function: Callable[..., Any], *args: Any) -> Any:
+  """What `function(*args)` returns in a process of its own, which gives all its memory back.
 
-  `function` stands at the top of the benchmark's file, so that the process can import it; what it
-  builds (models, compilation) counts. Returns `before` (interpreter and imports), `peak` and
-  `growth` of the process, and `device` if an accelerator says its own peak.
+  `function` stands at the top of the benchmark's file, so that the process can import it.
   """
   context = multiprocessing.get_context("spawn")
   with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
-    return pool.submit(_peak_memory, function, args).result()
+    return pool.submit(function, *args).result()
+
+
+def peak_memory(function: Callable[..., object], *args: Any) -> dict[str, float]:
+  """MiB at the peak of `function(*args)`, run `apart`; what it builds and compiles counts.
+
+  Returns `before` (interpreter and imports), `peak` and `growth` of the process, and `device` if an
+  accelerator says its own peak.
+  """
+  return apart(_peak_memory, function, args)
 
 
 def _peak_memory(function: Callable[..., object], args: tuple) -> dict[str, float]:
@@ -169,11 +179,16 @@ def _peak_memory(function: Callable[..., object], args: tuple) -> dict[str, floa
   _wait(function(*args))
   peak = _peak_mib()
   result = {"before": before, "peak": peak, "growth": peak - before}
-  device = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0) / 2**20
-  torch = sys.modules.get("torch")
-  if torch is not None and torch.cuda.is_available():
-    device = max(device, torch.cuda.max_memory_allocated() / 2**20)
+  device = device_peak_mib()
   return {**result, "device": device} if device else result
+
+
+def device_peak_mib() -> float:
+  """The most that this process ever held of an accelerator's memory, by JAX or PyTorch."""
+  torch = sys.modules.get("torch")
+  if torch is not None and torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+    return torch.cuda.max_memory_allocated() / 2**20
+  return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0) / 2**20
 
 
 def _peak_mib() -> float:

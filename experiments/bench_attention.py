@@ -1,9 +1,10 @@
 """Attention alone over T: the blocks that XLA computes, beside the O(T²) reference.
 
   python experiments/bench_attention.py
-  python experiments/bench_attention.py --impl auto --dtype bfloat16 --head_dim 128     (on a GPU)
+  python experiments/bench_attention.py --impl auto --dtype bfloat16 --heads 16 --head_dim 128
+                                                                                     (on a GPU)
 
-Forward and backward, B = 1, GPT-Neo's window of 256 and global. Expected: a windowed layer's time
+Forward and backward, GPT-Neo's window of 256 and global. Expected: a windowed layer's time
 and compiled memory linear in T, and at least 8 times the reference's speed at T = 8192; a global
 layer's memory linear in T too.
 """
@@ -35,6 +36,7 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--impl", default="xla", help="auto: what the hardware's models would take")
   parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+  parser.add_argument("--batch", type=int, default=1)
   parser.add_argument("--heads", type=int, default=4)
   parser.add_argument("--head_dim", type=int, default=64)
   parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
@@ -42,7 +44,7 @@ def main():
   args = parser.parse_args()
   rows = []
   for T in args.lengths:
-    shape = (3, 1, T, args.heads, args.head_dim)
+    shape = (3, args.batch, T, args.heads, args.head_dim)
     inputs = 0.3 * jax.random.normal(jax.random.key(T), shape, args.dtype)
     made = {"local": gradient(args.impl, 256, inputs), "global": gradient(args.impl, None, inputs)}
     if T <= REFERENCE_UP_TO:
@@ -51,7 +53,8 @@ def main():
     row = {
       "T": T,
       "seconds": times,
-      "local_microseconds_per_token": times["local"]["median"] / T * 1e6,
+      "local_microseconds_per_token": times["local"]["median"] / (args.batch * T) * 1e6,
+      "global_beside_local": bench.ratio(times, "global", "local"),
       "temporary_MiB": {name: size / 2**20 for name, (_, size) in made.items()},
     }
     if "reference" in made:
@@ -65,7 +68,7 @@ def main():
 
   bench.record(
     "bench_attention",
-    {"impl": args.impl, "dtype": args.dtype, "rows": rows},
+    {**vars(args), "rows": rows},
     [
       bench.Panel("forward and backward", "seconds", over_T("seconds"), "T", log=True),
       bench.Panel("temporary memory", "MiB", over_T("temporary_MiB"), "T", log=True),

@@ -1,8 +1,9 @@
 """Generation beside transformers' on the same machine: tokens per second, prompt, first token.
 
   python experiments/bench_decode.py [--rounds 3] [--new_tokens 64] [--parts decode prefill first]
+  python experiments/bench_decode.py --dtype bfloat16                                  (on a GPU)
 
-GPT-Neo 125M with random weights, float32, the same in both; greedy, prompt of 128 tokens. Rounds of
+GPT-Neo 125M with random weights, the same in both; greedy, prompt of 128 tokens. Rounds of
 both alternate in one process with products of a matrix as large as the model and a vector, the
 fastest of which is the bandwidth ceiling: a token of one row reads every weight once. `decode` has
 batches of 1 and 8, `prefill` a prompt of 2048 tokens, `first` the time to the first token of a new
@@ -31,13 +32,14 @@ CEILING_REPEATS = 5
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
   parser.add_argument("--rounds", type=int, default=3)
   parser.add_argument("--new_tokens", type=int, default=64)
   parser.add_argument("--parts", nargs="+", default=["decode", "prefill", "first"])
   args = parser.parse_args()
   with tempfile.TemporaryDirectory() as folder:
-    theirs = make_model(folder)
-    lm = gptneo_jax.load(folder)
+    theirs = make_model(folder, args.dtype)
+    lm = gptneo_jax.load(folder, dtype=args.dtype)
     results = {}
     if "decode" in args.parts:
       for batch in (1, 8):
@@ -46,11 +48,12 @@ def main():
       results["prompt of 2048 tokens"] = reading(lm, theirs, args.rounds)
     if "first" in args.parts:
       results["seconds to the first token"] = first_token(folder)
-  bench.record("bench_decode", results)
+  bench.record("bench_decode", {"dtype": args.dtype, **results})
 
 
-def make_model(folder: str):
+def make_model(folder: str, dtype: str):
   """Their model, and its folder for us."""
+  import peer
   import torch
   import transformers
 
@@ -62,17 +65,17 @@ def make_model(folder: str):
   model = transformers.GPTNeoForCausalLM(config).eval()
   model.save_pretrained(folder)
   model.generation_config.eos_token_id = None
-  return model
+  return model.to(peer.DEVICE, getattr(torch, dtype))
 
 
 def prompts(batch: int, length: int) -> np.ndarray:
   return np.random.default_rng(0).integers(0, 50257, (batch, length))
 
 
-def ceiling(size: int):
-  """Reads `size` bytes of weights once."""
-  matrix_VxD = jnp.ones((size // 4 // 768, 768))
-  vector_Dx1 = jnp.ones((768, 1))
+def ceiling(size: int, dtype: str):
+  """Reads `size` weights once."""
+  matrix_VxD = jnp.ones((size // 768, 768), dtype)
+  vector_Dx1 = jnp.ones((768, 1), dtype)
   product = jax.jit(jnp.matmul)
   return lambda: [product(matrix_VxD, vector_Dx1) for _ in range(CEILING_REPEATS)][-1]
 
@@ -82,22 +85,27 @@ def decoding(lm, theirs, batch: int, args) -> dict:
   import torch
 
   ids, N = prompts(batch, PROMPT), args.new_tokens
-  weights = 4 * (lm.config.num_params() - lm.config.max_position_embeddings * 768)
+  size = lm.config.num_params() - lm.config.max_position_embeddings * 768
+  weights = size * jnp.dtype(args.dtype).itemsize
 
   def ours(n):
     return lambda: lm.generate(ids, max_new_tokens=n, eos_token_id=-1)
 
   def reference(n):
-    tensor = torch.tensor(ids)
+    tensor = torch.tensor(ids, device=theirs.device)
     mask = torch.ones_like(tensor)
-    return lambda: theirs.generate(
-      tensor, attention_mask=mask, max_new_tokens=n, do_sample=False, pad_token_id=0
-    ).numpy()
+    return lambda: (
+      theirs.generate(
+        tensor, attention_mask=mask, max_new_tokens=n, do_sample=False, pad_token_id=0
+      )
+      .cpu()
+      .numpy()
+    )
 
   same = np.asarray(ours(N)().sequences) == reference(N)()
   functions = {
     "ours": ours(N), "transformers": reference(N), "ours, 1 token": ours(1),
-    "transformers, 1 token": reference(1), "ceiling": ceiling(weights),
+    "transformers, 1 token": reference(1), "ceiling": ceiling(size, args.dtype),
   }  # fmt: skip
   rows = bench.alternate(functions, args.rounds)
   times = {name: row["median"] for name, row in rows.items()}
@@ -123,11 +131,11 @@ def reading(lm, theirs, rounds: int) -> dict:
   import torch
 
   ids = prompts(1, 2048)
-  tensor, start_B = torch.tensor(ids), np.zeros(1, np.int32)
+  tensor, start_B = torch.tensor(ids, device=theirs.device), np.zeros(1, np.int32)
 
   def reference():
     with torch.no_grad():
-      return theirs(tensor, use_cache=True, logits_to_keep=1).logits.numpy()
+      return theirs(tensor, use_cache=True, logits_to_keep=1).logits.float().cpu().numpy()
 
   functions = {
     "ours": lambda: decode.read_prompt(lm.config, lm.layered, ids, start_B, 2048),

@@ -46,7 +46,7 @@ def main():
     results[shape] = {
       "seconds": times,
       "speedup": bench.ratio(times, "transformers", "ours"),
-      "fraction_of_ceiling": bench.fraction(times, "ours", flops, ceiling),
+      "fraction_of_ceiling": bench.fraction(times, "ours", flops, ceiling.work),
     }
   name = "bench_forward" if args.model == "neo_125m" else f"bench_forward_{args.model}"
   both = ("ours", "transformers")

@@ -58,7 +58,7 @@ def main():
     results[shape] = {
       "seconds": times,
       "speedup": bench.ratio(times, "at once", "in chunks"),
-      "fraction_of_ceiling": bench.fraction(times, "in chunks", 6 * B * T * V * D, ceiling),
+      "fraction_of_ceiling": bench.fraction(times, "in chunks", 6 * B * T * V * D, ceiling.work),
       "temporary_MiB": {name: bytes_ / 2**20 for name, bytes_ in size.items()},
       "saved_part_of_logits": (size["at once"] - size["in chunks"]) / (4 * B * T * V),
       "relative_difference_of_gradients": [

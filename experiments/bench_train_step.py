@@ -3,19 +3,24 @@
   python experiments/bench_train_step.py                       (125M, float32, on a CPU)
   python experiments/bench_train_step.py --model neo_1p3b --dtype bfloat16 --shapes 8x2048   (GPU)
 
-Alternating rounds; the fraction of a matrix product's speed measured between them counts the exact
-FLOPs (causal and windowed attention), `mfu_full_square` T keys for every query as most published
-figures do. Peak memory is that of a process of its own for each. Expected on 2 CPU cores: at least
-1.5 times the peer's speed at 1x2048, at least the peer's at 4x512, no more memory.
+On a CPU both sides alternate in one process. On an accelerator, whose memory they cannot share,
+each has its own, and the peer takes half the rows, and half of these, until its step fits: its
+seconds are those of all rows in parts. The fraction of a matrix product's speed measured between
+the steps counts the exact FLOPs (causal and windowed attention); `full_square` T keys for every
+query, as most published figures do. MFU is of the data sheet's peak. Peak memory is that of a
+process of its own. Expected on 2 CPU cores: at least 1.5 times the peer's speed at 1x2048, at least
+the peer's at 4x512, no more memory.
 """
 
 import argparse
+import functools
 
 import bench
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from gptneo_jax import optim, sharding, state, steps
+from gptneo_jax import chips, optim, sharding, state, steps
 from gptneo_jax.config import PRESETS
 from gptneo_jax.model import Decoder
 
@@ -48,11 +53,57 @@ def theirs(config, ids_BxT):
   return peer.train_step(config, ids_BxT)
 
 
+SIDES = {"ours": ours, "transformers": theirs}
+
+
 def two_steps(side: str, config, ids_BxT) -> None:
   """What the memory is measured of."""
-  call = {"ours": ours, "transformers": theirs}[side](config, ids_BxT)
+  call = SIDES[side](config, ids_BxT)
   call()
   call()
+
+
+def together(config, ids_BxT, rounds: int) -> dict:
+  """Both sides in alternating rounds of one process."""
+  memory = {side: bench.peak_memory(two_steps, side, config, ids_BxT) for side in SIDES}
+  ceiling = bench.matmul_ceiling(dtype=config.dtype)
+  functions = {side: make(config, ids_BxT) for side, make in SIDES.items()}
+  times = bench.alternate({**functions, "ceiling": ceiling}, rounds)
+  times["transformers' ceiling"] = times["ceiling"]
+  return {"seconds": times, "peak_MiB": memory, "ceiling_FLOPs": ceiling.work}
+
+
+def one_after_the_other(config, ids_BxT, rounds: int) -> dict:
+  """Each side with the accelerator to itself."""
+  result = bench.apart(alone, "ours", config, ids_BxT, rounds)
+  rows, peer = len(ids_BxT), None
+  while peer is None:
+    peer = bench.apart(alone, "transformers", config, ids_BxT[:rows], rounds)
+    rows = rows if peer else rows // 2
+  parts = len(ids_BxT) / rows
+  seconds = [parts * s for s in peer["seconds"]["transformers"]["rounds"]]
+  result["seconds"] |= {
+    "transformers": {**bench.spread(seconds), "rounds": seconds},
+    "transformers' ceiling": peer["seconds"]["ceiling"],
+  }
+  result["peak_MiB"] |= peer["peak_MiB"]
+  return {**result, "transformers_rows": rows}
+
+
+def alone(side: str, config, ids_BxT, rounds: int) -> dict | None:
+  """One side; None if a step of the peer does not fit."""
+  call = SIDES[side](config, ids_BxT)
+  try:
+    call()
+    call()
+  except RuntimeError as error:
+    if side == "ours" or len(ids_BxT) == 1 or "out of memory" not in str(error):
+      raise
+    return None
+  memory = {"device": bench.device_peak_mib()}
+  ceiling = bench.matmul_ceiling(8192, config.dtype, "jax" if side == "ours" else "torch")
+  times = bench.alternate({side: call, "ceiling": ceiling}, rounds)
+  return {"seconds": times, "peak_MiB": {side: memory}, "ceiling_FLOPs": ceiling.work}
 
 
 def main():
@@ -64,36 +115,43 @@ def main():
   parser.add_argument("--rounds", type=int, default=5)
   args = parser.parse_args()
   config = PRESETS[args.model].replace(dtype=args.dtype, remat=args.remat, initializer="hf")
-  both = {"ours": ours, "transformers": theirs}
+  device = jax.devices()[0]
+  measure = together if device.platform == "cpu" else one_after_the_other
   results = {}
   for shape in args.shapes:
     B, T = map(int, shape.split("x"))
     ids_BxT = np.random.default_rng(0).integers(0, config.vocab_size, (B, T), np.int32)
-    memory = {side: bench.peak_memory(two_steps, side, config, ids_BxT) for side in both}
-    ceiling = bench.matmul_ceiling(dtype=args.dtype)
-    functions = {side: make(config, ids_BxT) for side, make in both.items()}
-    times = bench.alternate({**functions, "ceiling": ceiling}, args.rounds)
-    exact, square = (
-      config.flops_per_token(T, attention=kind) * B * T for kind in ("exact", "full_square")
-    )
-    results[shape] = {
-      "seconds": times,
-      "speedup": bench.ratio(times, "transformers", "ours"),
-      "fraction_of_ceiling": bench.fraction(times, "ours", exact, ceiling),
-      "mfu_full_square": bench.fraction(times, "ours", square, ceiling),
-      "transformers_fraction": bench.fraction(times, "transformers", exact, ceiling),
-      "tokens_per_second": {side: B * T / times[side]["median"] for side in both},
-      "peak_MiB": memory,
+    measured = measure(config, ids_BxT, args.rounds)
+    times = measured["seconds"]
+    flops = {
+      kind: config.flops_per_token(T, attention=kind) * B * T for kind in ("exact", "full_square")
     }
+    fraction = functools.partial(bench.fraction, times, ceiling_work=measured["ceiling_FLOPs"])
+    results[shape] = {
+      **measured,
+      "speedup": bench.ratio(times, "transformers", "ours"),
+      "fraction_of_ceiling": fraction("ours", flops["exact"]),
+      "fraction_full_square": fraction("ours", flops["full_square"]),
+      "transformers_fraction": fraction(
+        "transformers", flops["exact"], ceiling="transformers' ceiling"
+      ),
+      "tokens_per_second": {side: B * T / times[side]["median"] for side in SIDES},
+    }
+    if peak := chips.peak_flops(device.device_kind, jnp.dtype(config.dtype).itemsize):
+      results[shape]["mfu"] = {
+        side: {kind: work / times[side]["median"] / peak for kind, work in flops.items()}
+        for side in SIDES
+      }
   name = "bench_train_step" if args.model == "neo_125m" else f"bench_train_step_{args.model}"
-  seconds = {n: {shape: r["seconds"][n] for shape, r in results.items()} for n in both}
-  peaks = {n: {shape: r["peak_MiB"][n]["peak"] for shape, r in results.items()} for n in both}
+  seconds = {n: {shape: r["seconds"][n] for shape, r in results.items()} for n in SIDES}
+  where = "peak" if device.platform == "cpu" else "device"
+  peaks = {n: {shape: r["peak_MiB"][n][where] for shape, r in results.items()} for n in SIDES}
   bench.record(
     name,
     {"model": args.model, "dtype": args.dtype, "remat": args.remat, **results},
     [
       bench.Panel(f"training step, {args.model}", "seconds", seconds),
-      bench.Panel("peak memory of the process", "MiB", peaks),
+      bench.Panel("peak memory", "MiB", peaks),
     ],
   )
 

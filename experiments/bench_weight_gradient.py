@@ -40,7 +40,7 @@ def main():
       "seconds": times,
       "speedup": bench.ratio(times, "jax", "ours"),
       "fraction_of_matmul_ceiling": {
-        name: bench.fraction(times, name, flops, ceiling) for name in ("ours", "jax")
+        name: bench.fraction(times, name, flops, ceiling.work) for name in ("ours", "jax")
       },
     },
     [bench.Panel("MLP, forward and backward", "seconds", {"": times})],

@@ -21,6 +21,7 @@ from gptneo_jax.data.tokenizer import DocumentEncoder
 from gptneo_jax.errors import UserError
 from gptneo_jax.folder import is_checkpoint_folder
 from gptneo_jax.generation import Generation
+from gptneo_jax.matmul import exact_products
 from gptneo_jax.tasks import integers, require_tokenizer
 from gptneo_jax.vocab_loss import TokenPredictions
 
@@ -200,7 +201,7 @@ class LanguageModel:
     token_B = options.get("token_B")
     if token_B is not None:
       options["token_B"] = np.pad(token_B, (0, -B % ways)).astype(np.int32)
-    with jax.set_mesh(self.mesh):
+    with jax.set_mesh(self.mesh), exact_products(self.config.dtype):
       outputs = function(
         heads.build(self.config), self.params, pad(ids_BxT).astype(np.int32),
         positions_BxT=positions_BxT, segment_ids_BxT=mask_BxT, **options,
@@ -275,7 +276,7 @@ class LanguageModel:
     module = heads.build(self.config)
     # flax's modules are frozen dataclasses with a hash; its annotations make them plain ones.
     step = _eval_step(module, tuple(leaves), tree, self.mesh)  # pyrefly: ignore[bad-argument-type]
-    with jax.set_mesh(self.mesh):
+    with jax.set_mesh(self.mesh), exact_products(self.config.dtype):
       return step(self.params, steps.place_batch(batch, self.mesh, len(batch["inputs"])))
 
   def generate(

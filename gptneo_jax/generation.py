@@ -10,6 +10,7 @@ import numpy as np
 
 from gptneo_jax import beam, decode, speculative
 from gptneo_jax.errors import UserError
+from gptneo_jax.matmul import exact_products
 from gptneo_jax.sampling import GenerationOptions
 from gptneo_jax.tasks import Model, make_guesser, make_task, prompt_ids, require_tokenizer
 
@@ -47,7 +48,7 @@ def generate(
   """Continues prompts. Raises UserError; see `LanguageModel.generate`."""
   settings = GenerationOptions.from_dict(options)
   rows = prompt_ids(model, prompts, attention_mask, "prompts")
-  with jax.set_mesh(model.mesh):
+  with jax.set_mesh(model.mesh), exact_products(model.config.dtype):
     if settings.num_beams > 1:
       task = make_task(model, rows, settings, seed)
       beams = beam.Beams(
@@ -73,7 +74,7 @@ def stream(model: Model, prompt: Any, seed: int, options: dict[str, Any]) -> Ite
   if len(rows) != 1:
     raise UserError(f"generate: a stream is of one prompt, and there are {len(rows)}")
   require_tokenizer(model, "stream text")
-  with jax.set_mesh(model.mesh):
+  with jax.set_mesh(model.mesh), exact_products(model.config.dtype):
     task = make_task(model, rows, settings, seed)
     running = decode.Stream(model.config, model.layered, task)
   return _pieces(model, running)
@@ -82,7 +83,7 @@ def stream(model: Model, prompt: Any, seed: int, options: dict[str, Any]) -> Ite
 def _pieces(model: Model, running: decode.Stream) -> Iterator[str]:
   shown, tokens = "", 1
   while True:
-    with jax.set_mesh(model.mesh):
+    with jax.set_mesh(model.mesh), exact_products(model.config.dtype):
       running.advance(tokens)
     tokens = _STREAMED
     made = running.read()

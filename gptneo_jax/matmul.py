@@ -1,8 +1,10 @@
-"""A matrix product whose backward pass stays a plain matrix product on every backend."""
+"""Products with weight matrices, and biases: what XLA is to make of them and of their gradients."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,3 +49,40 @@ def contract(x: jax.Array, kernel: jax.Array, axes: int) -> jax.Array:
   size = math.prod(inner)
   y = matmul(x.reshape(-1, size), kernel.reshape(size, -1))
   return jnp.reshape(y, rows + outer)
+
+
+@jax.custom_vjp
+def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
+  """y + bias, in the type of y; the bias has the last axes of y.
+
+  The gradient of the bias is summed in its own type, from gradients of y that the backward pass
+  holds anyhow: left to itself XLA on GPU sums while it computes them, in one pass that takes longer
+  than two (gelu's, whose tanh it stores for that: 1.3 ms a layer of 1.3B, 16384 tokens, H100).
+  """
+  return y + bias.astype(y.dtype)
+
+
+def _add_bias_forward(y, bias):
+  return add_bias(y, bias), bias
+
+
+def _add_bias_backward(bias, dy):
+  dy = jax.lax.optimization_barrier(dy)
+  rows = tuple(range(dy.ndim - bias.ndim))
+  return dy, dy.sum(rows, dtype=bias.dtype)
+
+
+add_bias.defvjp(_add_bias_forward, _add_bias_backward)
+
+
+def exact_products(dtype: Any) -> contextlib.AbstractContextManager:
+  """float32 products to float32's own digits, for a computation in `dtype`.
+
+  JAX's default multiplies float32 in TF32 on NVIDIA cards and in bfloat16 on TPU: enough to train,
+  but not what another library's logits can be compared with. JAX_DEFAULT_MATMUL_PRECISION, if it is
+  set, decides instead.
+  """
+  asked_for = jax.config.jax_default_matmul_precision  # pyrefly: ignore[missing-attribute]
+  if jnp.dtype(dtype) == jnp.float32 and asked_for is None:
+    return jax.default_matmul_precision("highest")
+  return contextlib.nullcontext()

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from gptneo_jax import axes
 from gptneo_jax.attention import Dropout, MaskSpec, attend, probabilities, residuals_saveable
 from gptneo_jax.config import ModelConfig
-from gptneo_jax.matmul import contract
+from gptneo_jax.matmul import add_bias, contract
 from gptneo_jax.sharding import constrain, partition
 from gptneo_jax.vocab_loss import mask_padding
 
@@ -157,7 +157,7 @@ class Projection(_Module):
       a, b = (self.get_variable("lora", name).astype(self.dtype) for name in ("a", "b"))
       y += jnp.tensordot(jnp.tensordot(x, a, axes=len(self.in_shape)), b, axes=1)
     if self.use_bias:
-      y += self.constant("bias", 0.0, self.out_shape, self.out_axes).astype(self.dtype)
+      y = add_bias(y, self.constant("bias", 0.0, self.out_shape, self.out_axes))
     return y
 
 

@@ -18,12 +18,16 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from gptneo_jax import axes
+from gptneo_jax.attention import current_hardware
 from gptneo_jax.losses import TokenLosses
 from gptneo_jax.sharding import BATCH_SPEC, RULES
 
 MASKED_LOGIT = float(jnp.finfo(jnp.float32).min)
 
 CHUNK = 1024  # tokens on a device: 200 MB of float32 logits at 50257 ids
+# On a GPU the sum of the table's gradients, read and written for each chunk, weighs more; and its
+# multipliers are slow where rows are no multiple of 8 long: 50257 columns become 50304.
+GPU_CHUNK, GPU_COLUMNS = 2048, 128
 
 
 class LossSums(NamedTuple):
@@ -33,10 +37,9 @@ class LossSums(NamedTuple):
   nll: jax.Array  # nats
 
 
-def mask_padding(logits: jax.Array, vocab_size: int, first_id: Any = 0) -> jax.Array:
-  """Logits of ids from `first_id` on; ids that only pad the vocabulary get no probability."""
-  ids_V = first_id + jnp.arange(logits.shape[-1])
-  return jnp.where(ids_V < vocab_size, logits, MASKED_LOGIT)
+def mask_padding(logits: jax.Array, vocab_size: int | jax.Array) -> jax.Array:
+  """Logits of which those from `vocab_size` on, which only pad it, get no probability."""
+  return jnp.where(jnp.arange(logits.shape[-1]) < vocab_size, logits, MASKED_LOGIT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -148,12 +151,18 @@ class _Terms(NamedTuple):
   correct_N: jax.Array  # bool: no other token is likelier than the target
 
 
-def _terms(x_NxD, table_VxD, targets_N, vocab_size: int, layout: _Layout) -> _Terms:
-  V = table_VxD.shape[0]
+def _with_whole_columns(table_VxD: jax.Array) -> jax.Array:
+  """The table with rows that make columns of logits which nobody asks for."""
+  columns = GPU_COLUMNS if _on_gpu() else 1
+  return jnp.pad(table_VxD, ((0, -table_VxD.shape[0] % columns), (0, 0)))
+
+
+def _terms(x_NxD, table_VxD, V: int, targets_N, vocab_size: int, layout: _Layout) -> _Terms:
+  """V: rows of the table; those behind only fill up columns."""
   first_id = jax.lax.axis_index(layout.vocab) * V if layout.vocab else 0
   logits_NxV = jnp.einsum("ND,VD->NV", x_NxD, table_VxD, preferred_element_type=jnp.float32)
-  if layout.vocab or V > vocab_size:
-    logits_NxV = mask_padding(logits_NxV, vocab_size, first_id)
+  if layout.vocab or table_VxD.shape[0] > min(V, vocab_size):
+    logits_NxV = mask_padding(logits_NxV, jnp.minimum(vocab_size - first_id, V))
   max_N = logits_NxV.max(-1)
   max_N = jax.lax.pmax(max_N, layout.vocab) if layout.vocab else max_N
   exp_NxV = jnp.exp(logits_NxV - max_N[:, None])
@@ -171,10 +180,12 @@ def _loss_and_gradients(
 ) -> tuple[LossSums, jax.Array, jax.Array]:
   """The sums over all devices' tokens, and the gradients of `objective`; the table's is float32."""
 
+  V, table_VxD = table_VxD.shape[0], _with_whole_columns(table_VxD)
+
   def visit(carry, chunk):
     sums, dtable_VxD = carry
     x_NxD, targets_N, weights_N = chunk
-    terms = _terms(x_NxD, table_VxD, targets_N, vocab_size, layout)
+    terms = _terms(x_NxD, table_VxD, V, targets_N, vocab_size, layout)
     objective_N = terms.nll_N + z_loss * jnp.square(terms.log_z_N)
     # The gradient of log Z are the probabilities.
     slope_N = weights_N * (1.0 + 2.0 * z_loss * terms.log_z_N) / terms.sum_N
@@ -192,7 +203,7 @@ def _loss_and_gradients(
   start = (LossSums(jnp.float32(0), jnp.float32(0)), jnp.zeros(table_VxD.shape, jnp.float32))
   chunks = [_chunks(x) for x in (x_BxTxD, targets_BxT, weights_BxT)]
   (sums, dtable_VxD), dx = jax.lax.scan(visit, start, chunks)
-  sums = LossSums(*(_sum_over(layout.batch, x) for x in sums))
+  sums, dtable_VxD = LossSums(*(_sum_over(layout.batch, x) for x in sums)), dtable_VxD[:V]
   for axis in layout.batch:
     if axis == layout.embed:
       dtable_VxD = jax.lax.psum_scatter(dtable_VxD, axis, scatter_dimension=1, tiled=True)
@@ -204,9 +215,11 @@ def _loss_and_gradients(
 def _losses_of_tokens(
   x_BxTxD, table_VxD, targets_BxT, weights_BxT, *, vocab_size, layout: _Layout
 ) -> TokenLosses:
+  V, table_VxD = table_VxD.shape[0], _with_whole_columns(table_VxD)
+
   def visit(_, chunk):
     x_NxD, targets_N, weights_N = chunk
-    terms = _terms(x_NxD, table_VxD, targets_N, vocab_size, layout)
+    terms = _terms(x_NxD, table_VxD, V, targets_N, vocab_size, layout)
     return None, TokenLosses(terms.nll_N * weights_N, jnp.square(terms.log_z_N) * weights_N)
 
   chunks = [_chunks(x) for x in (x_BxTxD, targets_BxT, weights_BxT)]
@@ -217,9 +230,11 @@ def _losses_of_tokens(
 def _predictions_of_tokens(
   x_BxTxD, table_VxD, targets_BxT, weights_BxT, *, vocab_size, layout: _Layout
 ) -> TokenPredictions:
+  V, table_VxD = table_VxD.shape[0], _with_whole_columns(table_VxD)
+
   def visit(_, chunk):
     x_NxD, targets_N, weights_N = chunk
-    terms = _terms(x_NxD, table_VxD, targets_N, vocab_size, layout)
+    terms = _terms(x_NxD, table_VxD, V, targets_N, vocab_size, layout)
     confidence_N = 1.0 / terms.sum_N  # exp(0) is the likeliest token's share of the sum
     predictions = (terms.nll_N, confidence_N, terms.correct_N)
     return None, TokenPredictions(*(x_N * weights_N for x_N in predictions))
@@ -229,10 +244,14 @@ def _predictions_of_tokens(
   return TokenPredictions(*(_joined(x, targets_BxT.shape) for x in predictions))
 
 
+def _on_gpu() -> bool:
+  return current_hardware().platform == "gpu"
+
+
 def _chunks(x_BxT: jax.Array) -> jax.Array:
   """B x T x … as chunks of tokens; zeros, so tokens of no weight, fill up the last."""
   rows = x_BxT.reshape(-1, *x_BxT.shape[2:])
-  size = min(CHUNK, rows.shape[0])
+  size = min(GPU_CHUNK if _on_gpu() else CHUNK, rows.shape[0])
   rows = jnp.pad(rows, ((0, -rows.shape[0] % size),) + ((0, 0),) * (rows.ndim - 1))
   return rows.reshape(-1, size, *rows.shape[1:])
 

@@ -8,6 +8,7 @@ import textwrap
 import jax
 import numpy as np
 import pytest
+from jax._src.lax import lax
 
 import gptneo_jax
 from gptneo_jax import data, engine, heads, weights
@@ -54,6 +55,37 @@ def ids(B=2, T=9, seed=0):
 
 
 # --- forward passes -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_float32_is_asked_for_to_its_own_digits(monkeypatch, dtype):
+  """Accelerators would round its products to fewer: whatever is asked, they are told not to."""
+  asked = set()
+  product = lax.dot_general
+
+  def spy(*args, **options):
+    asked.add(jax.config.jax_default_matmul_precision)
+    return product(*args, **options)
+
+  for place in (lax, jax.lax):  # jax.numpy's products call the one, ours the other
+    monkeypatch.setattr(place, "dot_general", spy)
+  jax.clear_caches()
+  lm = make(TINY.replace(dtype=dtype))
+  batch = dict.fromkeys(("inputs", "targets"), ids(2, 8).astype(np.int32))
+  uses = {
+    "logits": lambda: lm.logits(ids()),
+    "predictions": lambda: lm.predictions({**batch, "weights": np.ones((2, 8), np.float32)}),
+    "generate": lambda: lm.generate(ids(1, 4), max_new_tokens=2, eos_token_id=-1),
+    "beams": lambda: lm.generate(ids(1, 4), max_new_tokens=2, num_beams=2, eos_token_id=-1),
+  }
+  for name, use in uses.items():
+    asked.clear()
+    use()
+    assert asked == {"highest" if dtype == "float32" else None}, name
+  asked.clear()
+  with jax.default_matmul_precision("tensorfloat32"):  # who says otherwise is obeyed
+    lm.logits(ids(T=70))
+  assert asked == {"tensorfloat32"}
 
 
 @pytest.mark.parametrize("T", [1, 9, 65, 96])

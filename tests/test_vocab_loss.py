@@ -45,10 +45,20 @@ def relative_error(got, expected):
   return np.abs(got - expected).max() / np.abs(expected).max()
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 21, 1024])
+def take_chunks(monkeypatch, chunk, columns):
+  """Chunks of so many tokens; with columns also the whole columns that a GPU is given."""
+  monkeypatch.setattr(vocab_loss, "_on_gpu", lambda: columns is not None)
+  monkeypatch.setattr(vocab_loss, "GPU_CHUNK" if columns else "CHUNK", chunk)
+  monkeypatch.setattr(vocab_loss, "GPU_COLUMNS", columns)
+
+
+CHUNKS = [(1, None), (4, None), (21, None), (1024, None), (4, 5), (1024, 128)]
+
+
+@pytest.mark.parametrize("chunk, columns", CHUNKS)
 @pytest.mark.parametrize("z_loss", [0.0, 1e-4, 0.5])
-def test_values_and_gradients(monkeypatch, chunk, z_loss):
-  monkeypatch.setattr(vocab_loss, "CHUNK", chunk)
+def test_values_and_gradients(monkeypatch, chunk, columns, z_loss):
+  take_chunks(monkeypatch, chunk, columns)
   x, table, targets, weights, V = inputs()
 
   def chunked(x, table):
@@ -69,9 +79,9 @@ def test_values_and_gradients(monkeypatch, chunk, z_loss):
   np.testing.assert_allclose(chunked(x, table), [expected, nll], rtol=1e-6)  # without gradients
 
 
-@pytest.mark.parametrize("chunk", [1, 8, 1024])
-def test_losses_of_tokens(monkeypatch, chunk):
-  monkeypatch.setattr(vocab_loss, "CHUNK", chunk)
+@pytest.mark.parametrize("chunk, columns", CHUNKS)
+def test_losses_of_tokens(monkeypatch, chunk, columns):
+  take_chunks(monkeypatch, chunk, columns)
   x, table, targets, weights, V = inputs()
   got = losses_of_tokens(x, table, targets, weights, V)
   _, expected = whole(x, table, targets, weights, V, 0.0)
@@ -79,10 +89,10 @@ def test_losses_of_tokens(monkeypatch, chunk):
   np.testing.assert_allclose(got.z_BxT, expected.z_BxT, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("chunk", [4, 1024])
-def test_predictions_of_tokens(monkeypatch, chunk):
+@pytest.mark.parametrize("chunk, columns", CHUNKS)
+def test_predictions_of_tokens(monkeypatch, chunk, columns):
   """V = 3, so that many a target is the likeliest; the last two rows only pad the vocabulary."""
-  monkeypatch.setattr(vocab_loss, "CHUNK", chunk)
+  take_chunks(monkeypatch, chunk, columns)
   x, table, targets, weights, V = inputs(V=3, rows=5)
   got = predictions_of_tokens(x, table, targets, weights, V)
   logits = np.einsum("BTD,VD->BTV", np.asarray(x, np.float64), np.asarray(table, np.float64))[

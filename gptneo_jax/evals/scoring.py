@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptneo_jax import axes, heads, steps
+from gptneo_jax.matmul import exact_products
 from gptneo_jax.sharding import constrain
 
 _CHUNK = 64  # places whose logits exist at a time: 13 MB of float32 at 50257 ids
@@ -122,7 +123,7 @@ class Scorer:
           n += k
     self.shapes.add((B, T))
     rows = {"ids_BxT": ids_BxT, "positions_BxT": positions_BxT, "segment_ids_BxT": segments_BxT}
-    with jax.set_mesh(self._lm.mesh):
+    with jax.set_mesh(self._lm.mesh), exact_products(self._lm.config.dtype):
       rows = steps.place_batch(rows, self._lm.mesh, B)
       return _score(self._module, self._lm.params, rows, place_N, target_N, np.int32(n))
 

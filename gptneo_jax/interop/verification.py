@@ -20,6 +20,7 @@ from gptneo_jax.errors import UserError
 from gptneo_jax.folder import load_config
 from gptneo_jax.interop import hub
 from gptneo_jax.interop.hf_config import CLASSES
+from gptneo_jax.matmul import exact_products
 
 TOLERANCE = 1e-4  # of logits in float32, largest absolute difference
 REPORT = "parity.json"
@@ -130,10 +131,11 @@ def _our_outputs(config: ModelConfig, folder, ids_BxT, mask_BxT) -> list[list[np
     )
     return jax.tree.leaves(outputs)
 
-  return [
-    [np.asarray(output) for output in forward(params, ids[None], mask[None])]
-    for ids, mask in zip(ids_BxT, mask_BxT)
-  ]
+  with exact_products(jnp.float32):
+    return [
+      [np.asarray(output) for output in forward(params, ids[None], mask[None])]
+      for ids, mask in zip(ids_BxT, mask_BxT)
+    ]
 
 
 def _compare(config: ModelConfig, reference, found, mask_BxT: np.ndarray) -> dict[str, Any]:
