@@ -3,6 +3,7 @@
 import json
 import logging
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -107,6 +108,16 @@ def test_no_text_contains_the_end_of_text(learned, text):
   ids = encoder.encode([text])[0]
   assert encoder.end_of_text not in ids
   assert learned.decode(ids) == text
+
+
+def test_texts_are_encoded_alike_now_and_later(learned):
+  encoder = DocumentEncoder(learned)
+  # Long ones on average go to the tokenizer one by one, short ones together.
+  for texts in ([], [""], ["a", "", "b c"], [TEXT * 200, "", "a", TEXT]):
+    now, later = encoder.encode(texts), encoder.encode_later(texts).result()
+    assert [ids.tolist() for ids in later] == [ids.tolist() for ids in now]
+    assert all(ids.dtype == np.int32 for ids in later)
+  encoder.close()
 
 
 def test_callers_tokenizer_is_not_changed(learned):

@@ -20,7 +20,9 @@ from gptneo_jax.data.files import file_system
 logger = logging.getLogger(__name__)
 
 END_OF_TEXT = "<|endoftext|>"
-_CALLS_AT_ONCE = 4
+# More threads than cores evict one another's caches; more than this many wait for Python's lock.
+_MOST_THREADS = 16
+_SHORT_DOCUMENT = 1000  # characters
 _SAMPLE_BYTES = 20_000_000  # text that a tokenizer is learned from; more changes little
 
 
@@ -114,9 +116,7 @@ class DocumentEncoder:
     backend.no_padding()
     backend.encode_special_tokens = True
     self._backend = backend
-    # The tokenizer's own threads do the work, these wait for it: with several calls under way no
-    # core idles while the longest document of one call is finished, or its ids become an array.
-    self._threads = ThreadPoolExecutor(_CALLS_AT_ONCE, thread_name_prefix="tokenizer")
+    self._threads = ThreadPoolExecutor(_cores(), thread_name_prefix="tokenizer")
     self.end_of_text = end_of_text_id(tokenizer)
     spelled = tokenizer.convert_ids_to_tokens(self.end_of_text)
     if self.end_of_text in self.encode([spelled])[0]:
@@ -131,8 +131,19 @@ class DocumentEncoder:
     return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
   def encode_later(self, texts: Sequence[str]) -> Future[list[np.ndarray]]:
-    """What `encode` returns, made while the caller does other things."""
-    return self._threads.submit(self.encode, texts)
+    """What `encode` returns, made by one thread while the caller does other things.
+
+    With calls enough under way this is faster than `encode`. A batch is made by the library's
+    threads and freed by ours, and that costs the allocator more than it saves; a text by itself
+    never leaves the thread that asks for it.
+    """
+    return self._threads.submit(self._encode_here, texts)
+
+  def _encode_here(self, texts: Sequence[str]) -> list[np.ndarray]:
+    # Each call waits for Python's lock once; for short texts, that could be most of the time.
+    if sum(map(len, texts)) < _SHORT_DOCUMENT * len(texts):
+      return self.encode(texts)
+    return [self.encode([text])[0] for text in texts]
 
   def close(self) -> None:
     """Drops what waits to be encoded, and waits for what is being encoded."""
@@ -143,6 +154,12 @@ class DocumentEncoder:
     vocabulary = sorted(self._backend.get_vocab().items(), key=lambda entry: entry[1])
     content = json.dumps([vocabulary, self.end_of_text]).encode()
     return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
+def _cores() -> int:
+  """Cores that this process may use, up to _MOST_THREADS."""
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+  return min(cores or 1, _MOST_THREADS)
 
 
 def _from_pretrained(path: str, name: str, **options):
