@@ -76,34 +76,31 @@ def together(config, ids_BxT, rounds: int) -> dict:
 def one_after_the_other(config, ids_BxT, rounds: int) -> dict:
   """Each side with the accelerator to itself."""
   result = bench.apart(alone, "ours", config, ids_BxT, rounds)
-  rows, peer = len(ids_BxT), None
-  while peer is None:
-    peer = bench.apart(alone, "transformers", config, ids_BxT[:rows], rounds)
-    rows = rows if peer else rows // 2
-  parts = len(ids_BxT) / rows
+  peer = bench.apart(alone, "transformers", config, ids_BxT, rounds)
+  parts = len(ids_BxT) / peer["rows"]
   seconds = [parts * s for s in peer["seconds"]["transformers"]["rounds"]]
   result["seconds"] |= {
     "transformers": {**bench.spread(seconds), "rounds": seconds},
     "transformers' ceiling": peer["seconds"]["ceiling"],
   }
   result["peak_MiB"] |= peer["peak_MiB"]
-  return {**result, "transformers_rows": rows}
+  return {**result, "transformers_rows": peer["rows"]}
 
 
-def alone(side: str, config, ids_BxT, rounds: int) -> dict | None:
-  """One side; None if a step of the peer does not fit."""
+def alone(side: str, config, ids_BxT, rounds: int) -> dict:
+  """One side, and the rows that it took at once."""
   call = SIDES[side](config, ids_BxT)
-  try:
-    call()
-    call()
-  except RuntimeError as error:
-    if side == "ours" or len(ids_BxT) == 1 or "out of memory" not in str(error):
-      raise
-    return None
+  call()
+  call()
   memory = {"device": bench.device_peak_mib()}
   ceiling = bench.matmul_ceiling(8192, config.dtype, "jax" if side == "ours" else "torch")
   times = bench.alternate({side: call, "ceiling": ceiling}, rounds)
-  return {"seconds": times, "peak_MiB": {side: memory}, "ceiling_FLOPs": ceiling.work}
+  return {
+    "seconds": times,
+    "peak_MiB": {side: memory},
+    "ceiling_FLOPs": ceiling.work,
+    "rows": getattr(call, "rows", len(ids_BxT)),
+  }
 
 
 def main():

@@ -28,7 +28,8 @@ def gpt_neo(config: ModelConfig) -> transformers.GPTNeoForCausalLM:
     attn_implementation="eager",  # the only one that keeps the window
     use_cache=False,
   )
-  return transformers.GPTNeoForCausalLM(hf).to(DEVICE, getattr(torch, config.dtype))
+  with torch.device(DEVICE):
+    return transformers.GPTNeoForCausalLM(hf).to(getattr(torch, config.dtype))
 
 
 def forward(config: ModelConfig, ids_BxT: np.ndarray) -> Callable[[], torch.Tensor]:
@@ -43,14 +44,18 @@ def forward(config: ModelConfig, ids_BxT: np.ndarray) -> Callable[[], torch.Tens
 
 
 def train_step(config: ModelConfig, ids_BxT: np.ndarray) -> Callable[[], float]:
-  """Forward, backward, clipping and AdamW on one batch; float32 weights, autocast for bfloat16."""
-  model, ids = gpt_neo(config.replace(dtype="float32")), torch.tensor(ids_BxT, device=DEVICE).long()
+  """Forward, backward, clipping and AdamW on one batch; float32 weights, autocast for bfloat16.
+
+  Attribute `rows` of what is returned: how many fit at once, B, or half, or half of that; a call
+  takes these alone.
+  """
+  model = gpt_neo(config.replace(dtype="float32"))
   optimizer = torch.optim.AdamW(
     model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=DEVICE == "cuda"
   )
   half = config.dtype == "bfloat16"
 
-  def call():
+  def step(ids):
     optimizer.zero_grad()
     with torch.autocast(DEVICE, torch.bfloat16, enabled=half):
       loss = model(ids, labels=ids).loss
@@ -59,4 +64,20 @@ def train_step(config: ModelConfig, ids_BxT: np.ndarray) -> Callable[[], float]:
     optimizer.step()
     return loss.item()
 
-  return call
+  def call():
+    return step(ids)
+
+  call.rows = len(ids_BxT)
+  while True:
+    ids = torch.tensor(ids_BxT[: call.rows], device=DEVICE).long()
+    try:
+      call()  # the second one has the optimizer's moments too
+      call()
+      return call
+    except torch.OutOfMemoryError:
+      if call.rows == 1:
+        raise
+      call.rows //= 2
+    optimizer.zero_grad()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()

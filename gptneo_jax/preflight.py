@@ -13,11 +13,12 @@ from jax.sharding import AbstractMesh, Mesh
 
 from gptneo_jax import attention
 from gptneo_jax.config import ModelConfig
+from gptneo_jax.hardware import current_hardware
 from gptneo_jax.model import Decoder
 from gptneo_jax.optim import OptimizerConfig, ScheduleConfig, make_optimizer
 from gptneo_jax.sharding import abstract_mesh, bytes_per_device
 from gptneo_jax.state import TrainState, abstract_state
-from gptneo_jax.vocab_loss import CHUNK
+from gptneo_jax.vocab_loss import GPU_CHUNK
 
 GIB = 2**30
 
@@ -36,8 +37,9 @@ def step_bytes(
   state: abstract, with shardings. rows: sequences of one part of the batch, over all devices.
   Gradients are as large as the parameters, and once more in float32 when they are accumulated;
   the cast weights are what the computation runs on; activations are what the backward pass keeps
-  under `config.remat`, and those of a block; logits are those of a chunk of tokens, their
-  exponentials and gradients, and on fsdp the whole table of the vocabulary.
+  under `config.remat`, and those of a block; logits are those of a chunk of tokens (as GPUs take
+  them; elsewhere it is smaller), their exponentials and gradients, and on fsdp the whole table of
+  the vocabulary.
   """
   fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
   tokens = math.ceil(rows / (mesh.shape["data"] * fsdp)) * seq_len
@@ -68,7 +70,7 @@ def step_bytes(
     "optimizer": bytes_per_device(state.opt_state),
     "cast weights": parameters * width // stored if width != stored else 0,
     "activations": tokens * kept,
-    "logits": min(tokens, CHUNK) * V * (4 + 4 + width) + whole_table,
+    "logits": min(tokens, GPU_CHUNK) * V * (4 + 4 + width) + whole_table,
   }
 
 
@@ -89,7 +91,7 @@ def task_bytes(config: ModelConfig, seq_len: int, *, half: str | None) -> list[T
   D, F, V = config.hidden_size, config.mlp_size, config.padded_vocab_size
   weights = 2 * config.num_params()
   row = seq_len * 2 * (6 * D + 2 * F)  # what one layer holds of it, in 16 bits
-  logits = min(8 * seq_len, CHUNK) * V * (4 + 4)
+  logits = min(8 * seq_len, GPU_CHUNK) * V * (4 + 4)
   keys = sum(
     seq_len if kind == "global" else min(seq_len, config.window_size)
     for kind in config.attention_layers
@@ -136,7 +138,7 @@ def attention_backends(config: ModelConfig, seq_len: int, *, segments: bool) -> 
         dtype=config.dtype,
         segments=segments,
         dropout=config.attention_dropout > 0,
-        hardware=attention.current_hardware(),
+        hardware=current_hardware(),
       ),
     )
     for kind in dict.fromkeys(config.attention_pattern)

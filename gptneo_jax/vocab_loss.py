@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from gptneo_jax import axes
-from gptneo_jax.attention import current_hardware
+from gptneo_jax.hardware import current_hardware
 from gptneo_jax.losses import TokenLosses
 from gptneo_jax.sharding import BATCH_SPEC, RULES
 

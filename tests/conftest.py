@@ -3,9 +3,17 @@
 import os
 import pathlib
 
+import jax
 import pytest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def exact_float32():
+  """Tolerances are of float32, in which accelerators do not multiply unless they are told to."""
+  if jax.default_backend() != "cpu":
+    jax.config.update("jax_default_matmul_precision", "highest")
 
 
 @pytest.fixture(scope="session")

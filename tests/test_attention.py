@@ -17,8 +17,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gptneo_jax import attention
-from gptneo_jax.attention import BACKENDS, Dropout, Hardware, MaskSpec, Request, attend, blocked
+from gptneo_jax.attention import BACKENDS, Dropout, MaskSpec, Request, attend, blocked
 from gptneo_jax.attention.blocked import block_size
+from gptneo_jax.hardware import Hardware, current_hardware
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiling is what these tests take time for
 TOLERANCE = 2e-6  # float32; the largest seen is 9e-7
@@ -45,7 +46,7 @@ class Subject(NamedTuple):
 
 def gpu_capability():
   """Compute capability of the GPU that these tests run on, (0, 0) if there is none."""
-  return attention.current_hardware().capability or (0, 0)
+  return current_hardware().capability or (0, 0)
 
 
 NEEDS_GPU = (
@@ -210,7 +211,9 @@ def test_odd_heads(backend, H, K):
 
 @every_backend()
 def test_unscaled_scores_of_gpt_neo(backend):
-  check(backend, 40, 8, scale=1.0, K=64, tolerance=1e-5)
+  """Scores of deviation 8: what is rounded to bfloat16 weighs more (blocks in XLA: 1.8e-2 too)."""
+  tolerance = 1e-5 if backend.dtype == "float32" else 2.5e-2
+  check(backend, 40, 8, scale=1.0, K=64, tolerance=tolerance)
 
 
 @every_backend()
@@ -263,7 +266,9 @@ def test_a_wrong_window_is_noticed(backend, mistake):
   expected = dense_attention(q, k, v, 7, None, 1.0, dout)[0]
   errors_T = np.abs(np.asarray(out, np.float32) - expected).max((0, 2, 3))
   first = 6 if mistake == 6 else 7  # the first query that sees fewer, or more, keys than it should
-  assert errors_T[:first].max() < 5 * backend.tolerance < errors_T[first]
+  # That very query may give the key little weight; in 16 bits only a later one shows it.
+  last = first if backend.dtype == "float32" else 19
+  assert errors_T[:first].max() < 5 * backend.tolerance < errors_T[first : last + 1].max()
 
 
 # --- choosing ----------------------------------------------------------------------------------
@@ -290,7 +295,8 @@ NEO = Request(length=2048, head_dim=128, dtype="bfloat16")
     (A100, {"head_dim": 256}, "blocked"),
     (H100, {"head_dim": 256}, "cudnn"),
     (H100, {"head_dim": 100}, "blocked"),
-    (H100, {"window": 256, "segments": True}, "blocked"),
+    (H100, {"window": 256, "segments": True}, "cudnn"),
+    (A100, {"window": 256, "segments": True}, "blocked"),
     (T4, {"window": 256, "dtype": "float16"}, "blocked"),
     (T4, {"dtype": "float16"}, "blocked"),
     (Hardware("gpu"), {}, "blocked"),  # not NVIDIA's
@@ -356,11 +362,11 @@ def test_what_auto_chose_stands_once_in_the_log(caplog):
 
 def test_the_mesh_in_use_says_what_is_compiled_for():
   """A TPU that is only described is enough to choose its kernel."""
-  assert attention.current_hardware().platform == jax.devices()[0].platform
+  assert current_hardware().platform == jax.devices()[0].platform
   device = jax.sharding.AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
   mesh = jax.sharding.AbstractMesh((2,), ("data",), abstract_device=device)
   with jax.sharding.use_abstract_mesh(mesh):
-    assert attention.current_hardware() == TPU
+    assert current_hardware() == TPU
 
 
 def test_attend_takes_the_backend_it_is_told():

@@ -18,6 +18,7 @@ from test_attention import NEEDS_GPU, dense_attention, left_padded, make_inputs,
 
 from gptneo_jax import attention
 from gptneo_jax.attention import MaskSpec, cudnn, reference
+from gptneo_jax.hardware import current_hardware
 
 CALL = re.compile(r'custom_call @(__cudnn\$\w+)\(([^)]*)\).*?backend_config = "((?:[^"\\]|\\.)*)"')
 FORWARD, BACKWARD = "__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"
@@ -93,6 +94,17 @@ def test_segments_are_packed(hopper):
   assert "640x640" not in text
 
 
+@pytest.mark.parametrize("T", [1, 61, 639])
+@pytest.mark.parametrize("segmented", [False, True])
+def test_odd_lengths_are_made_even(hopper, T, segmented):
+  """The kernel has no backward pass for them."""
+  ids = jax.ShapeDtypeStruct((2, T), jnp.int32) if segmented else None
+  found = calls(program(gradients(256), *abstract(T), ids))
+  assert [name for name, _, _ in found] == [FORWARD, BACKWARD]
+  for _, _, config in found:
+    assert config["intermediate_tensor_shape"]["dimensions"][-2:] == [str(T + 1)] * 2
+
+
 @pytest.mark.parametrize("policy, forward", [(attention.residuals_saveable, 1), (None, 2)])
 def test_remat_may_keep_what_the_kernel_computed(hopper, policy, forward):
   """The kernel runs again in the backward pass only if its results were not kept."""
@@ -137,16 +149,17 @@ def as_documented(q, k, v, *, q_seqlen, kv_seqlen, q_offsets, kv_offsets, scale,
 
 
 @pytest.mark.parametrize("window", [None, 7])
-def test_segments_give_the_same_values_packed_or_not(monkeypatch, window):
+@pytest.mark.parametrize("T", [60, 59])
+def test_segments_give_the_same_values_packed_or_not(monkeypatch, window, T):
   monkeypatch.setattr(cudnn.fused, "dot_product_attention", as_documented)
-  q, k, v, dout = make_inputs(60)
+  q, k, v, dout = make_inputs(T)
   rng = np.random.default_rng(0)
   for ids, packs in (
-    (left_padded(60, [0, 17]), True),
-    (packed(60, [10, 1, 30, 19])[:1].repeat(2, 0), True),
-    (packed(60, [10, 1, 30, 19]), False),  # turned round: the last document comes twice
-    (rng.integers(0, 2, (2, 60)), False),
-    (np.arange(120).reshape(2, 60), False),  # more of them than there is room for
+    (left_padded(T, [0, 17]), True),
+    (packed(T, [10, 1, 30, 19])[:1].repeat(2, 0), True),
+    (packed(T, [10, 1, 30, T - 41]), False),  # turned round: the last document comes twice
+    (rng.integers(0, 2, (2, T)), False),
+    (np.arange(2 * T).reshape(2, T), False),  # more of them than there is room for
   ):
     ids = jnp.asarray(ids, jnp.int32)
     assert cudnn.segment_runs(ids, cudnn.MAX_SEGMENTS)[2] == packs
@@ -168,7 +181,7 @@ def on_a_card(test):
 @pytest.mark.parametrize("window", [None, 256])
 @pytest.mark.parametrize("segmented", [False, True])
 def test_a_whole_layer(window, segmented):
-  if segmented and attention.current_hardware().capability < cudnn.HOPPER:
+  if segmented and current_hardware().capability < cudnn.HOPPER:
     pytest.skip("segments need compute capability 9.0 or more")
   rng = np.random.default_rng(0)
   q, k, v = (jnp.asarray(rng.standard_normal((2, 2048, 4, 128)), jnp.bfloat16) for _ in range(3))

@@ -4,7 +4,7 @@ from gptneo_jax.attention.api import BACKENDS, KERNELS, attend, refusal, resolve
 from gptneo_jax.attention.dropout import Dropout
 from gptneo_jax.attention.mask import MaskSpec
 from gptneo_jax.attention.reference import probabilities
-from gptneo_jax.attention.request import Hardware, Request, current_hardware
+from gptneo_jax.attention.request import Request
 from gptneo_jax.attention.residuals import RESIDUALS, residuals_saveable
 
 __all__ = [
@@ -12,11 +12,9 @@ __all__ = [
   "KERNELS",
   "RESIDUALS",
   "Dropout",
-  "Hardware",
   "MaskSpec",
   "Request",
   "attend",
-  "current_hardware",
   "probabilities",
   "refusal",
   "residuals_saveable",

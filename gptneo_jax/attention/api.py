@@ -54,8 +54,6 @@ def resolve(impl: str, request: Request) -> str:
   kernel = KERNELS.get(request.hardware.platform)
   if impl == "auto" and kernel is not None:
     reason = refusal(kernel, request)
-    if reason is None and kernel == "cudnn" and request.segments:
-      reason = "for segments and padding it is taken only when asked for by name"
     if reason is None:
       chosen = kernel
     else:

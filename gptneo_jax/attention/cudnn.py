@@ -65,6 +65,11 @@ def attend(
   if dropout is not None:
     raise ValueError("cuDNN attention cannot drop attention probabilities")
   T = q_BxTxHxK.shape[1]
+  if T % 2:  # of which there is no backward pass: a last token that none before it sees
+    ids_BxT = spec.segment_ids_BxT
+    longer = MaskSpec(spec.window, None if ids_BxT is None else _with_one_more(ids_BxT))
+    q, k, v = (_with_one_more(x) for x in (q_BxTxHxK, k_BxTxHxK, v_BxTxHxK))
+    return attend(q, k, v, longer, scale)[:, :T]
   window = spec.window if spec.window is not None and spec.window < T else None
   if spec.segment_ids_BxT is None:
     return jax.nn.dot_product_attention(
@@ -96,6 +101,11 @@ def attend(
     return blocked.attend(q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, spec, scale)
 
   return jax.lax.cond(packs, packed, in_xla, q_BxTxHxK, k_BxTxHxK, v_BxTxHxK)
+
+
+def _with_one_more(x_BxT: jax.Array) -> jax.Array:
+  """B x T x … with the last of T twice."""
+  return jnp.concatenate([x_BxT, x_BxT[:, -1:]], axis=1)
 
 
 def segment_runs(ids_BxT: jax.Array, M: int) -> tuple[jax.Array, jax.Array, jax.Array]:
