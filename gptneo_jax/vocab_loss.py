@@ -179,7 +179,6 @@ def _loss_and_gradients(
   x_BxTxD, table_VxD, targets_BxT, weights_BxT, *, vocab_size, z_loss, layout: _Layout
 ) -> tuple[LossSums, jax.Array, jax.Array]:
   """The sums over all devices' tokens, and the gradients of `objective`; the table's is float32."""
-
   V, table_VxD = table_VxD.shape[0], _with_whole_columns(table_VxD)
 
   def visit(carry, chunk):
@@ -203,7 +202,8 @@ def _loss_and_gradients(
   start = (LossSums(jnp.float32(0), jnp.float32(0)), jnp.zeros(table_VxD.shape, jnp.float32))
   chunks = [_chunks(x) for x in (x_BxTxD, targets_BxT, weights_BxT)]
   (sums, dtable_VxD), dx = jax.lax.scan(visit, start, chunks)
-  sums, dtable_VxD = LossSums(*(_sum_over(layout.batch, x) for x in sums)), dtable_VxD[:V]
+  sums = LossSums(*(_sum_over(layout.batch, x) for x in sums))
+  dtable_VxD = dtable_VxD[:V]
   for axis in layout.batch:
     if axis == layout.embed:
       dtable_VxD = jax.lax.psum_scatter(dtable_VxD, axis, scatter_dimension=1, tiled=True)
