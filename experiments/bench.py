@@ -45,7 +45,7 @@ import numpy as np
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
 
-_LEAST_SECONDS = 0.02  # one sample: quick functions are called several times for it
+_LEAST_SECONDS = 0.25  # one sample: quick functions are called several times for it
 _PACKAGES = "jax jaxlib flax optax orbax-checkpoint numpy torch transformers tokenizers".split()
 
 
