@@ -42,12 +42,13 @@ class _DamagedError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-  """What a checkpoint held: trees of jax.Array, and the state of the data stream."""
+  """What a checkpoint held: trees of jax.Array, the state of the data stream, and its metrics."""
 
   step: int
   params: Any
   optimizer: Any
   data_state: dict[str, Any]
+  metrics: dict[str, float]
 
 
 class _QuietOrbax(logging.Filter):
@@ -249,7 +250,7 @@ class Checkpointer:
       optimizer=_restore_args(abstract_optimizer),
       data=ocp.args.JsonRestore(),
     )
-    return Restored(step, items["params"], items["optimizer"], items["data"])
+    return Restored(step, items["params"], items["optimizer"], items["data"], _metrics(path))
 
   def _failed(self, error: Exception) -> CheckpointError:
     """Clears up after a failed save, so that the next may succeed, and words the error."""
@@ -286,12 +287,17 @@ class _LatestAndBest:
     """Returns the loss it was saved with, infinity if there is none or it is not finite."""
     metrics = info.metrics
     if metrics is None:  # saved without, or by an earlier process
-      try:
-        metrics = json.loads((self._folder / f"{info.step}/metrics/metrics").read_text())
-      except (OSError, ValueError):
-        return math.inf
+      metrics = _metrics(self._folder / str(info.step))
     loss = metrics.get(BEST_METRIC, math.inf)
     return loss if math.isfinite(loss) else math.inf
+
+
+def _metrics(path: epath.Path) -> dict[str, float]:
+  """Those of a checkpoint; none if it was saved without, or if they are damaged."""
+  try:
+    return json.loads((path / "metrics" / "metrics").read_text())
+  except (OSError, ValueError):
+    return {}
 
 
 def _absolute(folder: Any) -> epath.Path:

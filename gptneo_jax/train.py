@@ -121,9 +121,13 @@ def _train(config: ConfigDict, closing: contextlib.ExitStack) -> int:
     enabled=hosts.is_first(),
   )
   closing.callback(progress.close)
+  # A run that was stopped where an evaluation was due did not wait for it: its line is made anew.
+  unfinished: dict[str, float] | None = None
+  if restored and _due(first_step, config.eval_every) and "eval/loss" not in restored.metrics:
+    unfinished = restored.metrics
   writer = MetricWriter(
     str(workdir),
-    resume_step=first_step,
+    resume_step=first_step if unfinished is None else first_step - 1,
     wandb_project=config.wandb_project or None,
     enabled=hosts.is_first(),
   )
@@ -165,7 +169,16 @@ def _train(config: ConfigDict, closing: contextlib.ExitStack) -> int:
       line["perf/mfu"] = rate * flops_per_token / (peak_flops * jax.device_count())
     return line
 
+  def evaluation(step: int) -> dict[str, float]:
+    with progress.section("eval"):
+      results, sample = evaluate(state.params)
+    say(validation.report(step, results, baselines(), sample))
+    return results
+
   # --- the loop: the report of a step is made while the next one runs -----------------------------
+  if unfinished is not None:
+    writer.write(first_step, unfinished | evaluation(first_step))
+    waited, clock = batches.wait_seconds, time.perf_counter()
   stop = hosts.StopRequest()
   trace = _Trace(workdir, config.profile)
   closing.callback(trace.close)
@@ -178,7 +191,8 @@ def _train(config: ConfigDict, closing: contextlib.ExitStack) -> int:
       writer.write(previous[0], line)
     previous = step, metrics
 
-    last, stopping = step == config.steps, stop.at(step)
+    last = step == config.steps
+    stopping = stop.at(step) and not last
     evaluates = last or _due(step, config.eval_every)
     saves = last or stopping or _due(step, config.checkpoint_every)
     if not (evaluates or saves):
@@ -186,10 +200,7 @@ def _train(config: ConfigDict, closing: contextlib.ExitStack) -> int:
     # From here on this step is waited for: nothing is saved before its loss is known to be finite.
     line, previous = report(step, metrics), None
     if evaluates and not stopping:
-      with progress.section("eval"):
-        results, sample = evaluate(state.params)
-      line |= results
-      say(validation.report(step, results, baselines(), sample))
+      line |= evaluation(step)
     if line:
       writer.write(step, line)  # before the checkpoint: one that stands has all its lines
     if saves:
@@ -208,7 +219,7 @@ def _train(config: ConfigDict, closing: contextlib.ExitStack) -> int:
   checkpoints.wait()
   progress.close()
   say(f"step {step}: checkpoint in {workdir / str(step)}")
-  if stopping and not last:
+  if stopping:
     say("stopped by SIGTERM; the same command goes on from here")
     return cli.EXIT_TERMINATED
   return 0

@@ -18,7 +18,8 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def settings(corpus, tmp_path_factory):
-  """Dropout on, so that the random state counts; a save at every step, so that kills hit saves."""
+  """Dropout on, so that the random state counts; a save at every step, so that kills hit saves; and
+  an evaluation, which a run that was stopped still owes."""
   return {
     "data__source": "jsonl",
     "data__path": corpus,
@@ -26,7 +27,7 @@ def settings(corpus, tmp_path_factory):
     "steps": 40,
     "schedule__decay_steps": 40,
     "checkpoint_every": 1,
-    "eval_every": 10,
+    "eval_every": 1,
     "model__resid_dropout": 0.1,
   }
 
