@@ -58,8 +58,8 @@ def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
   """y + bias, in the type of y; the bias has the last axes of y, and a gradient of its own type.
 
   On a GPU that is summed from the gradient of y once it is there. Left to itself XLA sums while it
-  computes that, and for gelu's, whose tanh it stores in float32 for it, one pass is slower than two.
-  On TPU one pass is better: two read more memory, as the planner shows.
+  computes that, and for gelu's, whose tanh it stores in float32 for it, one pass is slower than
+  two. On TPU one pass is better: two read more memory, as the planner shows.
   """
   return y + bias.astype(y.dtype)
 
