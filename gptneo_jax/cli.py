@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import glob
 import importlib.util
 import os
@@ -14,7 +13,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from gptneo_jax.errors import UserError
+from gptneo_jax.errors import UserError, did_you_mean
 
 _CACHE_BYTES = 4 << 30  # of compiled programs; those not used for longest go first
 
@@ -128,8 +127,7 @@ def _check_settings(argv: Sequence[str], config: ConfigDict) -> None:
       continue
     key = key.removeprefix("config.")
     if key not in valid:
-      near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
-      hint = f"; did you mean --config.{near[0]}?" if near else ""
+      hint = did_you_mean(key, valid, "--config.{}")
       raise UserError(f"unknown setting --config.{key}{hint}")
 
 

@@ -7,9 +7,10 @@ Face configs; GPT-2 sizes: openai/gpt-2.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from typing import Any, Literal
+
+from gptneo_jax.errors import did_you_mean
 
 # How a model is run, as opposed to what it is: two folders that differ only here hold the same
 # model.
@@ -225,9 +226,7 @@ class ModelConfig:
     names = [f.name for f in dataclasses.fields(cls)]
     for key in fields:
       if key not in names:
-        near = difflib.get_close_matches(key, names, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown model setting {key!r}{hint}")
+        raise ValueError(f"unknown model setting {key!r}{did_you_mean(key, names, '{!r}')}")
     return cls(**fields)
 
   def to_dict(self) -> dict[str, Any]:

@@ -1,5 +1,58 @@
-"""The error of a user's mistake: programs print its message as one line, without a traceback."""
+"""The error of a user's mistake, which programs print as one line, and what may have been meant."""
+
+import difflib
+from collections.abc import Iterable
+
+_CLOSE = 0.75  # of difflib's ratio: below it a name is another thing, not a misspelt one
+
+# What others call a setting of ours, where the spelling does not lead there; without underscores.
+_ALIASES = {
+  "batch": "batch_size",
+  "beta1": "b1",
+  "beta2": "b2",
+  "blocksize": "seq_len",
+  "bs": "batch_size",
+  "dmodel": "hidden_size",
+  "evalinterval": "eval_every",
+  "gradclip": "clip_norm",
+  "gradientaccumulationsteps": "grad_accumulation",
+  "loggingsteps": "log_every",
+  "lr": "learning_rate",
+  "maxgradnorm": "clip_norm",
+  "maxiters": "steps",
+  "maxlength": "seq_len",
+  "nctx": "max_position_embeddings",
+  "nembd": "hidden_size",
+  "outputdir": "workdir",
+  "perdevicetrainbatchsize": "batch_size",
+  "savesteps": "checkpoint_every",
+  "sequencelength": "seq_len",
+  "trainsteps": "steps",
+  "warmup": "warmup_steps",
+  "wd": "weight_decay",
+}
 
 
 class UserError(Exception):
   """Bad input: the message names the thing, the file and line if there is one, and what to do."""
+
+
+def did_you_mean(name: str, valid: Iterable[str], form: str = "{}") -> str:
+  """'; did you mean NAME?' with the nearest of the valid names, or '' where none is near.
+
+  Of dotted names the last part is compared, the same section comes first, then none.
+  form: how the name is written, as '--config.{}'.
+  """
+  section, leaf = _parts(name)
+  ordered = sorted(valid, key=lambda one: (_parts(one)[0] != section, one.count(".")))
+  leaves = [_parts(one)[1] for one in ordered]
+  for meant in (_parts(_ALIASES.get(leaf, ""))[1], leaf):
+    if near := difflib.get_close_matches(meant, leaves, n=1, cutoff=_CLOSE):
+      return f"; did you mean {form.format(ordered[leaves.index(near[0])])}?"
+  return ""
+
+
+def _parts(name: str) -> tuple[str, str]:
+  """The section, and the last part as it is compared: small letters, without _ and -."""
+  section, _, leaf = name.rpartition(".")
+  return section, leaf.lower().replace("_", "").replace("-", "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import logging
 import os
 import pathlib
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from gptneo_jax import engine
-from gptneo_jax.errors import UserError
+from gptneo_jax.errors import UserError, did_you_mean
 from gptneo_jax.evals import identity, local_tasks, task_sets
 
 _SECONDS = 5  # to reach the hub
@@ -180,9 +179,7 @@ def _manager(wanted: dict[str, int | None], include_path: str | None) -> Any:
   for name in wanted:
     if name not in known and name not in manager.task_index:
       names = [task_sets.PAPER, task_sets.QUICK, *known, *manager.all_tasks]
-      near = difflib.get_close_matches(name, names, n=1)
-      hint = f"; did you mean {near[0]}?" if near else ""
-      raise UserError(f"there is no task {name!r}{hint}")
+      raise UserError(f"there is no task {name!r}{did_you_mean(name, names)}")
   return manager
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import numbers
 from collections.abc import Callable, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 
 import jax
 
-from gptneo_jax.errors import UserError
+from gptneo_jax.errors import UserError, did_you_mean
 from gptneo_jax.sampling.processors import History
 
 # A processor of the user's own, jittable: scores, float32 B x V, before the sampling filters.
@@ -81,9 +80,8 @@ class GenerationOptions:
     names = [field.name for field in dataclasses.fields(cls)]
     for name in options:
       if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
-        raise UserError(f"generate: {name} is not supported; {hint}")
+        hint = did_you_mean(name, names) or f"; there are {', '.join(names)}"
+        raise UserError(f"generate: {name} is not supported{hint}")
     # None stands for the default, as in transformers.
     return cls(**{name: value for name, value in options.items() if value is not None})
 

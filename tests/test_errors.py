@@ -1,0 +1,50 @@
+"""What may have been meant by a name that does not exist: the right one, or nothing."""
+
+import pytest
+
+from gptneo_jax import cli
+from gptneo_jax.errors import did_you_mean
+
+
+@pytest.fixture(scope="module")
+def settings(repository):
+  return list(cli._leaves(cli.load_config(str(repository / "configs/tiny.py"))))
+
+
+@pytest.mark.parametrize(
+  ("name", "meant"),
+  [
+    ("optimizer.lr", "optimizer.learning_rate"),
+    ("optimizer.learning_rat", "optimizer.learning_rate"),
+    ("optimiser.learning_rate", "optimizer.learning_rate"),
+    ("lr", "optimizer.learning_rate"),
+    ("optimizer.beta2", "optimizer.b2"),
+    ("optimizer.steps", "steps"),
+    ("batchsize", "batch_size"),
+    ("batch-size", "batch_size"),
+    ("batch", "batch_size"),
+    ("eval.batchsize", "eval.batch_size"),
+    ("grad_accumulaton", "grad_accumulation"),
+    ("gradient_accumulation_steps", "grad_accumulation"),
+    ("eval.docments", "eval.documents"),
+    ("num_layers", "model.num_layers"),
+    ("model.n_layer", "model.num_layers"),
+    ("seqlen", "seq_len"),
+    ("block_size", "seq_len"),
+    ("data.textkey", "data.text_key"),
+    ("schedule.warmup", "schedule.warmup_steps"),
+    # Far from everything: no suggestion is better than one that misleads.
+    ("optimizer.b3", None),
+    ("optimizer.momentum", None),
+    ("model.rotary_dim", None),
+    ("data.zzz", None),
+    ("zzz", None),
+  ],
+)
+def test_settings(name, meant, settings):
+  expected = f"; did you mean --config.{meant}?" if meant else ""
+  assert did_you_mean(name, settings, "--config.{}") == expected
+
+
+def test_no_names_no_suggestion():
+  assert did_you_mean("lr", []) == ""
