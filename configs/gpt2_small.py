@@ -7,12 +7,12 @@ python -m gptneo_jax.train --config configs/gpt2_small.py
 python -m gptneo_jax.train --config configs/gpt2_small.py:runlocal   # the same program on a laptop
 """
 
-from configs import common
+from gptneo_jax import run_config
 from gptneo_jax.config import PRESETS
 
 
 def get_config(arg=""):
-  config = common.base(
+  config = run_config.base(
     PRESETS["gpt2_small"].replace(embed_dropout=0.0, attention_dropout=0.0, resid_dropout=0.0)
   )
   config.batch_size, config.steps = 512, 600_000  # 512 x 1024 = 524,288 tokens a step
@@ -25,4 +25,4 @@ def get_config(arg=""):
     validation_path="data/openwebtext/val.jsonl.zst",
     tokenizer="openai-community/gpt2",
   )
-  return common.finish(config, arg)
+  return run_config.finish(config, arg)

@@ -8,12 +8,12 @@ python -m gptneo_jax.train --config configs/neo_1p3b.py
 python -m gptneo_jax.train --config configs/neo_1p3b.py:runlocal   # the same program on a laptop
 """
 
-from configs import common
+from gptneo_jax import run_config
 
 
 def get_config(arg=""):
-  config = common.neo(
+  config = run_config.neo(
     "neo_1p3b", learning_rate=2e-4, batch_size=512, steps=400_000, decay_steps=300_000
   )
   config.model.dtype = "bfloat16"
-  return common.finish(config, arg)
+  return run_config.finish(config, arg)

@@ -10,13 +10,13 @@ python -m gptneo_jax.train --config configs/neo_2p7b.py
 python -m gptneo_jax.train --config configs/neo_2p7b.py:runlocal   # the same program on a laptop
 """
 
-from configs import common
+from gptneo_jax import run_config
 
 
 def get_config(arg=""):
-  config = common.neo(
+  config = run_config.neo(
     "neo_2p7b", learning_rate=1.6e-4, batch_size=512, steps=400_000, decay_steps=300_000
   )
   config.model.dtype = "bfloat16"
   config.model.vocab_multiple = 128
-  return common.finish(config, arg)
+  return run_config.finish(config, arg)

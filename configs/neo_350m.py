@@ -8,11 +8,11 @@ python -m gptneo_jax.train --config configs/neo_350m.py
 python -m gptneo_jax.train --config configs/neo_350m.py:runlocal   # the same program on a laptop
 """
 
-from configs import common
+from gptneo_jax import run_config
 
 
 def get_config(arg=""):
-  config = common.neo(
+  config = run_config.neo(
     "neo_350m", learning_rate=3e-4, batch_size=256, steps=572_300, decay_steps=572_300
   )
-  return common.finish(config, arg)
+  return run_config.finish(config, arg)

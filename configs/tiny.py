@@ -6,12 +6,12 @@ python -m gptneo_jax.train --config configs/tiny.py
 The packages held out are those that data/trees.py names. Expected figures: experiments/README.md.
 """
 
-from configs import common
+from gptneo_jax import run_config
 from gptneo_jax.config import ModelConfig
 
 
 def get_config(arg=""):
-  config = common.base(
+  config = run_config.base(
     ModelConfig(
       vocab_size=2048,
       max_position_embeddings=256,
@@ -28,4 +28,4 @@ def get_config(arg=""):
   config.data.update(source="stdlib", path="", tokenizer="train", num_streams=4)
   config.eval.update(documents=0, batch_size=32, baselines=True, sample_tokens=128)
   config.eval.sample_prompt = "import os\n\nclass "
-  return common.finish(config, arg)
+  return run_config.finish(config, arg)

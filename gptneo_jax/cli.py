@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import glob
+import importlib.machinery
 import importlib.util
 import os
 import pathlib
+import re
 import sys
+import traceback
+import types
 from collections.abc import Callable, Sequence
 
 import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from gptneo_jax import run_config
 from gptneo_jax.errors import UserError, did_you_mean
 
 _CACHE_BYTES = 4 << 30  # of compiled programs; those not used for longest go first
@@ -80,11 +85,15 @@ def config_name(flag_values=flags.FLAGS) -> str:
 
 def _parse(argv: Sequence[str], flag_values) -> list[str]:
   """Parses flags; a mistake is a UserError that names the flag and the nearest right one."""
-  value = _config_value(argv)
-  if value is not None:
-    _check_settings(argv, load_config(value))
-  elif not any(arg.lstrip("-").startswith("help") for arg in argv):
+  argv = list(argv)
+  if {"-h", "--help", "-help", "--helpshort"} & set(argv):
+    app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)  # absl's own ends with 1
+  at = _place_of_config(argv)
+  if at is None:
     raise UserError("no --config; for example: --config configs/tiny.py (see --help)")
+  flag, equals, value = argv[at].partition("=") if argv[at][:1] == "-" else ("", "", argv[at])
+  _check_settings(argv, load_config(value))
+  argv[at] = f"{flag}{equals}{_with_file(value)}"
   try:
     rest = flag_values(argv)
   except (flags.Error, ValueError, TypeError) as error:
@@ -94,33 +103,62 @@ def _parse(argv: Sequence[str], flag_values) -> list[str]:
   return rest
 
 
-def _config_value(argv: Sequence[str]) -> str | None:
-  for arg, following in zip(argv, [*argv[1:], None]):
-    name, separator, value = arg.lstrip("-").partition("=")
-    if arg.startswith("-") and name == "config":
-      return value if separator else following
+def _place_of_config(argv: Sequence[str]) -> int | None:
+  """Which argument holds the value of --config, None if it is not there."""
+  for number, arg in enumerate(argv[1:], 1):
+    if arg in ("-config", "--config"):
+      return number + 1 if number + 1 < len(argv) else None
+    if arg.startswith(("-config=", "--config=")):
+      return number
   return None
 
 
 def load_config(value: str) -> ConfigDict:
   """The config as its file gives it. Raises UserError if there is no such file, or if it fails."""
-  path = pathlib.Path(value.partition(":")[0])
-  if not path.is_file():
-    near = sorted(str(p) for p in path.parent.glob("*.py") if p.stem not in ("__init__", "common"))
-    there = f"; there are: {', '.join(near)}" if near else ""
-    raise UserError(f"no config file {str(path)!r}{there}")
-  values, argv = flags.FlagValues(), ["program", f"--config={value}"]
-  config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+  path, colon, arg = _with_file(value).partition(":")
+  module = types.ModuleType("config")
   try:
-    values(argv)
-    return values.config.lock()
+    importlib.machinery.SourceFileLoader("config", path).exec_module(module)
+    config = module.get_config(*([arg] if colon else []))
   except Exception as error:  # whatever the file's own code raises
-    raise UserError(f"--config {value}: {_last_line(error)}") from None
+    raise UserError(_fault_in_config(error, path)) from None
+  if not isinstance(config, ConfigDict):
+    raise UserError(f"{path}: get_config returns {type(config).__name__}, not the config")
+  return config.lock()
+
+
+def _with_file(value: str) -> str:
+  """`value` with the path of a file: configs/NAME.py is the package's where there is none here."""
+  path, colon, arg = value.partition(":")
+  if pathlib.Path(path).is_file():
+    return value
+  ours = pathlib.Path(__file__).parent / "configs"
+  if (
+    pathlib.Path(path).parent == pathlib.Path("configs") and pathlib.Path(ours, path[8:]).is_file()
+  ):
+    return f"{ours / path[8:]}{colon}{arg}"
+  folder = pathlib.Path(path).parent
+  near = sorted(str(p) for p in folder.glob("*.py") if p.stem != "__init__")
+  near = near or sorted(f"configs/{p.name}" for p in ours.glob("*.py") if p.stem != "__init__")
+  raise UserError(f"no config file {path!r}; there are: {', '.join(near)}")
+
+
+def _fault_in_config(error: Exception, path: str) -> str:
+  """What a config file's code raised, with the line of it and, for an unknown setting, the name."""
+  lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
+  if isinstance(error, SyntaxError):
+    lines.append(error.lineno)
+  where = f"{path}:{lines[-1]}" if lines else path
+  unknown = re.search(r'Key "(\w+)" does not exist', str(error))
+  if unknown is None:
+    return f"{where}: {_last_line(error)}"
+  name = unknown[1]
+  return f"{where}: unknown setting {name}{did_you_mean(name, run_config.known())}"
 
 
 def _check_settings(argv: Sequence[str], config: ConfigDict) -> None:
   """Raises UserError with the nearest valid name for a --config.key that does not exist."""
-  valid = list(_leaves(config))
+  valid = run_config.flat(config)
   for arg in argv:
     key = arg.lstrip("-").partition("=")[0]
     if not arg.startswith("-") or not key.startswith("config."):
@@ -133,11 +171,3 @@ def _check_settings(argv: Sequence[str], config: ConfigDict) -> None:
 
 def _last_line(error: Exception) -> str:
   return (str(error).strip() or type(error).__name__).splitlines()[-1]
-
-
-def _leaves(config: ConfigDict, prefix: str = ""):
-  for key, value in config.items():
-    if isinstance(value, ConfigDict):
-      yield from _leaves(value, f"{prefix}{key}.")
-    else:
-      yield prefix + key

@@ -10,7 +10,7 @@ import optax
 from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
-from gptneo_jax import data, preflight
+from gptneo_jax import data, preflight, run_config
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.errors import UserError
 from gptneo_jax.model import Decoder
@@ -27,6 +27,7 @@ class Sections(NamedTuple):
 
 def read(config: ConfigDict) -> Sections:
   """The config's sections. Raises UserError."""
+  run_config.check_keys(config)
   with user_errors():
     model_config = ModelConfig.from_dict(config.model.to_dict())
     data_config = data.DataConfig(**config.data.to_dict())
@@ -38,6 +39,10 @@ def read(config: ConfigDict) -> Sections:
       raise UserError(f"{name} is {config[name]}; it must be at least 1")
   if config.task != "lm":
     raise UserError(f"task is {config.task!r}; there is 'lm'")
+  if model_config.head != "lm":
+    raise UserError(
+      f"model.head is {model_config.head!r}, which task 'lm' does not train; it is 'lm' here"
+    )
   for name in ("dtype", "param_dtype"):
     if getattr(model_config, name) == "float16":
       raise UserError(

@@ -5,8 +5,8 @@
   python -m gptneo_jax.train --config configs/neo_1p3b.py:runlocal      (shrunk, for a laptop)
   python -m gptneo_jax.train --config configs/tiny.py --config.steps=100 --config.model.num_layers=8
 
-Any setting of the config file can be given as --config.NAME=VALUE; configs/common.py lists them
-with their meaning. The folder --workdir holds the checkpoints, config.json, the tokenizer and
+Any setting of the config file can be given as --config.NAME=VALUE; gptneo_jax/run_config.py lists
+them with their meaning. The folder --workdir holds the checkpoints, config.json, the tokenizer and
 metrics.jsonl; started again on the same folder, the run goes on where it stopped, bit for bit.
 
 Exit status: 0 done; 1 a mistake or a failure, said in one line; 143 stopped by SIGTERM with

@@ -1,19 +1,25 @@
 """What every training config starts from: all keys, their defaults, and how to shrink for a laptop.
 
-A config file defines `get_config(arg)`; `arg` is what follows the colon in
-`--config configs/neo_1p3b.py:runlocal`. Any key can be set behind it: `--config.optimizer.b2=0.99`.
+A config file defines `get_config(arg)`, which changes what `base` or `neo` gives; `arg` is what
+follows the colon in `--config configs/neo_1p3b.py:runlocal`. Any key can be set after it:
+`--config.optimizer.b2=0.99`. A key that is not here is an error, in a file as on the command line.
 """
 
+from __future__ import annotations
+
 import dataclasses
+import functools
 import math
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from gptneo_jax.config import PRESETS, ModelConfig
+from gptneo_jax.errors import UserError, did_you_mean
 
 
 def base(model: ModelConfig) -> ConfigDict:
-  """The defaults. Lengths are in tokens, batches in sequences, intervals in steps."""
+  """The defaults, locked. Lengths are in tokens, batches in sequences, intervals in steps."""
   config = ConfigDict()
   config.task = "lm"
   config.seed = 0
@@ -55,6 +61,7 @@ def base(model: ModelConfig) -> ConfigDict:
       validation_fraction=0.005,
       test_fraction=0.005,
       text_key="text",
+      datasets_config="",  # name of a configuration of a `datasets` source
       prefetch=4,  # batches read ahead
     )
   )
@@ -70,7 +77,7 @@ def base(model: ModelConfig) -> ConfigDict:
     )
   )
   config.profile = ConfigDict(dict(first_step=0, steps=0))  # steps to trace; 0: none
-  return config
+  return config.lock()
 
 
 def neo(
@@ -91,12 +98,42 @@ def neo(
 
 
 def finish(config: ConfigDict, arg: str) -> ConfigDict:
-  """Applies `arg` ('' or 'runlocal') and locks the config, so that a mistyped key is an error."""
+  """Applies `arg`, '' or 'runlocal'."""
   if arg not in ("", "runlocal"):
     raise ValueError(f"unknown config argument {arg!r}; there is only 'runlocal'")
   if arg == "runlocal":
     _shrink(config)
-  return config.lock()
+  return config
+
+
+def flat(config: ConfigDict) -> dict[str, Any]:
+  """The settings of a config by their dotted names, 'optimizer.b2'."""
+  settings = {}
+  for key, value in config.items():
+    if isinstance(value, ConfigDict):
+      settings |= {f"{key}.{name}": inner for name, inner in flat(value).items()}
+    else:
+      settings[key] = value
+  return settings
+
+
+def check_keys(config: ConfigDict) -> None:
+  """Raises UserError for a setting that is unknown or missing: a file may build its own dict."""
+  settings = flat(config)
+  for name in settings:
+    if name not in known():
+      raise UserError(f"unknown setting {name}{did_you_mean(name, known())}")
+  for name in known():
+    if name not in settings:
+      raise UserError(
+        f"the config has no {name}; start it from gptneo_jax.run_config.base(), which has all"
+      )
+
+
+@functools.cache
+def known() -> tuple[str, ...]:
+  """The dotted names of all settings."""
+  return tuple(flat(base(ModelConfig())))
 
 
 def _shrink(config: ConfigDict) -> None:

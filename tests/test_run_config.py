@@ -1,0 +1,125 @@
+"""The settings of a run: none that is not known, and configs that work from any folder."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import setuptools
+from ml_collections import ConfigDict
+
+from gptneo_jax import cli, run_config, sections
+from gptneo_jax.config import ModelConfig
+from gptneo_jax.errors import UserError
+
+
+@pytest.mark.parametrize(
+  ("line", "said"),
+  [
+    ("c.grad_accumulaton = 8", "unknown setting grad_accumulaton; did you mean grad_accumulation?"),
+    ("c.eval.docments = 3", "unknown setting docments; did you mean eval.documents?"),
+    ("c.optimizer.lr = 1e-3", "unknown setting lr; did you mean optimizer.learning_rate?"),
+    ("c.data.update(num_stream=4)", "unknown setting num_stream; did you mean data.num_streams?"),
+    ("c.steps = 'many'", "many is of original type <class 'str'>"),
+    ("c.steps = undefined", "name 'undefined' is not defined"),
+    ("c.steps = (", "'(' was never closed"),
+  ],
+)
+def test_a_mistake_in_a_config_file_is_one_line_with_its_place(line, said, tmp_path):
+  file = tmp_path / "mine.py"
+  file.write_text(f"""
+from gptneo_jax import run_config
+from gptneo_jax.config import PRESETS
+
+def get_config(arg=""):
+  c = run_config.base(PRESETS["neo_125m"])
+  {line}
+  return run_config.finish(c, arg)
+""")
+  with pytest.raises(UserError) as caught:
+    cli.load_config(str(file))
+  assert str(caught.value).startswith(f"{file}:7: ") and said in str(caught.value)
+  assert "\n" not in str(caught.value)
+
+
+def test_a_config_that_is_not_built_on_base_has_exactly_its_keys():
+  config = run_config.base(ModelConfig())
+  config.data.source = "stdlib"
+  sections.read(config)
+  more = ConfigDict(config.to_dict() | {"learning_rate": 1.0})
+  with pytest.raises(UserError, match=r"setting learning_rate; .* optimizer\.learning_rate\?$"):
+    sections.read(more)
+  fewer = ConfigDict(config.to_dict())
+  del fewer.eval.documents
+  with pytest.raises(UserError, match=r"has no eval\.documents; start it from"):
+    sections.read(fewer)
+
+
+def test_a_file_without_a_config(tmp_path):
+  (tmp_path / "empty.py").write_text("")
+  (tmp_path / "none.py").write_text("def get_config(): pass")
+  with pytest.raises(UserError, match=r"empty\.py: .*has no attribute 'get_config'"):
+    cli.load_config(str(tmp_path / "empty.py"))
+  with pytest.raises(UserError, match=r"none\.py: get_config returns NoneType"):
+    cli.load_config(str(tmp_path / "none.py"))
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"task": "classification"}, "task is 'classification'; there is 'lm'"),
+    ({"model.head": "sequence_classification"}, "head is 'sequence_classification', which task"),
+  ],
+)
+def test_a_task_that_is_not_there_is_no_language_model(changes, message):
+  config = cli.load_config("configs/tiny.py")
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(UserError, match=message):
+    sections.read(config)
+
+
+def test_the_package_carries_the_configs(repository, tmp_path):
+  """A wheel takes what setuptools finds; of the link to configs/, the files."""
+  assert "gptneo_jax.configs" in setuptools.find_packages(repository, include=["gptneo_jax*"])
+  for file in (repository / "configs").glob("*.py"):
+    assert (repository / "gptneo_jax" / "configs" / file.name).read_text() == file.read_text()
+
+
+def _program(program: str, *arguments: str, cwd: pathlib.Path, package: pathlib.Path):
+  (cwd / "site").mkdir(exist_ok=True)
+  if not (cwd / "site" / "gptneo_jax").exists():
+    (cwd / "site" / "gptneo_jax").symlink_to(package)
+  return subprocess.run(
+    [sys.executable, "-m", f"gptneo_jax.{program}", *arguments],
+    cwd=cwd, env={"PYTHONPATH": str(cwd / "site"), "JAX_PLATFORMS": "cpu", "PATH": ""},
+    capture_output=True, text=True, timeout=120,
+  )  # fmt: skip
+
+
+@pytest.mark.processes
+def test_a_config_works_from_another_folder(repository, tmp_path):
+  """With the package alone on the path."""
+  package = repository / "gptneo_jax"
+  ours = ["--config", "configs/tiny.py:runlocal", "--config.steps=0"]
+  run = _program("train", *ours, cwd=tmp_path, package=package)
+  assert run.stderr == "error: steps is 0; it must be at least 1\n"
+
+
+def test_a_file_in_the_folder_goes_before_the_packages(repository, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert cli.load_config("configs/tiny.py").steps == 2400
+  with pytest.raises(UserError, match=r"'configs/huge\.py'; there are: configs/gpt2_small\.py, "):
+    cli.load_config("configs/huge.py")
+  (tmp_path / "configs").mkdir()
+  text = (repository / "configs" / "tiny.py").read_text()
+  (tmp_path / "configs" / "tiny.py").write_text(text.replace("2400, 4", "7, 4"))
+  assert cli.load_config("configs/tiny.py").steps == 7
+
+
+@pytest.mark.processes
+def test_help_is_no_error(repository, tmp_path):
+  for program in ("train", "plan"):
+    run = _program(program, "--help", cwd=tmp_path, package=repository / "gptneo_jax")
+    assert run.returncode == 0 and not run.stderr
+    assert f"python -m gptneo_jax.{program} --config configs/" in run.stdout
+    assert "--config" in run.stdout
