@@ -12,7 +12,14 @@ from gptneo_jax import beam, decode, speculative
 from gptneo_jax.errors import UserError
 from gptneo_jax.matmul import exact_products
 from gptneo_jax.sampling import GenerationOptions
-from gptneo_jax.tasks import Model, make_guesser, make_task, prompt_ids, require_tokenizer
+from gptneo_jax.tasks import (
+  Model,
+  Prompts,
+  make_guesser,
+  make_task,
+  read_prompts,
+  require_tokenizer,
+)
 
 _STREAMED = 4  # tokens made between two looks at a stream
 
@@ -47,22 +54,22 @@ def generate(
 ) -> Generation:
   """Continues prompts. Raises UserError; see `LanguageModel.generate`."""
   settings = GenerationOptions.from_dict(options)
-  rows = prompt_ids(model, prompts, attention_mask, "prompts")
+  batch = read_prompts(model, prompts, attention_mask, "prompts")
   with jax.set_mesh(model.mesh), exact_products(model.config.dtype):
     if settings.num_beams > 1:
-      task = make_task(model, rows, settings, seed)
+      task = make_task(model, batch, settings, seed)
       beams = beam.Beams(
         settings.num_beams, settings.num_return_sequences, settings.length_penalty,
         settings.early_stopping,
       )  # fmt: skip
       made = beam.run(model.config, model.layered, task, beams)
-      rows = [row for row in rows for _ in range(settings.num_return_sequences)]
-      return _generation(model, task, rows, made, made.scores_B)
-    rows = [row for row in rows for _ in range(settings.num_return_sequences)]
+      batch = batch.repeated(settings.num_return_sequences)
+      return _generation(model, task, batch, made, made.scores_B)
+    batch = batch.repeated(settings.num_return_sequences)
     if settings.speculates:
-      return _speculated(model, rows, settings, seed)
-    task = make_task(model, rows, settings, seed)
-    return _generation(model, task, rows, decode.run(model.config, model.layered, task))
+      return _speculated(model, batch, settings, seed)
+    task = make_task(model, batch, settings, seed)
+    return _generation(model, task, batch, decode.run(model.config, model.layered, task))
 
 
 def stream(model: Model, prompt: Any, seed: int, options: dict[str, Any]) -> Iterator[str]:
@@ -70,12 +77,12 @@ def stream(model: Model, prompt: Any, seed: int, options: dict[str, Any]) -> Ite
   settings = GenerationOptions.from_dict(options)
   if settings.num_beams > 1 or settings.num_return_sequences > 1:
     raise UserError("generate: a stream is of one continuation; leave out beams and several")
-  rows = prompt_ids(model, prompt, None, "prompts")
-  if len(rows) != 1:
-    raise UserError(f"generate: a stream is of one prompt, and there are {len(rows)}")
+  batch = read_prompts(model, prompt, None, "prompts")
+  if len(batch.rows) != 1:
+    raise UserError(f"generate: a stream is of one prompt, and there are {len(batch.rows)}")
   require_tokenizer(model, "stream text")
   with jax.set_mesh(model.mesh), exact_products(model.config.dtype):
-    task = make_task(model, rows, settings, seed)
+    task = make_task(model, batch, settings, seed)
     running = decode.Stream(model.config, model.layered, task)
   return _pieces(model, running)
 
@@ -99,13 +106,13 @@ def _pieces(model: Model, running: decode.Stream) -> Iterator[str]:
 
 
 def _speculated(
-  model: Model, rows: list[list[int]], options: GenerationOptions, seed: int
+  model: Model, prompts: Prompts, options: GenerationOptions, seed: int
 ) -> Generation:
   """Row after row: each goes its own number of tokens at a time."""
   guesser = make_guesser(model, options)
-  task = make_task(model, rows, options, seed)
+  task = make_task(model, prompts, options, seed)
   made, proposed, accepted = [], 0, 0
-  for b in range(len(rows)):
+  for b in range(len(prompts.rows)):
     per_row = ("ids_BxW", "start_B", "keys_B", "stop_state_B")
     own = {name: getattr(task, name) for name in per_row if getattr(task, name) is not None}
     one = task._replace(**{name: x[b : b + 1] for name, x in own.items()})
@@ -113,28 +120,24 @@ def _speculated(
     made.append(result.made.ids_BxN[0])
     proposed, accepted = proposed + result.proposed, accepted + result.accepted
   count_B = np.array([len(ids) for ids in made])
-  ids_BxN = np.full((len(rows), count_B.max()), task.pad, np.int32)
+  ids_BxN = np.full((len(made), count_B.max()), task.pad, np.int32)
   for ids_N, ids in zip(ids_BxN, made):
     ids_N[: len(ids)] = ids
-  generation = _generation(model, task, rows, decode.Continuation(ids_BxN, count_B, {}))
+  generation = _generation(model, task, prompts, decode.Continuation(ids_BxN, count_B, {}))
   return generation._replace(accepted=accepted / max(proposed, 1))
 
 
 def _generation(
   model: Model,
   task: decode.Task,
-  rows: list[list[int]],
+  prompts: Prompts,
   made: decode.Continuation | beam.BeamContinuation,
   scores_B: np.ndarray | None = None,
 ) -> Generation:
-  B = len(rows)  # without those added for the mesh
+  B = len(prompts.rows)  # without those added for the mesh
   count_B = made.count_B[:B]
   ids_BxN = made.ids_BxN[:B, : count_B.max()]
-  width = max(map(len, rows))
-  sequences = np.full((len(rows), width + ids_BxN.shape[1]), task.pad, np.int32)
-  for sequence, row in zip(sequences, rows):
-    sequence[width - len(row) : width] = row
-  sequences[:, width:] = ids_BxN
+  sequences = np.concatenate([prompts.padded(task.pad), ids_BxN], axis=1)
   texts = None
   if model.tokenizer is not None:
     texts = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -16,6 +16,33 @@ from gptneo_jax.data.tokenizer import token_bytes
 from gptneo_jax.errors import UserError
 from gptneo_jax.sampling import GenerationOptions
 from gptneo_jax.stops import StopTable, make_stop_table
+
+
+class Prompts(NamedTuple):
+  """Prompts as ids without padding, and the width of `sequences` that they take up.
+
+  width: columns of the prompts in `sequences`: of ids that came as B x T it is T, else the length
+    of the longest. `max_length`, `min_length` and `forced_eos_token_id` count from it.
+  given_BxT: the ids as they came, padding included, where it was all on the left.
+  """
+
+  rows: list[list[int]]
+  width: int
+  given_BxT: np.ndarray | None = None
+
+  def repeated(self, times: int) -> Prompts:
+    """Each prompt `times` over."""
+    given_BxT = None if self.given_BxT is None else np.repeat(self.given_BxT, times, axis=0)
+    return Prompts([row for row in self.rows for _ in range(times)], self.width, given_BxT)
+
+  def padded(self, pad: int) -> np.ndarray:
+    """B x width, int32, padded on the left: the ids as they came where that is how they came."""
+    if self.given_BxT is not None:
+      return self.given_BxT.astype(np.int32)
+    ids_BxW = np.full((len(self.rows), self.width), pad, np.int32)
+    for ids_W, row in zip(ids_BxW, self.rows):
+      ids_W[self.width - len(row) :] = row
+    return ids_BxW
 
 
 class Model(Protocol):
@@ -31,14 +58,13 @@ class Model(Protocol):
   def layered(self) -> Any: ...
 
 
-def make_task(
-  model: Model, rows: Sequence[Sequence[int]], options: GenerationOptions, seed: int
-) -> decode.Task:
-  """The task of rows of ids. Raises UserError for what cannot be done, before anything is run."""
-  config = model.config
+def make_task(model: Model, prompts: Prompts, options: GenerationOptions, seed: int) -> decode.Task:
+  """The task of a batch of prompts. Raises UserError for what cannot be done, before it is run."""
+  config, rows = model.config, prompts.rows
   ids_BxW, start_B = decode.left_padded(rows)
   width = ids_BxW.shape[1]
-  new_tokens = options.new_tokens(width, config.max_position_embeddings)
+  left_out = prompts.width - width  # columns that are padding in every row are not computed
+  new_tokens = options.new_tokens(width, config.max_position_embeddings, left_out)
   eos = _eos(model, options)
   pad = options.pad_token_id
   pad = (eos[0] if eos else 0) if pad is None else pad
@@ -57,11 +83,10 @@ def make_task(
     ids_BxW = np.pad(ids_BxW, ((0, 0), (added, 0)))
     start_B = start_B + added
   plan = sampling.make_plan(
-    options, vocab_size=config.vocab_size, eos=eos, prompt_width=width,
-    max_length=width + new_tokens,
+    options, vocab_size=config.vocab_size, eos=eos, prompt_width=prompts.width,
+    max_length=prompts.width + new_tokens,
   )  # fmt: skip
-  if added:
-    plan = _shifted(plan, added)
+  plan = _shifted(plan, added - left_out)
   stops, stop_state_B = None, None
   if options.stops:
     stops, stop_state_B = _stops(model, options.stops, rows)
@@ -118,8 +143,9 @@ def row_keys(rows: Sequence[Sequence[int]], seed: int) -> jax.Array:
   return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), np.array(numbers))
 
 
-def prompt_ids(model: Model, prompts: Any, attention_mask: Any, name: str) -> list[list[int]]:
-  """Rows of ids without padding, of a text, texts, or ids with or without a mask."""
+def read_prompts(model: Model, prompts: Any, attention_mask: Any, name: str) -> Prompts:
+  """Prompts from a text, texts, or ids with or without a mask. Raises UserError."""
+  width, given_BxT = 0, None
   if isinstance(prompts, str):
     prompts = [prompts]
   prompts = list(prompts)
@@ -139,7 +165,11 @@ def prompt_ids(model: Model, prompts: Any, attention_mask: Any, name: str) -> li
           f"attention_mask have shape {masks.shape}, and the ids make it"
           f" {(len(arrays), len(arrays[0]))}"
         )
-      arrays = [row[mask != 0] for row, mask in zip(arrays, masks)]
+      real_BxT = masks != 0
+      if (np.diff(real_BxT.astype(int), axis=1) >= 0).all():
+        given_BxT = np.stack(arrays)
+      width = masks.shape[1]
+      arrays = [row[real] for row, real in zip(arrays, real_BxT)]
     rows = [row.tolist() for row in arrays]
   for row in rows:
     if not row:
@@ -147,7 +177,7 @@ def prompt_ids(model: Model, prompts: Any, attention_mask: Any, name: str) -> li
     if min(row) < 0 or max(row) >= model.config.vocab_size:
       bad = min(row) if min(row) < 0 else max(row)
       raise UserError(f"{name} hold {bad}; the model takes 0 to {model.config.vocab_size - 1}")
-  return rows
+  return Prompts(rows, width or max(map(len, rows)), given_BxT)
 
 
 def require_tokenizer(model: Model, what: str) -> Any:
@@ -174,7 +204,7 @@ def _negative(
   if options.negative_prompt is None:
     negative = [row[-1:] for row in rows]  # as transformers: nothing but the last token
   else:
-    negative = prompt_ids(model, options.negative_prompt, None, "negative_prompt")
+    negative = read_prompts(model, options.negative_prompt, None, "negative_prompt").rows
     if len(negative) == 1:
       negative = list(negative) * len(rows)
     elif len(negative) * options.num_return_sequences == len(rows):  # rows stand several times
@@ -190,7 +220,7 @@ def _negative(
 
 
 def _shifted(plan: sampling.Plan, columns: int) -> sampling.Plan:
-  """A plan for prompts that so many more columns of padding stand before."""
+  """A plan for prompts with so many more columns of padding; fewer where it is negative."""
   values = dict(plan.values)
   for name in ("min_length", "forced_eos"):
     if name in values:

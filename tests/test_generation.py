@@ -67,6 +67,23 @@ def test_a_batch_gives_each_prompt_what_it_gives_alone(lm, options):
   assert len({tuple(new(together, b)) for b in range(3)}) == 3
 
 
+def test_ids_keep_the_width_they_came_in(lm):
+  """Padding in every row is given back, on whichever side it came, and costs no position."""
+  short, long = prompts_of(2, 4)
+  ids, mask = np.full((2, 90), 7), np.zeros((2, 90), int)
+  ids[0, -2:], ids[1, -4:], mask[0, -2:], mask[1, -4:] = short, long, 1, 1
+  left = lm.generate(ids, mask, max_new_tokens=10, eos_token_id=-1)
+  assert left.sequences.shape == (2, 100)  # 14 positions are used of the model's 96
+  np.testing.assert_array_equal(left.sequences[:, :90], ids)
+  plain = lm.generate([short, long], max_new_tokens=10, eos_token_id=-1)
+  np.testing.assert_array_equal(left.sequences[:, 90:], plain.sequences[:, 4:])
+  right = lm.generate(ids[:, ::-1], mask[:, ::-1], max_new_tokens=10, eos_token_id=-1)
+  assert right.sequences.shape == (2, 100)
+  assert right.sequences[0, 88:90].tolist() == short[::-1]
+  with pytest.raises(UserError, match="max_length is 90, and the prompt alone has 90"):
+    lm.generate(ids, mask, max_length=90)
+
+
 def test_seeds(lm):
   draw = lambda **more: lm.generate(  # noqa: E731
     prompts_of(5), do_sample=True, top_k=0, max_new_tokens=12, **more

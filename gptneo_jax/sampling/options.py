@@ -101,18 +101,19 @@ class GenerationOptions:
       return ()
     return (self.stop_strings,) if isinstance(self.stop_strings, str) else tuple(self.stop_strings)
 
-  def new_tokens(self, prompt_width: int, limit: int) -> int:
-    """How many to make at most behind the longest prompt. Raises UserError.
+  def new_tokens(self, prompt_width: int, limit: int, padding: int = 0) -> int:
+    """How many to make at most after the longest prompt. Raises UserError.
 
-    limit: positions of the model.
+    limit: positions of the model. padding: columns before the longest prompt, which lengths count.
     """
+    columns = prompt_width + padding
     if self.max_length is not None:
-      if self.max_length <= prompt_width:
+      if self.max_length <= columns:
         raise UserError(
-          f"generate: max_length is {self.max_length}, and the prompt alone has {prompt_width}"
+          f"generate: max_length is {self.max_length}, and the prompt alone has {columns}"
           " tokens; raise it, or give max_new_tokens"
         )
-      wanted = self.max_length - prompt_width
+      wanted = self.max_length - columns
     elif self.max_new_tokens is not None:
       wanted = self.max_new_tokens
     else:

@@ -50,7 +50,7 @@ def make_plan(
 ) -> Plan:  # fmt: skip
   """The stages for a call. Raises UserError for an id that the model has not.
 
-  eos: the ids that end a text. prompt_width: of the longest prompt. max_length: columns at most.
+  eos: the ids that end a text. prompt_width: columns of the prompts. max_length: columns at most.
   """
   check = functools.partial(_check_ids, vocab_size=vocab_size)
   eos_E = np.asarray(list(eos) or [-1], np.int32)
@@ -79,7 +79,7 @@ def make_plan(
     add("min_length", np.int32(o.min_length), eos_E)
   if o.min_new_tokens:
     add("min_new_tokens", np.int32(o.min_new_tokens), eos_E)
-  if o.forced_bos_token_id is not None:
+  if o.forced_bos_token_id is not None and prompt_width == 1:
     add("forced_bos", check("forced_bos_token_id", o.forced_bos_token_id))
   if o.forced_eos_token_id is not None:
     add("forced_eos", np.int32(max_length), check("forced_eos_token_id", o.forced_eos_token_id))

@@ -122,8 +122,8 @@ def _forced(scores_BxV: jax.Array, ids_E: jax.Array, now: jax.Array) -> jax.Arra
 
 
 def forced_bos(history: History, scores_BxV: jax.Array, id_E: jax.Array) -> jax.Array:
-  """Only this id behind a prompt of one token."""
-  return _forced(scores_BxV, id_E, history.end == 1)
+  """Only this id after the prompt; transformers does it for a prompt of one token."""
+  return _forced(scores_BxV, id_E, history.end == history.prompt_width)
 
 
 def forced_eos(

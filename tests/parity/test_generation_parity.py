@@ -131,6 +131,37 @@ def test_random_models(name, options):
       )
 
 
+@pytest.mark.parametrize("options", [
+  {"max_new_tokens": 4}, {"max_length": 16}, {"max_length": 18, "forced_eos_token_id": 3},
+  {"min_length": 15}, {"max_length": 15, "num_beams": 3, "num_return_sequences": 2},
+  {"forced_bos_token_id": 7}, {"max_length": 16, "guidance_scale": 1.5},
+], ids=str)  # fmt: skip
+def test_ids_keep_the_width_they_came_in(options):
+  """Rows of 2 and 4 tokens in 12 columns: lengths count from 12, and the padding comes back."""
+  model, lm = random_pair("neo")
+  ids = np.full((2, 12), 60)
+  ids[0, -2:], ids[1, -4:] = [5, 6], [7, 8, 9, 10]
+  mask = (ids != 60).astype(int)
+  if "guidance_scale" in options:  # transformers' negative prompt sees its padding
+    ids, mask = ids[1:], mask[1:]
+    ids[0, :8] = range(1, 9)
+    mask[:] = 1
+  end = int(lm.generate(ids, mask, eos_token_id=-1, max_new_tokens=2).sequences[0, 12])
+  expected = model.generate(
+    torch.tensor(ids), attention_mask=torch.tensor(mask), eos_token_id=end, pad_token_id=59,
+    do_sample=False, **options,
+  ).numpy()  # fmt: skip
+  got = lm.generate(ids, mask, eos_token_id=end, pad_token_id=59, **options)
+  np.testing.assert_array_equal(got.sequences, expected)
+  each = len(expected) // len(ids)
+  for b, row in enumerate(got.sequences[:, ids.shape[1] :]):
+    alone = lm.generate(
+      [ids[b // each][mask[b // each] == 1].tolist()], eos_token_id=-1, max_new_tokens=1
+    )
+    if not {"num_beams", "guidance_scale", "min_length"} & set(options):
+      assert row[0] == alone.sequences[0, -1]
+
+
 def test_to_the_last_position():
   for name in ("neo", "gpt2"):
     model, lm = random_pair(name)

@@ -148,10 +148,10 @@ def test_order():
   options = {name: values[0] for name, values in {**ALONE, **SAMPLED}.items()}
   del options["min_length"]
   options |= {"do_sample": True, "guidance_scale": 1.5}
-  ids_BxT = np.ones((1, 5), int)
-  classes = [type(p).__name__ for p in theirs(options, ids_BxT, 5, 20)]
+  ids_BxT = np.ones((1, 1), int)  # a prompt of one token: forced_bos_token_id is for it only
+  classes = [type(p).__name__ for p in theirs(options, ids_BxT, 1, 20)]
   plan = sampling.make_plan(
-    sampling.GenerationOptions.from_dict(options), vocab_size=V, eos=EOS, prompt_width=5,
+    sampling.GenerationOptions.from_dict(options), vocab_size=V, eos=EOS, prompt_width=1,
     max_length=20,
   )  # fmt: skip
   names = {
