@@ -62,7 +62,12 @@ def _verify(args: argparse.Namespace) -> int:
     f" greedy agreement {report['greedy_agreement']:.2%}, at {report['length']} tokens;"
     f" {args.destination}/{interop.REPORT}"
   )
-  if not difference <= report["tolerance"]:  # a difference that is not a number fails too
+  if report["not_finite"]:
+    weight = report["first_weight_not_finite"]
+    where = f"; {weight} of the checkpoint holds a NaN or an infinity" if weight else ""
+    print(f"error: {report['not_finite']} outputs are not finite{where}", file=sys.stderr)
+    return 1
+  if difference > report["tolerance"]:
     print(f"error: the difference is above {report['tolerance']}", file=sys.stderr)
     return 1
   return 0

@@ -3,10 +3,13 @@ import subprocess
 import sys
 
 import hf_folders
+import numpy as np
 import pytest
 
 from gptneo_jax import cli, convert, interop
 from gptneo_jax.checkpoint import saved_steps
+from gptneo_jax.folder import load_config
+from gptneo_jax.interop import verification
 
 
 @pytest.fixture
@@ -132,3 +135,33 @@ def test_verify(tmp_path, capsys):
   hf_folders.save(tmp_path / "hf", hf_folders.config(), weights)
   assert convert.main(["verify", name, ours]) == 1
   assert "error: the difference is above 0.0001" in capsys.readouterr().err
+
+
+@pytest.mark.parity
+def test_verify_fails_where_numbers_are_not_finite(tmp_path, capsys):
+  """Also where both sides agree in it, and where only the row with padding meets it."""
+  pytest.importorskip("torch")
+  weights = {n: 0.1 * a for n, a in hf_folders.tensors().items()}
+  weights["lm_head.weight"] = weights["transformer.wte.weight"].copy()
+  fields = hf_folders.config(tie_word_embeddings=False)
+  name = hf_folders.save(tmp_path / "hf", fields, weights)
+  convert.main(["hf-to-orbax", name, str(tmp_path / "sound"), "--no_tokenizer"])
+  ids_BxT, mask_BxT = verification._inputs(load_config(tmp_path / "sound"), 28)
+  token = next(i for i in ids_BxT[1][mask_BxT[1] == 1] if i not in ids_BxT[0])
+  weights["transformer.wte.weight"][token, 3] = np.nan
+  hf_folders.save(tmp_path / "hf", fields, weights)
+  convert.main(["hf-to-orbax", name, str(tmp_path / "broken"), "--no_tokenizer"])
+  for folder in ("sound", "broken"):
+    capsys.readouterr()
+    assert convert.main(["verify", name, str(tmp_path / folder)]) == 1
+    said = capsys.readouterr()
+    lost = 61 * mask_BxT[1].sum()  # keys are multiplied by 0 before they are seen: all of the row
+    assert f"{lost} outputs are not finite" in said.err
+    assert ("; wte of the checkpoint holds a NaN" in said.err) == (folder == "broken")
+    assert f"greedy agreement {28 / mask_BxT.sum():.2%}" in said.out
+    report = json.loads(
+      (tmp_path / folder / interop.REPORT).read_text(),
+      parse_constant=lambda name: pytest.fail(f"{name} is no JSON"),
+    )
+    assert report["not_finite"] == lost
+    assert report["max_abs_difference"] < 1e-5

@@ -2,12 +2,13 @@
 
 from gptneo_jax.interop.incoming import HuggingFaceModel, hf_to_orbax, open_hf
 from gptneo_jax.interop.outgoing import orbax_to_hf
-from gptneo_jax.interop.verification import REPORT, TOLERANCE, verify
+from gptneo_jax.interop.verification import REPORT, TOLERANCE, first_not_finite, verify
 
 __all__ = [
   "REPORT",
   "TOLERANCE",
   "HuggingFaceModel",
+  "first_not_finite",
   "hf_to_orbax",
   "open_hf",
   "orbax_to_hf",

@@ -47,7 +47,8 @@ def verify(
       many as there are positions.
 
   Returns:
-    the report.
+    the report. `not_finite` counts the outputs that are NaN or infinite on either side: they are
+    in no difference, and agree with nothing.
 
   Raises:
     UserError: neither or both are ours, no torch, or as `open_params`.
@@ -74,9 +75,11 @@ def verify(
   reference = pytorch.reference_outputs(
     hub.find(str(theirs)), CLASSES[config.head][config.model_type], ids_BxT, mask_BxT
   )
-  found = _our_outputs(config, ours, ids_BxT, mask_BxT)
+  params = _params(ours)
+  found = _our_outputs(config, params, ids_BxT, mask_BxT)
   report = {
     **_compare(config, reference, found, mask_BxT),
+    "first_weight_not_finite": first_not_finite(params),
     "tolerance": TOLERANCE,
     "computed_in": "float32",
     "length": T,
@@ -90,6 +93,17 @@ def verify(
   }
   (destination / REPORT).write_text(json.dumps(report, indent=2) + "\n")
   return report
+
+
+def first_not_finite(params: Any) -> str | None:
+  """Path of the first array of a tree that holds a NaN or an infinity; None if none does."""
+  for path, x in jax.tree_util.tree_leaves_with_path(params):
+    if jnp.issubdtype(x.dtype, jnp.floating) and not _all_finite(x):
+      return jax.tree_util.keystr(path, simple=True, separator="/")
+  return None
+
+
+_all_finite = jax.jit(lambda x: jnp.isfinite(x).all())
 
 
 def _is_ours(folder: str | os.PathLike) -> bool:
@@ -108,8 +122,8 @@ def _inputs(config: ModelConfig, T: int) -> tuple[np.ndarray, np.ndarray]:
   return np.where(mask_BxT, ids_BxT, max(config.pad_token_id, 0)).astype(np.int32), mask_BxT
 
 
-def _our_outputs(config: ModelConfig, folder, ids_BxT, mask_BxT) -> list[list[np.ndarray]]:
-  """Outputs row by row, like `pytorch.reference_outputs`."""
+def _params(folder: str | os.PathLike) -> dict[str, Any]:
+  """The parameters of the newest checkpoint, float32."""
   params: dict[str, Any] = {}
   for path, leaf in open_params(folder).items():
     *parents, name = path.split("/")
@@ -117,6 +131,11 @@ def _our_outputs(config: ModelConfig, folder, ids_BxT, mask_BxT) -> list[list[np
     for parent in parents:
       node = node.setdefault(parent, {})
     node[name] = jnp.asarray(leaf.load(), jnp.float32)
+  return params
+
+
+def _our_outputs(config: ModelConfig, params, ids_BxT, mask_BxT) -> list[list[np.ndarray]]:
+  """Outputs row by row, like `pytorch.reference_outputs`."""
   module = heads.build(config)
   method = "logits" if config.head == "lm" else "outputs"
 
@@ -139,6 +158,7 @@ def _our_outputs(config: ModelConfig, folder, ids_BxT, mask_BxT) -> list[list[np
 
 
 def _compare(config: ModelConfig, reference, found, mask_BxT: np.ndarray) -> dict[str, Any]:
+  """Differences of what is finite on both sides; the rest is counted, and agrees with nothing."""
   T = mask_BxT.shape[1]
   outputs = {name: [] for name in _OUTPUTS.get(config.head, ("logits",))}
   for theirs, ours, mask_T in zip(reference, found, mask_BxT):
@@ -146,20 +166,28 @@ def _compare(config: ModelConfig, reference, found, mask_BxT: np.ndarray) -> dic
       expected, actual = np.atleast_1d(expected[0]), np.atleast_1d(actual[0])
       if expected.shape[0] == T:
         expected, actual = expected[mask_T == 1], actual[mask_T == 1]
-      actual = actual[..., : expected.shape[-1]]  # without padding of the vocabulary
-      values.append((np.abs(expected - actual).max(), np.abs(expected).max(), expected, actual))
+      values.append((expected, actual[..., : expected.shape[-1]]))  # no padding of the vocabulary
   report: dict[str, Any] = {}
   for name, rows in outputs.items():
-    largest = float(max(row[0] for row in rows))
-    agreement = [row[2].argmax(-1) == row[3].argmax(-1) for row in rows]
+    largest, size, agreement, not_finite = 0.0, 0.0, [], 0
+    for expected, actual in rows:
+      finite = np.isfinite(expected) & np.isfinite(actual)
+      not_finite += int((~finite).sum())
+      agrees = (expected.argmax(-1) == actual.argmax(-1)) & finite.all(-1)
+      agreement.append(np.atleast_1d(agrees))
+      expected, actual = np.where(finite, expected, 0), np.where(finite, actual, 0)
+      largest = max(largest, float(np.abs(expected - actual).max()))
+      size = max(size, float(np.abs(expected).max()))
     report[name] = {
       "max_abs_difference": largest,
-      "max_rel_difference": largest / float(max(row[1] for row in rows)),
-      "greedy_agreement": float(np.mean(np.concatenate([np.atleast_1d(a) for a in agreement]))),
+      "max_rel_difference": largest / size if size else 0.0,
+      "greedy_agreement": float(np.mean(np.concatenate(agreement))),
+      "not_finite": not_finite,
     }
   worst = max(report.values(), key=lambda entry: entry["max_abs_difference"])
   return {
     **worst,
     "greedy_agreement": min(entry["greedy_agreement"] for entry in report.values()),
+    "not_finite": sum(entry["not_finite"] for entry in report.values()),
     "outputs": report,
   }
