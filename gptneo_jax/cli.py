@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import glob
 import importlib.machinery
 import importlib.util
+import io
+import json
 import os
 import pathlib
 import re
+import select
 import sys
 import traceback
 import types
@@ -22,7 +27,10 @@ from gptneo_jax.errors import UserError, did_you_mean
 
 _CACHE_BYTES = 4 << 30  # of compiled programs; those not used for longest go first
 
-EXIT_TERMINATED = 143  # 128 + SIGTERM, as a shell reports it: saved, and to be started again
+# 128 + the signal, as a shell reports what a signal ended.
+EXIT_INTERRUPTED = 130
+EXIT_CLOSED_PIPE = 141  # the reader of the output has gone
+EXIT_TERMINATED = 143  # saved, and to be started again
 
 
 def run_with_config(main: Callable[[ConfigDict], int | None], flag_values=flags.FLAGS) -> None:
@@ -40,15 +48,55 @@ def guarded(main: Callable[[], int | None]) -> None:
 
 
 def _guarded(function):
+  _escape_what_cannot_be_shown()
   _pass_over_absent_tpu()
   _keep_compiled_programs()
   try:
-    return function()
+    with contextlib.ExitStack() as closing:
+      closing.callback(sys.stdout.flush)
+      return function()
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
+    sys.exit(1)
   except KeyboardInterrupt:
-    print("interrupted", file=sys.stderr)
-  sys.exit(1)
+    sys.exit(EXIT_INTERRUPTED)
+  except BrokenPipeError:
+    if not _silence_closed():
+      raise  # a connection of another kind
+    sys.exit(EXIT_CLOSED_PIPE)
+
+
+def _escape_what_cannot_be_shown() -> None:
+  """Has characters that a terminal's encoding lacks written as JSON writes them: \\u23f5.
+
+  Text is readable with it, and JSON stays JSON. Bytes of standard input that are no text in its
+  encoding are an error and do not become half characters, whatever the locale.
+  """
+  codecs.register_error("json", _json_escapes)
+  for stream, errors in ((sys.stdin, "strict"), (sys.stdout, "json"), (sys.stderr, "json")):
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors=errors)
+
+
+def _json_escapes(error: UnicodeError) -> tuple[str, int]:
+  if not isinstance(error, UnicodeEncodeError):
+    raise error
+  text = error.object[error.start : error.end]
+  return json.dumps(text)[1:-1], error.end
+
+
+def _silence_closed() -> bool:
+  """Whether standard output or error has no reader; what is buffered of it then goes nowhere."""
+  closed = [stream for stream in (sys.stdout, sys.stderr) if _is_closed(stream.fileno())]
+  for stream in closed:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+  return bool(closed)
+
+
+def _is_closed(descriptor: int) -> bool:
+  poll = select.poll()
+  poll.register(descriptor, 0)
+  return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _pass_over_absent_tpu() -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -23,8 +22,6 @@ from typing import Any
 
 from gptneo_jax import cli, engine
 from gptneo_jax.errors import UserError
-
-EXIT_CLOSED_PIPE = 141  # 128 + SIGPIPE, as a shell reports a program whose reader has gone
 
 _BATCH = 8
 _INTEGERS = {
@@ -71,14 +68,7 @@ _JSON = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  args = _parser().parse_args(argv)
-  try:
-    _run(args)
-    sys.stdout.flush()
-  except BrokenPipeError:
-    # Nobody reads any more. What is still buffered goes nowhere, or Python would complain at exit.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return EXIT_CLOSED_PIPE
+  _run(_parser().parse_args(argv))
   return 0
 
 

@@ -1,10 +1,13 @@
 """What every program gets: mistakes as one line, and compiled programs kept."""
 
+import json
 import os
 import subprocess
 import sys
 
 import pytest
+
+from gptneo_jax import cli
 
 PROGRAM = """
 import jax, jax.numpy as jnp
@@ -18,12 +21,12 @@ cli.guarded(main)
 """
 
 
-def run(program: str, **environment: str) -> subprocess.CompletedProcess:
+def run(program: str, encoding: str = "utf-8", **environment: str) -> subprocess.CompletedProcess:
   variables = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
   variables |= {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
   return subprocess.run(
     [sys.executable, "-c", program],
-    env=variables | environment, capture_output=True, text=True, timeout=120,
+    env=variables | environment, capture_output=True, encoding=encoding, timeout=120,
   )  # fmt: skip
 
 
@@ -50,3 +53,80 @@ def test_a_mistake_is_one_line():
     "cli.guarded(main)"
   )
   assert (done.returncode, done.stderr) == (1, "error: no such thing\n")
+
+
+TEXT = "⏵ ação 日本 😀 \ud800"
+SPEAKS = f"""
+import json, sys
+from gptneo_jax import cli, errors
+def main():
+  print({TEXT!r})
+  print(json.dumps({TEXT!r}, ensure_ascii=False), flush=True)
+  raise errors.UserError({TEXT!r})
+cli.guarded(main)
+"""
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+def test_a_terminal_that_cannot_show_a_character_stops_nothing(encoding):
+  """What it cannot show is escaped, so that JSON is JSON still."""
+  done = run(SPEAKS, encoding=encoding, PYTHONIOENCODING=encoding)
+  assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+  text, line = done.stdout.splitlines()
+  assert json.loads(line) == TEXT == json.loads(f'"{text}"')
+  assert json.loads(f'"{done.stderr.strip()}"') == f"error: {TEXT}"
+  assert ("ação" in text) == (encoding != "ascii") and ("⏵" in text) == (encoding == "utf-8")
+
+
+def reader_gone(program: str, **popen) -> tuple[int, str]:
+  """Status and standard error of a program whose reader leaves after its first line."""
+  with subprocess.Popen(
+    [sys.executable, "-c", program], env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+  ) as process:  # fmt: skip
+    process.stdout.readline()
+    process.stdout.close()
+    process.stdin.write("go on\n")
+    process.stdin.close()
+    return process.wait(timeout=120), process.stderr.read()
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+  "rest",
+  [
+    "print('a line that stays in the buffer')",
+    "for number in range(100_000): print(number)",
+    "sys.exit(0)  # as --help does; what was printed is still in the buffer",
+  ],
+)
+def test_a_reader_that_has_gone_ends_a_program_quietly(rest):
+  program = (
+    "import sys\nfrom gptneo_jax import cli\n"
+    "def main():\n"
+    "  print('first', flush=True)\n  sys.stdin.readline()\n  print('second')\n"
+    f"  {rest}\n"
+    "cli.guarded(main)"
+  )
+  assert reader_gone(program) == (cli.EXIT_CLOSED_PIPE, "")
+
+
+@pytest.mark.processes
+def test_a_broken_connection_is_no_reader_that_has_gone():
+  done = run(
+    "from gptneo_jax import cli\n"
+    "def main(): raise BrokenPipeError('of a socket')\n"
+    "cli.guarded(main)"
+  )
+  assert done.returncode == 1 and "BrokenPipeError: of a socket" in done.stderr
+
+
+@pytest.mark.processes
+def test_interrupting_ends_quietly():
+  done = run(
+    "import os, signal\nfrom gptneo_jax import cli\n"
+    "def main(): os.kill(os.getpid(), signal.SIGINT)\n"
+    "cli.guarded(main)"
+  )
+  assert (done.returncode, done.stdout, done.stderr) == (cli.EXIT_INTERRUPTED, "", "")
