@@ -215,20 +215,29 @@ def make_optimizer(
   The order is the original's: gradients to float32, clip by global norm, direction, plus
   weight_decay * parameter, times -rate. State and updates are float32 whatever the type of the
   parameters; `optax.apply_updates` rounds once, at the end. The moments of both Adams are trees
-  like the parameters and take their sharding.
+  like the parameters and take their sharding. The state is a dictionary, which has the same keys
+  whether clipping and decay are on or off: a run can go on with either changed.
   """
   schedule_fn = make_schedule(schedule, optimizer.learning_rate)
-  steps = [optax.clip_by_global_norm(optimizer.clip_norm)] if optimizer.clip_norm else []
+  clip = optax.clip_by_global_norm(optimizer.clip_norm) if optimizer.clip_norm else optax.identity()
   if optimizer.name == "mesh_adam":
-    steps.append(_scale_by_mesh_adam(optimizer.b1, optimizer.b2, optimizer.eps))
+    direction = _scale_by_mesh_adam(optimizer.b1, optimizer.b2, optimizer.eps)
   elif optimizer.name == "adamw":
-    steps.append(optax.scale_by_adam(optimizer.b1, optimizer.b2, optimizer.eps))
+    direction = optax.scale_by_adam(optimizer.b1, optimizer.b2, optimizer.eps)
   else:
-    steps.append(_scale_by_adafactor())
-  if optimizer.weight_decay:
-    # Not optax.adafactor's own argument: that one decays by the bare factor at every step,
-    # without the learning rate.
-    mask = functools.partial(decay_mask, optimizer_name=optimizer.name)
-    steps.append(optax.add_decayed_weights(optimizer.weight_decay, mask))
-  steps.append(optax.scale_by_learning_rate(schedule_fn))
-  return _in_float32(optax.chain(*steps)), schedule_fn
+    direction = _scale_by_adafactor()
+  # Not optax.adafactor's own argument: that one decays by the bare factor at every step, without
+  # the learning rate.
+  decay = optax.masked(
+    optax.add_decayed_weights(optimizer.weight_decay)
+    if optimizer.weight_decay
+    else optax.identity(),
+    functools.partial(decay_mask, optimizer_name=optimizer.name),
+  )
+  chain = optax.named_chain(
+    ("clip", clip),
+    (optimizer.name, direction),
+    ("decay", decay),
+    ("learning_rate", optax.scale_by_learning_rate(schedule_fn)),
+  )
+  return _in_float32(chain), schedule_fn

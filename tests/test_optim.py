@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from gptneo_jax import optim
+from gptneo_jax import checkpoint, optim
 
 LAYERS, EMBED, HEADS, HEAD_DIM, MLP, VOCAB, LENGTH = 3, 8, 2, 4, 16, 11, 5
 
@@ -270,6 +270,37 @@ def test_adafactor_keeps_a_small_state():
   params = _random(ADAFACTOR_SHAPES, 0)
   count = lambda tree: sum(np.size(x) for x in jax.tree.leaves(tree))  # noqa: E731
   assert count(tx.init(params)) < 0.1 * count(params)
+
+
+def _made(name, **settings):
+  config = optim.OptimizerConfig(name, **settings)
+  return optim.make_optimizer(config, optim.ScheduleConfig(decay_steps=10))[0]
+
+
+@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+def test_the_state_has_the_same_names_with_clipping_or_decay_on_or_off(name):
+  settings = (
+    {},
+    {"weight_decay": 0.1},
+    {"clip_norm": 0.0},
+    {"weight_decay": 0.1, "clip_norm": 0.0},
+  )
+  states = [jax.eval_shape(_made(name, **each).init, _random(SHAPES, 0)) for each in settings]
+  assert set(states[0]) == {"clip", name, "decay", "learning_rate"}
+  assert all(jax.tree.structure(state) == jax.tree.structure(states[0]) for state in states)
+
+
+def test_a_checkpoint_goes_on_with_clipping_or_decay_switched(tmp_path):
+  params, grads = ({"w": jnp.asarray(_random((4, 3), seed))} for seed in (0, 1))
+  before, after = _made("adamw", weight_decay=0.1), _made("adamw", clip_norm=0.0)
+  _, state = before.update(grads, before.init(params), params)
+  checkpointer = checkpoint.Checkpointer(tmp_path)
+  checkpointer.save(1, params=params, optimizer=state, data_state={})
+  restored = checkpointer.restore(*(jax.eval_shape(f, params) for f in (lambda x: x, after.init)))
+  assert restored is not None
+  checkpointer.close()
+  jax.tree.map(np.testing.assert_array_equal, restored.optimizer, state)
+  after.update(grads, restored.optimizer, params)
 
 
 @pytest.mark.parametrize(
