@@ -33,7 +33,6 @@ from gptneo_jax.evals.partial import Partial
 from gptneo_jax.tasks import require_tokenizer
 
 _SPLITS = ("train", "validation", "test")
-_JSONL = (".jsonl", ".jsonl.zst", ".jsonl.gz")
 _ONLY_WITH = {
   "data": ("split", "source", "text_key", "seq_len", "stride"),
   "tasks": ("include_path", "task_data", "num_fewshot", "log_samples", "cache"),
@@ -223,7 +222,7 @@ def _data(args: argparse.Namespace) -> tuple[data.DataConfig, str]:
   else:
     if args.split:
       raise UserError(f"--split is for stdlib and config:FILE; all of {args.data} is evaluated")
-    source = args.source or ("jsonl" if args.data.endswith(_JSONL) else "text")
+    source = args.source or ("jsonl" if data.holds_records(args.data) else "text")
     config = _data_config(
       source=source, path=args.data, test_path=args.data, text_key=args.text_key or "text"
     )
@@ -325,8 +324,8 @@ def _parser() -> argparse.ArgumentParser:
   of_data = parser.add_argument_group("perplexity of documents").add_argument
   of_data(
     "--data", metavar="GLOB",
-    help="JSON lines (.jsonl, also .zst and .gz) or text files, local, gs:// or s3://; 'stdlib':"
-    " the Python standard library; 'config:FILE.py': the data of a training config",
+    help="records (JSON, parquet) or text, packed or not, local, gs:// or s3://; 'stdlib': the"
+    " Python standard library; 'config:FILE.py': the data of a training config",
   )  # fmt: skip
   of_data("--split", choices=_SPLITS, help="of stdlib and config:FILE; default validation")
   of_data(

@@ -49,7 +49,7 @@ def base(model: ModelConfig) -> ConfigDict:
   config.data = ConfigDict(
     dict(
       source="jsonl",  # stdlib, jsonl, text, datasets, mixture
-      path="",
+      path="",  # glob, several with commas; text: also folders; datasets: NAME_OR_FOLDER[#SPLIT]
       validation_path="",  # empty: documents held out of `path`
       test_path="",
       mixture=(),  # ((share of tokens, source, path), ...)
@@ -60,7 +60,7 @@ def base(model: ModelConfig) -> ConfigDict:
       on_bad_record="stop",  # or 'skip': counted and reported
       validation_fraction=0.005,
       test_fraction=0.005,
-      text_key="text",
+      text_key="text",  # field of a record; a.b: field b of field a
       datasets_config="",  # name of a configuration of a `datasets` source
       prefetch=4,  # batches read ahead
     )

@@ -10,7 +10,7 @@ from gptneo_jax.data.evaluation import (
   evaluation_documents,
   mixed_documents,
 )
-from gptneo_jax.data.sources import check_sources, source_files
+from gptneo_jax.data.sources import check_sources, holds_records, source_files
 from gptneo_jax.data.tokenizer import (
   check_vocabulary,
   end_of_text_id,
@@ -31,6 +31,7 @@ __all__ = [
   "evaluation_batches",
   "evaluation_documents",
   "gzip_bits_per_byte",
+  "holds_records",
   "load_tokenizer",
   "merge_states",
   "mixed_documents",

@@ -12,8 +12,9 @@ class DataConfig:
   Attributes:
     source: 'stdlib' (the Python standard library's own source), 'jsonl', 'text', 'datasets' or
       'mixture'.
-    path: jsonl: glob of .jsonl, .jsonl.zst or .jsonl.gz (local, gs://, s3://); text: folder or
-      glob, one document a file; datasets: `NAME_OR_FOLDER[#SPLIT]`, SPLIT 'train' unless given.
+    path: jsonl: glob of JSON lines, JSON arrays or parquet (local, gs://, s3://); text: folder or
+      glob of text files, whose documents `<|endoftext|>` divides; packed or not, several with
+      commas; datasets: `NAME_OR_FOLDER[#SPLIT]`, SPLIT 'train' unless given.
     validation_path, test_path: a separate source of the same kind, used whole; '' takes that
       split out of the training source, document by document.
     validation_fraction, test_fraction: shares of the documents, by a hash of the text, so that
@@ -23,8 +24,8 @@ class DataConfig:
     num_streams: virtual streams S; S divides the batch size and the hosts divide S.
     shuffle_window: documents shuffled together, per stream.
     segment_ids: batches say where documents end, so that attention can stop there.
-    on_bad_record: 'stop' or 'skip' (and count).
-    text_key: field of a record that holds the text.
+    on_bad_record: 'stop' or 'skip' (and count), of records and of files that cannot be read.
+    text_key: field of a record that holds the text; 'a.b' is field b of field a.
     datasets_config: configuration name of a `datasets` source.
     prefetch: batches read ahead.
   """

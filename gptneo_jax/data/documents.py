@@ -1,4 +1,4 @@
-"""A document, the error of the data room, and the ledger of bad records."""
+"""A document, the error of the data room, and the ledger of what was left out."""
 
 import dataclasses
 import logging
@@ -6,6 +6,8 @@ import logging
 from gptneo_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+EMPTY_TEXT = "empty text"  # no document: it would be an end of text without anything to learn
 
 
 class DataError(UserError):
@@ -17,8 +19,8 @@ class Document:
   """One text.
 
   Attributes:
-    text: str without lone surrogates, so it always encodes to UTF-8.
-    subset: the Pile's name of its subset, or the name of the source.
+    text: str without lone surrogates, so it always encodes to UTF-8; never empty.
+    subset: the Pile's or RedPajama's name of its subset, or the name of the source.
     location: 'file:line', for messages.
   """
 
@@ -28,12 +30,12 @@ class Document:
 
 
 class BadRecords:
-  """Stops at the first bad record, or counts the distinct ones that were passed over."""
+  """Stops at the first bad record or file, or counts the distinct ones that were left out."""
 
   def __init__(self, policy: str):
     self._skip = policy == "skip"
     self._seen: set[str] = set()
-    self.counts: dict[str, int] = {}  # what is wrong -> distinct records passed over
+    self.counts: dict[str, int] = {}  # what is wrong -> distinct records, or files, left out
 
   def add(self, location: str, reason: str, detail: str = "") -> None:
     """Raises DataError naming `location`, unless bad records are to be skipped."""
@@ -42,23 +44,28 @@ class BadRecords:
       raise DataError(f"{message}; data.on_bad_record='skip' passes over bad records")
     self.pass_over(location, reason)
 
+  def add_file(self, location: str, reason: str) -> None:
+    """As `add`, of a whole file, or of the rest of it from `location` on."""
+    if not self._skip:
+      raise DataError(
+        f"{location}: {reason}; data.on_bad_record='skip' leaves out what cannot be read of a file"
+      )
+    self.pass_over(location, f"file lost: {reason}")
+
   def pass_over(self, location: str, reason: str) -> None:
     """Counts a record that is left out whatever the policy."""
     # A restored block or a second epoch meets the same records again.
     if location in self._seen:
       return
     self._seen.add(location)
-    self.counts[reason] = self.counts.get(reason, 0) + 1
-    total = len(self._seen)
-    if total & (total - 1) == 0:  # 1, 2, 4, 8, ...: a summary now and then, never a flood
-      logger.warning(
-        "passed over %d bad record(s) so far %s; the last: %s: %s",
-        total,
-        self.counts,
-        location,
-        reason,
-      )
+    count = self.counts[reason] = self.counts.get(reason, 0) + 1
+    if str(count).strip("0") == "1":  # 1, 10, 100, ... of a kind: a line now and then, no flood
+      logger.warning("passed over in the data so far: %s; the last: %s", self, location)
 
   def log_summary(self) -> None:
     if self._seen:
-      logger.warning("passed over %d bad record(s): %s", len(self._seen), self.counts)
+      logger.warning("passed over in the data: %s", self)
+
+  def __str__(self) -> str:
+    """'2 x invalid JSON, 1 x file lost: damaged zstd data'."""
+    return ", ".join(f"{count} x {reason}" for reason, count in self.counts.items())

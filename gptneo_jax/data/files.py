@@ -1,9 +1,16 @@
 """Files behind a path: local, gs://, s3:// and whatever else fsspec opens."""
 
+import contextlib
+import functools
+import logging
 import os
+import stat
+from collections.abc import Iterator
 from typing import Any
 
-from gptneo_jax.data.documents import DataError
+from gptneo_jax.data.documents import BadRecords, DataError
+
+logger = logging.getLogger(__name__)
 
 _NOT_SOURCE = "__pycache__"
 
@@ -19,18 +26,61 @@ def file_system(path: str) -> tuple[Any, str]:
 
 
 def match_files(path: str, *, folders: bool) -> tuple[Any, list[str]]:
-  """Files that a glob matches, or that stand below a folder, in sorted order.
+  """Files that globs match, or that stand below folders, in sorted order.
+
+  Links to files are files; links to folders, pipes and devices are passed over, which is said once.
 
   Args:
-    path: file, glob, or (with `folders`) folder.
+    path: file, glob, or (with `folders`) folder; several of them with commas in between.
     folders: whether a folder stands for everything below it, hidden names left out.
 
   Returns:
     (fsspec file system, paths in it); never empty.
 
   Raises:
-    DataError: naming `path` when it matches nothing.
+    DataError: naming the part of `path` that matches nothing.
   """
+  matched: set[str] = set()
+  systems: list[Any] = []
+  for part in split_paths(path):
+    fs, found = _match(part, folders)
+    systems.append(fs)
+    matched |= found
+  if any(fs is not systems[0] for fs in systems):
+    raise DataError(f"{path}: these lie on several file systems; data.mixture reads them together")
+  return systems[0], sorted(matched)
+
+
+def split_paths(path: str) -> list[str]:
+  """The paths in a list with commas; a local file whose own name holds a comma is one path."""
+  if os.path.exists(os.path.expanduser(path)):
+    return [path]
+  return [part.strip() for part in path.split(",") if part.strip()] or [path]
+
+
+@contextlib.contextmanager
+def opened(fs, path: str, bad_records: BadRecords) -> Iterator[Any]:
+  """The file open for reading bytes; None if it is lost and lost ones are passed over.
+
+  Raises DataError where it cannot be read.
+  """
+  try:
+    file = fs.open(path, "rb")
+  except (FileNotFoundError, PermissionError) as error:
+    reason = "a link to nothing" if os.path.islink(path) else error.strerror or str(error)
+    bad_records.add_file(path, f"cannot be read: {reason}")
+    yield None
+    return
+  except OSError as error:
+    raise DataError(f"{path}: cannot be read: {error}") from error
+  with file:
+    try:
+      yield file
+    except OSError as error:
+      raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+def _match(path: str, folders: bool) -> tuple[Any, set[str]]:
   fs, root = file_system(path)
   try:
     if fs.isdir(root):
@@ -39,16 +89,43 @@ def match_files(path: str, *, folders: bool) -> tuple[Any, list[str]]:
           f"{path}: this is a folder; give a glob of its files, such as"
           f" {path.rstrip('/')}/*.jsonl.zst"
         )
-      found = [name for name in fs.find(root) if _is_source(name[len(root) :])]
+      found = fs.find(root, detail=True)
+      found = {name: info for name, info in found.items() if _is_source(name[len(root) :])}
     elif fs.isfile(root):  # also a file whose name holds glob characters
-      return fs, [root]
+      return fs, {root}
+    elif fs.exists(root):
+      raise DataError(f"{path}: a pipe or device, not a file that can be read several times")
     else:
-      found = [name for name, info in fs.glob(root, detail=True).items() if info["type"] == "file"]
+      found = fs.glob(root, detail=True)
   except OSError as error:
     raise DataError(f"{path}: cannot be listed: {error}") from error
-  if not found:
+  files = {name for name, info in found.items() if _is_file(name, info)}
+  if others := sorted(name for name in found.keys() - files if _is_odd(found[name])):
+    _warn_once(
+      f"{path}: passed over {len(others)} link(s) to folders, pipes or devices, such as {others[0]}"
+    )
+  if not files:
     raise DataError(f"{path}: no file matches")
-  return fs, sorted(found)
+  return fs, files
+
+
+def _is_file(name: str, info: dict[str, Any]) -> bool:
+  """Whether it is a file or a link to one, or to nothing, which reading it will name."""
+  if not info.get("islink"):
+    return info["type"] == "file"
+  try:
+    return stat.S_ISREG(os.stat(name).st_mode)
+  except OSError:
+    return True
+
+
+def _is_odd(info: dict[str, Any]) -> bool:
+  return info["type"] != "directory"
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+  logger.warning(message)
 
 
 def _is_source(below: str) -> bool:

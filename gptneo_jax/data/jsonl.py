@@ -1,21 +1,28 @@
-"""JSON lines, plain or compressed with zstd or gzip: one record a line, as in the Pile."""
+"""JSON lines as in the Pile, JSON arrays and parquet: one record a line, element or row."""
 
+import codecs
+import itertools
 import json
-import zlib
 from collections.abc import Callable, Iterator
 
-from gptneo_jax.data.documents import BadRecords, DataError, Document
-from gptneo_jax.data.files import match_files
+from gptneo_jax.data.contents import (
+  LostFileError,
+  first_bytes,
+  is_parquet,
+  read_pieces,
+  utf8_chunks,
+)
+from gptneo_jax.data.documents import EMPTY_TEXT, BadRecords, Document
+from gptneo_jax.data.files import match_files, opened
+from gptneo_jax.data.parquet import read_rows
 
-_CHUNK = 1 << 17  # compressed bytes read at a time
-
-
-class _DamagedError(Exception):
-  """The file cannot be read any further."""
+_SPACE = " \t\r\n"
+_NO_TEXT = "no text: field '{}' is missing or not a string"
+_Values = Iterator[tuple[tuple[int, int], str, object]]  # cursor past it, location, record
 
 
 class JsonLines:
-  """Records of a glob of files.
+  """Records of a glob of files, of which each may be packed in its own way.
 
   Attributes:
     shards: the files, sorted.
@@ -32,8 +39,8 @@ class JsonLines:
 
     Args:
       shard: number of the file.
-      start: cursor (record, byte offset): lines passed, and where the next one starts in a plain
-        file (a compressed one is read from its beginning and the lines are counted).
+      start: cursor (record, byte offset): records passed, and where the next one starts in plain
+        JSON lines (other files are read from their beginning and the records are counted).
       mine: says of a record's number whether to yield it; the others are not even parsed.
 
     Yields:
@@ -43,59 +50,147 @@ class JsonLines:
       DataError: naming file and line of a bad record.
     """
     path = self.shards[shard]
-    record, offset = start
-    plain = not path.endswith((".zst", ".gz"))
-    # Of a compressed file the lines already passed are read again, and dropped.
-    number = record if plain else 0
-    try:
-      for line in _lines(self._chunks(path, offset if plain else 0)):
-        if plain:
-          offset += len(line) + 1
-        number += 1
-        if number > record and mine(number - 1):
-          document = self._parse(line, f"{path}:{number}")
-          if document is not None:
-            yield (number, offset), document
-    except _DamagedError as error:
-      self._bad_records.add(f"{path}:{number + 1}", str(error))
+    with opened(self._fs, path, self._bad_records) as file:
+      if file is None:
+        return
+      for cursor, location, record in self._values(file, path, start, mine):
+        document = document_of(record, self._text_key, self._name, location, self._bad_records)
+        if document is not None:
+          yield cursor, document
 
-  def _chunks(self, path: str, offset: int) -> Iterator[bytes]:
+  def _values(
+    self, file, path: str, start: tuple[int, int], mine: Callable[[int], bool]
+  ) -> _Values:
+    if is_parquet(first_bytes(file)):
+      columns = (self._text_key, *_SUBSET_FIELDS)
+      yield from self._counted(read_rows(file, columns, start[0], mine), path, "row")
+      return
+    plain, chunks = utf8_chunks(file, path, start[1])
     try:
-      with self._fs.open(path, "rb") as file:
-        if path.endswith(".zst"):
-          yield from _zstd_chunks(file)
-        elif path.endswith(".gz"):
-          yield from _gzip_chunks(file)
-        else:
-          file.seek(offset)
-          while chunk := file.read(_CHUNK):
-            yield chunk
-    except OSError as error:
-      raise DataError(f"{path}: cannot be read: {error}") from error
+      first = _beginning(chunks)
+    except LostFileError as error:
+      self._bad_records.add_file(f"{path}:1", str(error))
+      return
+    chunks = itertools.chain([first], chunks)
+    if start[1] == 0 and first.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+      yield from self._counted(_elements(chunks, start[0], mine), path, "record")
+    else:
+      yield from self._lines(path, plain, chunks, start, mine)
 
-  def _parse(self, line: bytes, location: str) -> Document | None:
-    """The document in a line; None for a blank line or a bad record that is skipped."""
-    if not line or line.isspace():
-      return None
+  def _counted(self, records: Iterator[tuple[int, object]], path: str, noun: str) -> _Values:
+    number = -1
     try:
-      record = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-      self._bad_records.add(location, "invalid UTF-8", f"byte {error.start} of the line")
-      return None
-    except (ValueError, RecursionError) as error:
-      self._bad_records.add(location, "invalid JSON", str(error))
-      return None
-    return document_of(record, self._text_key, self._name, location, self._bad_records)
+      for number, record in records:
+        yield (number + 1, 0), f"{path}: {noun} {number + 1}", record
+    except LostFileError as error:
+      self._bad_records.add_file(f"{path}: after {noun} {number + 1}", str(error))
+
+  def _lines(self, path: str, plain: bool, chunks: Iterator[bytes], start, mine) -> _Values:
+    try:
+      for cursor, line in read_pieces(plain, chunks, b"\n", start, mine):
+        location = f"{path}:{cursor[0]}"
+        if line and not line.isspace():
+          try:
+            yield cursor, location, json.loads(line.decode("utf-8-sig"))
+          except UnicodeDecodeError as error:
+            self._bad_records.add(location, "invalid UTF-8", f"byte {error.start} of the line")
+          except (ValueError, RecursionError) as error:
+            self._bad_records.add(location, "invalid JSON", str(error))
+    except LostFileError as error:
+      self._bad_records.add_file(f"{path}:{error.piece}", str(error))
+
+
+def _beginning(chunks: Iterator[bytes]) -> bytes:
+  """Chunks up to one that is not all white space and byte order mark."""
+  first = b""
+  for chunk in chunks:
+    first += chunk
+    if len(first) > len(codecs.BOM_UTF8) and not first.removeprefix(codecs.BOM_UTF8).isspace():
+      break
+  return first
+
+
+def _elements(
+  chunks: Iterator[bytes], start: int, mine: Callable[[int], bool]
+) -> Iterator[tuple[int, object]]:
+  """(number, element) of a JSON array from element `start` on, parsed one by one.
+
+  Raises LostFileError where the array is damaged: nothing says where the next element begins.
+  """
+  decode, parse = codecs.getincrementaldecoder("utf-8-sig")().decode, json.JSONDecoder().raw_decode
+  text, place, more = "", 0, True
+
+  def read() -> None:
+    """Doubles what is in hand, so that a long element is not parsed over and over."""
+    nonlocal text, place, more
+    parts: list[str] = [text[place:]]
+    size = 0
+    while more and size <= len(parts[0]):
+      chunk = next(chunks, None)
+      more = chunk is not None
+      parts.append(decode(chunk or b"", final=not more))
+      size += len(parts[-1])
+    text, place = "".join(parts), 0
+
+  def next_character() -> str:
+    nonlocal place
+    while True:
+      while place < len(text) and text[place] in _SPACE:
+        place += 1
+      if place < len(text) or not more:
+        return text[place : place + 1]
+      read()
+
+  try:
+    next_character()
+    place += 1  # the bracket
+    if next_character() == "]":
+      return
+    for number in itertools.count():
+      next_character()
+      while True:
+        try:
+          value, end = parse(text, place)
+          if end < len(text) or not more:  # else a number may go on in the next chunk
+            break
+        except (json.JSONDecodeError, RecursionError) as error:
+          if not (more and _may_go_on(error, text)):
+            raise LostFileError(f"invalid JSON from here on ({error})") from error
+        read()
+      place = end
+      if number >= start and mine(number):
+        yield number, value
+      follows = next_character()
+      if follows == "]":
+        return
+      if follows != ",":
+        raise LostFileError("invalid JSON from here on: neither ',' nor ']' after an element")
+      place += 1
+  except UnicodeDecodeError as error:
+    raise LostFileError("invalid UTF-8 from here on") from error
+
+
+def _may_go_on(error: Exception, text: str) -> bool:
+  """Whether the text may be the beginning of valid JSON: it failed at its very end."""
+  return isinstance(error, json.JSONDecodeError) and (
+    error.msg.startswith("Unterminated string") or error.pos > len(text) - len(r"\ud800\udc00")
+  )
+
+
+# Where a record names its subset: the Pile; RedPajama and SlimPajama; RedPajama on the hub.
+_SUBSET_FIELDS = ("meta.pile_set_name", "meta.redpajama_set_name", "red_pajama_subset")
 
 
 def document_of(
   record: object, text_key: str, name: str, location: str, bad_records: BadRecords
 ) -> Document | None:
-  """The document in a parsed record; None for a bad one that is skipped."""
-  fields = record if isinstance(record, dict) else {}
-  text = fields.get(text_key)
+  """The document in a parsed record; None for an empty one, or a bad one that is skipped."""
+  text = _field(record, text_key)
   if not isinstance(text, str):
-    bad_records.add(location, f"no text: field '{text_key}' is missing or not a string")
+    bad_records.add(location, _NO_TEXT.format(text_key), _advice(record, text_key))
+    return None
+  if not text:
+    bad_records.pass_over(location, EMPTY_TEXT)
     return None
   if not text.isascii():
     try:
@@ -103,60 +198,23 @@ def document_of(
     except UnicodeEncodeError as error:  # "\ud800" passes as JSON, but no tokenizer takes it
       bad_records.add(location, "lone surrogate in the text", f"character {error.start}")
       return None
-  meta = fields.get("meta")
-  subset = meta.get("pile_set_name") if isinstance(meta, dict) else None
-  return Document(text, subset if isinstance(subset, str) and subset else name, location)
+  subsets = (_field(record, field) for field in _SUBSET_FIELDS)
+  subset = next((subset for subset in subsets if isinstance(subset, str) and subset), name)
+  return Document(text, subset, location)
 
 
-def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
-  """Lines without their ends. What follows the last line end before damage is not yielded."""
-  parts = []  # a line can span many chunks
-  for chunk in chunks:
-    first, *others = chunk.split(b"\n")
-    parts.append(first)
-    if others:
-      yield b"".join(parts)
-      yield from others[:-1]
-      parts = [others[-1]]
-  last = b"".join(parts)
-  if last:
-    yield last
+def _field(record: object, key: str) -> object:
+  """The field of that name, or of 'a.b' the field b of the field a; None if there is none."""
+  if not isinstance(record, dict):
+    return None
+  if key in record:
+    return record[key]
+  outer, _, inner = key.partition(".")
+  return _field(record.get(outer), inner) if inner else None
 
 
-def _zstd_chunks(file) -> Iterator[bytes]:
-  import zstandard
-
-  # One decompressor a frame: stream_reader ends silently where a file was cut off.
-  decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
-  frame, data, empty = decompressor.decompressobj(), b"", True
-  try:
-    while data or (data := file.read(_CHUNK)):
-      empty = False
-      if frame.eof:
-        frame = decompressor.decompressobj()
-      chunk = frame.decompress(data)
-      data = frame.unused_data if frame.eof else b""
-      if chunk:
-        yield chunk
-  except zstandard.ZstdError as error:
-    raise _DamagedError("damaged zstd data") from error
-  if empty or not frame.eof:
-    raise _DamagedError("the zstd file is cut off here")
-
-
-def _gzip_chunks(file) -> Iterator[bytes]:
-  import gzip
-
-  empty = True
-  try:
-    with gzip.GzipFile(fileobj=file) as stream:
-      # read1: what was whole before a cut still comes out.
-      while chunk := stream.read1(_CHUNK):
-        empty = False
-        yield chunk
-  except EOFError as error:
-    raise _DamagedError("the gzip file is cut off here") from error
-  except (gzip.BadGzipFile, zlib.error) as error:
-    raise _DamagedError("damaged gzip data") from error
-  if empty and not file.tell():
-    raise _DamagedError("the gzip file is cut off here")
+def _advice(record: object, text_key: str) -> str:
+  if not isinstance(record, dict):
+    return f"the record is a {type(record).__name__}, not an object with fields"
+  names = ", ".join(itertools.islice(map(str, record), 10)) or "no fields"
+  return f"the record has {names}; data.text_key names the field to read, as a.b if it is nested"

@@ -97,15 +97,36 @@ def source_files(config: DataConfig, split: str) -> dict[str, Callable[[], Binar
   return files
 
 
+_PACKED = (".zst", ".zstd", ".gz", ".xz", ".bz2")
+_RECORDS = (".jsonl", ".json", ".parquet")
+
+
+def holds_records(path: str) -> bool:
+  """Whether a file, or the last part of a glob, is named as one that the source 'jsonl' reads."""
+  return _without(path.lower(), _PACKED).endswith(_RECORDS)
+
+
 def source_name(kind: str, path: str) -> str:
-  """Short name of a source: the last part of its path that is no pattern, without endings."""
+  """Short name of a source: the last part of its path that is no pattern, without endings.
+
+  Of several paths, their names with a plus in between.
+  """
   if kind == "stdlib":
     return kind
-  parts = [part for part in path.partition("#")[0].split("/") if not set(part) & set("*?[")]
+  parts = [path.partition("#")[0]] if kind == "datasets" else path.split(",")
+  return "+".join(dict.fromkeys(_last_part(part.strip()) or kind for part in parts))
+
+
+def _last_part(path: str) -> str:
+  parts = [part for part in path.split("/") if part and not set(part) & set("*?[")]
   name = parts[-1] if parts else ""
-  for ending in (".zst", ".gz", ".jsonl", ".json", ".txt"):
+  return _without(_without(name, _PACKED), (*_RECORDS, ".txt")).strip(".~:")
+
+
+def _without(name: str, endings: Sequence[str]) -> str:
+  for ending in endings:
     name = name.removesuffix(ending)
-  return name.strip(".~:") or kind
+  return name
 
 
 def _open(config: DataConfig, kind: str, path: str, split: str, bad_records: BadRecords) -> Source:

@@ -1,11 +1,17 @@
-"""Text and code trees, and the Python standard library: one document a file."""
+"""Text and code trees, and the Python standard library: a document a file, or several."""
 
 import os
 import sysconfig
 from collections.abc import Callable, Iterator
 
+from gptneo_jax.data.contents import (
+  ForeignFileError,
+  LostFileError,
+  read_pieces,
+  utf8_chunks,
+)
 from gptneo_jax.data.documents import BadRecords, DataError, Document
-from gptneo_jax.data.files import match_files
+from gptneo_jax.data.files import match_files, opened
 
 # Held out of the standard library as whole packages: files of one package resemble each other.
 STDLIB_VALIDATION = ("json", "logging", "urllib")  # about 390 kB in Python 3.11
@@ -14,7 +20,7 @@ _STDLIB_LEFT_OUT = frozenset(
   # Tests; what other people installed; tables and generated text that teach little.
   "test tests idle_test site-packages dist-packages __pycache__ encodings pydoc_data".split()
 )
-_BINARY_PROBE = 8000  # bytes in which a zero byte means a binary file, as in git
+_SEPARATOR = b"<|endoftext|>"  # between the documents of one file, as text corpora are written
 
 
 class TextFiles:
@@ -30,25 +36,35 @@ class TextFiles:
   def read(
     self, shard: int, start: tuple[int, int], mine: Callable[[int], bool]
   ) -> Iterator[tuple[tuple[int, int], Document]]:
-    """The one document of a file, as JsonLines.read. Empty and binary files hold none."""
-    if start[0] > 0 or not mine(0):
-      return
+    """Documents of one file from a cursor on, as JsonLines.read: one, or those between marks of the
+    end of text. Empty and binary files hold none."""
     path = self.shards[shard]
+    with opened(self._fs, path, self._bad_records) as file:
+      if file is None:
+        return
+      plain, chunks = utf8_chunks(file, path, start[1])
+      try:
+        for cursor, piece in read_pieces(plain, chunks, _SEPARATOR, start, mine):
+          document = self._document(piece, path, cursor[0])
+          if document is not None:
+            yield cursor, document
+      except ForeignFileError as error:  # a tree may hold pictures: nothing is wrong with that
+        self._bad_records.pass_over(f"{path}:1", str(error).partition(":")[0])
+      except LostFileError as error:
+        self._bad_records.add_file(f"{path}: document {error.piece}", str(error))
+
+  def _document(self, piece: bytes, path: str, number: int) -> Document | None:
+    """The document number `number` of a file, from 1; None where there is no text."""
+    location = f"{path}:" if number == 1 else f"{path}: document {number}, line "
     try:
-      data = self._fs.cat_file(path)
-    except OSError as error:
-      raise DataError(f"{path}: cannot be read: {error}") from error
-    if b"\0" in data[:_BINARY_PROBE]:
-      self._bad_records.pass_over(f"{path}:1", "binary file")
-      return
-    try:
-      text = data.decode()
+      text = piece.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
-      line = data.count(b"\n", 0, error.start) + 1
-      self._bad_records.add(f"{path}:{line}", "invalid UTF-8", f"byte {error.start} of the file")
-      return
-    if text:
-      yield (1, 0), Document(text, self._name, f"{path}:1")
+      line = piece.count(b"\n", 0, error.start) + 1
+      self._bad_records.add(f"{location}{line}", "invalid UTF-8", f"byte {error.start}")
+      return None
+    if number > 1:  # the line end after a mark on a line of its own is the mark's
+      text = text.removeprefix("\r").removeprefix("\n")
+    return Document(text, self._name, f"{location}1") if text else None
 
 
 def text_files(path: str, name: str, bad_records: BadRecords) -> TextFiles:

@@ -22,11 +22,10 @@ import tqdm
 from gptneo_jax.data import DataConfig, Document
 from gptneo_jax.data.documents import BadRecords
 from gptneo_jax.data.files import match_files
-from gptneo_jax.data.sources import open_components
+from gptneo_jax.data.sources import holds_records, open_components
 from gptneo_jax.errors import UserError
 
 _PIECE = 1 << 17  # characters hashed at once: few enough to stay in the processor's cache
-_JSON_LINES = (".jsonl", ".jsonl.zst", ".jsonl.gz")
 _CODE_POINTS = 0x110000
 _SPACE = 32
 _BASE = 0x9E3779B97F4A7C15  # of the hash: odd, so it has an inverse modulo 2^64
@@ -40,8 +39,8 @@ def find(
 
   Args:
     items: (name, text) of each item of the evaluation.
-    train_glob: files as `data.path` takes them: .jsonl, .jsonl.zst or .jsonl.gz, or text files, one
-      document each. Bad records are passed over and counted.
+    train_glob: files as `data.path` takes them, of records or of text. Bad records are passed over
+      and counted.
     n: words in a row.
     progress: whether to show a progress bar.
 
@@ -178,9 +177,9 @@ class _Index:
 
 def _documents(train_glob: str, bad_records: BadRecords) -> Iterator[Document]:
   _, files = match_files(train_glob, folders=True)
-  json_lines = any(file.endswith(_JSON_LINES) for file in files)
+  records = any(map(holds_records, files))
   config = DataConfig(
-    source="jsonl" if json_lines else "text", path=train_glob, validation_fraction=0.0
+    source="jsonl" if records else "text", path=train_glob, validation_fraction=0.0
   )
   for component in open_components(config, "train", bad_records):
     yield from component.documents()
