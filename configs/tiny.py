@@ -25,7 +25,7 @@ def get_config(arg=""):
   config.optimizer.learning_rate = 1e-3
   config.schedule.update(warmup_steps=100, decay_steps=2400, floor=0.05)
   config.eval_every, config.checkpoint_every, config.log_every = 800, 800, 20
-  config.data.update(source="stdlib", path="", tokenizer="train", num_streams=4)
+  config.data.update(source="stdlib", path="", tokenizer="train")
   config.eval.update(documents=0, batch_size=32, baselines=True, sample_tokens=128)
   config.eval.sample_prompt = "import os\n\nclass "
   return run_config.finish(config, arg)

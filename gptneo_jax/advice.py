@@ -108,7 +108,7 @@ def _batches(config: ConfigDict, num_devices: int, smaller: bool) -> Iterator[Ch
     if rows % parts == 0:
       yield {"grad_accumulation": parts}
   if smaller:
-    least = math.lcm(ways, config.data.num_streams)
+    least = math.lcm(ways, config.data.num_streams or 1)
     batch = 2 ** math.floor(math.log2(max(config.batch_size / least, 1))) * least
     while batch >= least:
       if batch < config.batch_size or config.grad_accumulation > 1:

@@ -1,13 +1,20 @@
-"""Several hosts, one run: start-up, which rows a host feeds, and what all must agree on."""
+"""Several hosts, one run: start-up, who feeds which rows, one end for all, and agreement."""
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import glob
 import importlib.util
 import json
 import os
 import signal
-from collections.abc import Callable
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -20,39 +27,186 @@ from gptneo_jax.sharding import BATCH_SPEC
 
 T = TypeVar("T")
 
+# --- start and end --------------------------------------------------------------------------------
 
-def initialize(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-  """Joins the other processes, if there are any; to be called before the first use of a device.
+_FAILURE, _SEEN = "gptneo_jax/failure", "gptneo_jax/failure_seen"  # keys that all processes see
+_POLL_SECONDS = 0.5
+_LEAVE_SECONDS = 10  # for the others to have seen a failure
 
-  With no argument the launcher's environment decides (SLURM, GKE, Cloud TPU, Open MPI). Raises
-  UserError if the arguments are incomplete or the coordinator cannot be reached.
+
+@contextlib.contextmanager
+def joined(
+  coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> Iterator[None]:
+  """Joins the other processes, if there are any; to be entered before the first use of a device.
+
+  With no argument the launcher's environment decides (SLURM, GKE, Cloud TPU, Open MPI). An error
+  within, on any of them, ends all within seconds, with status 1 and one line that names the
+  process and the error; an unexpected one has its traceback there too. Raises UserError if the
+  arguments are incomplete or the coordinator cannot be reached.
   """
   given = (coordinator, num_processes, process_id)
   if any(value is not None for value in given) and None in given:
     raise UserError("--coordinator_address, --num_processes and --process_id go together")
   if coordinator is None and not _in_cluster():
+    yield
     return
+  ended = threading.Event()
+  atexit.register(ended.set)  # before JAX's, so that it runs after JAX has waited for all to end
   try:
     jax.distributed.initialize(coordinator, num_processes, process_id)
-  except (RuntimeError, ValueError) as error:
-    raise UserError(f"cannot join the other processes: {str(error).splitlines()[0]}") from None
+  except (RuntimeError, ValueError, OSError) as error:
+    raise UserError(
+      f"cannot join the other processes: {str(error).splitlines()[0]}; give each"
+      " --coordinator_address HOST:PORT, --num_processes and --process_id"
+    ) from None
+  failures = _Failures()
+  threading.Thread(target=failures.watch, args=(ended,), daemon=True).start()
+  try:
+    yield
+  except (Exception, KeyboardInterrupt) as error:
+    failures.end_all(error)
+
+
+class _Failures:
+  """One process's error is everybody's: told through the key-value store of JAX's coordinator.
+
+  The others may be waiting within a collective or a barrier that will never end, out of Python's
+  reach: a thread looks for the error and ends the process.
+  """
+
+  def __init__(self):
+    from jax._src import distributed  # public nowhere; multihost_utils reaches it like this
+
+    state = distributed.global_state
+    self._client, self._id, self._number = state.client, state.process_id, state.num_processes
+    self._leaving = threading.Lock()
+
+  def watch(self, ended: threading.Event) -> None:
+    while not ended.wait(_POLL_SECONDS):
+      try:
+        line = self._client.key_value_try_get(_FAILURE)
+      except RuntimeError:  # there is none
+        continue
+      self._leave(line)
+
+  def end_all(self, error: BaseException) -> None:
+    """Tells the others and ends this process."""
+    line = (
+      f"error on process {self._id} ({socket.gethostname()}):"
+      f" {'interrupted' if isinstance(error, KeyboardInterrupt) else _one_line(error)}"
+    )
+    try:
+      self._client.key_value_set(_FAILURE, line)
+      unexpected = isinstance(error, Exception) and not isinstance(error, UserError)
+    except RuntimeError:  # another was first, and this error may be the loss of that process
+      with contextlib.suppress(RuntimeError):
+        line = self._client.key_value_try_get(_FAILURE)
+      unexpected = False
+    self._leave("".join(traceback.format_exception(error)) + line if unexpected else line)
+
+  def _leave(self, text: str) -> None:
+    """Ends this process when all know, or after a while: the first to go would fail the others."""
+    self._leaving.acquire()  # for good: the other thread says nothing more
+    print(text, file=sys.stderr)
+    deadline = time.monotonic() + _LEAVE_SECONDS
+    with contextlib.suppress(RuntimeError):
+      self._client.key_value_set(f"{_SEEN}/{self._id}", "")
+      while len(self._client.key_value_dir_get(_SEEN)) < self._number:
+        if time.monotonic() > deadline:
+          break
+        time.sleep(0.1)
+    if self._id == 0:
+      time.sleep(1)  # the coordinator goes last: those that lose it abort
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)  # not sys.exit, which waits for processes that are not going to end by themselves
+
+
+def _one_line(error: BaseException) -> str:
+  text = (str(error).strip().splitlines() or [""])[0]
+  return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
 
 def _in_cluster() -> bool:
-  """True where jax.distributed can read from the environment which processes there are."""
-  tasks = (os.environ.get(name, "1") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
-  if any(int(count) > 1 for count in tasks) or "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+  """True where this process is one of several, by the environment that their launcher made."""
+  # Of the job step: SLURM_NTASKS is there too for a program that no srun has started.
+  counts = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MEGASCALE_NUM_SLICES")
+  lists = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
+  if any(os.environ.get(name, "1") not in ("", "0", "1") for name in counts):
     return True
-  # A Cloud TPU machine knows its slice from its metadata server; Colab's has none.
+  if any("," in os.environ.get(name, "") for name in lists):
+    return True
+  # A Cloud TPU machine knows its slice from its metadata server; Colab's and Kaggle's have none.
   on_tpu = importlib.util.find_spec("libtpu") and (
     glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
   )
-  return bool(on_tpu) and "COLAB_RELEASE_TAG" not in os.environ
+  return bool(on_tpu) and not {"COLAB_RELEASE_TAG", "TPU_SKIP_MDS_QUERY"} & os.environ.keys()
 
 
 def is_first() -> bool:
   """True on the one process that writes and prints."""
   return jax.process_index() == 0
+
+
+# --- who feeds which rows -------------------------------------------------------------------------
+
+
+def rows_by_host(mesh: Mesh, batch_size: int) -> dict[int, np.ndarray]:
+  """The rows of a global batch that each host's devices hold, ascending, by process index.
+
+  The same on every host, and for a mesh of devices that are not there. On a torus the rows of a
+  host need not follow on each other. Raises UserError unless any two hosts hold the same rows or
+  none in common, and all equally many.
+  """
+  held: dict[int, set[int]] = {}
+  sharding = NamedSharding(mesh, BATCH_SPEC)
+  for device, (rows,) in sharding.devices_indices_map((batch_size,)).items():
+    held.setdefault(device.process_index, set()).update(range(*rows.indices(batch_size)))
+  groups = {frozenset(rows) for rows in held.values()}
+  if sum(map(len, groups)) != batch_size or len({len(rows) for rows in groups}) > 1:
+    raise UserError(
+      f"mesh.tensor {mesh.shape['tensor']} divides the {mesh.size} devices across the borders of"
+      f" the {len(held)} hosts, so that some share a part of their rows; choose one that divides"
+      f" the {mesh.size // len(held)} devices of a host, or is a multiple of it"
+    )
+  return {host: np.array(sorted(rows)) for host, rows in sorted(held.items())}
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+  """The rows of a global batch that this host's devices hold, ascending."""
+  return rows_by_host(mesh, batch_size)[jax.process_index()]
+
+
+def streams_by_host(mesh: Mesh, batch_size: int, num_streams: int) -> dict[int, range]:
+  """The virtual data streams that fill each host's rows, by process index.
+
+  Hosts of the same rows read the same streams. In the order of their first rows, group g of G takes
+  the g-th of G blocks of streams, whose rows go to the rows it holds in ascending order. So a batch
+  is the same set of rows on any hosts. Where a host's rows do not follow on each other it is that
+  set in another order, which changes sums over rows by rounding only.
+
+  Raises UserError if the streams cannot be shared out whole.
+  """
+  held = {host: tuple(rows) for host, rows in rows_by_host(mesh, batch_size).items()}
+  groups = sorted(set(held.values()))
+  if num_streams % len(groups):
+    raise UserError(
+      f"data.num_streams {num_streams} cannot be shared out among {len(groups)} hosts (those of the"
+      f" same rows counted once): choose a multiple of {len(groups)} that divides batch_size"
+      f" {batch_size}"
+    )
+  share = num_streams // len(groups)
+  blocks = {rows: range(g * share, (g + 1) * share) for g, rows in enumerate(groups)}
+  return {host: blocks[rows] for host, rows in held.items()}
+
+
+def local_streams(mesh: Mesh, batch_size: int, num_streams: int) -> range:
+  """The virtual data streams that fill this host's rows: see `streams_by_host`."""
+  return streams_by_host(mesh, batch_size, num_streams)[jax.process_index()]
+
+
+# --- agreement ------------------------------------------------------------------------------------
 
 
 def first_then_others(action: Callable[[], T]) -> T:
@@ -62,32 +216,6 @@ def first_then_others(action: Callable[[], T]) -> T:
   results = [action()] if is_first() else []
   multihost_utils.sync_global_devices("first_then_others")
   return results[0] if results else action()
-
-
-def local_rows(mesh: Mesh, batch_size: int) -> range:
-  """The rows of a global batch that this host's devices hold."""
-  slices = NamedSharding(mesh, BATCH_SPEC).addressable_devices_indices_map((batch_size,)).values()
-  starts_stops = {rows[0].indices(batch_size)[:2] for rows in slices if rows is not None}
-  start, stop = min(s for s, _ in starts_stops), max(s for _, s in starts_stops)
-  if sum(b - a for a, b in starts_stops) != stop - start:
-    raise UserError(
-      "the rows of a batch that this host holds are not contiguous; order the mesh so that"
-      " mesh.data and mesh.fsdp span hosts before mesh.tensor does"
-    )
-  return range(start, stop)
-
-
-def local_streams(mesh: Mesh, batch_size: int, num_streams: int) -> range:
-  """The virtual data streams that fill this host's rows; UserError if S does not fit the hosts."""
-  if batch_size % num_streams:
-    raise UserError(f"data.num_streams {num_streams} does not divide batch_size {batch_size}")
-  rows, per_stream = local_rows(mesh, batch_size), batch_size // num_streams
-  if rows.start % per_stream or rows.stop % per_stream:
-    raise UserError(
-      f"data.num_streams {num_streams} cannot be shared out among the {jax.process_count()} hosts:"
-      f" choose a multiple of {jax.process_count()}"
-    )
-  return range(rows.start // per_stream, rows.stop // per_stream)
 
 
 def gather_objects(value: Any) -> list[Any]:
@@ -103,17 +231,30 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 class StopRequest:
-  """Has SIGTERM arrived, on any host? All hosts get the same answer for the same step."""
+  """Has SIGTERM, or SIGUSR1 (SLURM's --signal), come on any host? All hosts hear it at one step.
+
+  Attributes:
+    reason: what to call it.
+  """
 
   def __init__(self):
-    self._received = False
-    if jax.process_count() == 1:  # with more, JAX's own notifier listens for it
-      signal.signal(signal.SIGTERM, self._receive)
+    self.reason, self._received = "a signal", False
+    stops = [signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
+    if jax.process_count() > 1:  # JAX's own notifier listens for SIGTERM, and tells the others
+      stops.remove(signal.SIGTERM)
+    self._before = {number: signal.signal(number, self._receive) for number in stops}
 
-  def _receive(self, *_: Any) -> None:
-    self._received = True
+  def _receive(self, number: int, _: Any) -> None:
+    self.reason, self._received = signal.Signals(number).name, True
+    if jax.process_count() > 1:
+      os.kill(os.getpid(), signal.SIGTERM)
 
   def at(self, step: int) -> bool:
     if jax.process_count() == 1:
       return self._received
     return multihost_utils.reached_preemption_sync_point(step)
+
+  def close(self) -> None:
+    """Puts back what was done on these signals before."""
+    for number, before in self._before.items():
+      signal.signal(number, before)

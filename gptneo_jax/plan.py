@@ -33,6 +33,7 @@ from gptneo_jax import (
   chips,
   cli,
   compilation,
+  hosts,
   plan_report,
   preflight,
   sections,
@@ -41,7 +42,6 @@ from gptneo_jax import (
 )
 from gptneo_jax.advice import Changes
 from gptneo_jax.compilation import Report, TooLarge
-from gptneo_jax.errors import UserError
 from gptneo_jax.preflight import GIB
 from gptneo_jax.topology import Topology
 
@@ -59,9 +59,9 @@ def main(config: ConfigDict) -> int:
   target = topology.find(_TOPOLOGY.value or topology.HERE)
   compiles = _TOPOLOGY.value is not None and bool(target.devices)
   parts = sections.read(config)
-  _check_streams(config, target)
   estimates = advice.Estimates(config)
   needs = estimates({}, target.size)
+  _check_hosts(config, parts, target)
   available = _available(target)
 
   plan_report.print_run(cli.config_path(), config, parts.model, target)
@@ -94,16 +94,15 @@ def main(config: ConfigDict) -> int:
   return 0 if fits else 1
 
 
-def _check_streams(config: ConfigDict, target: Topology) -> None:
-  """Raises UserError if the data cannot be shared out among the hosts, as `train` would."""
-  streams, hosts = config.data.num_streams, len({d.process_index for d in target.devices}) or 1
-  if config.batch_size % streams:
-    raise UserError(f"data.num_streams {streams} does not divide batch_size {config.batch_size}")
-  if streams % hosts:
-    raise UserError(
-      f"data.num_streams {streams} cannot be shared out among the {hosts} hosts of {target.name}:"
-      f" choose a multiple of {hosts}"
-    )
+def _check_hosts(config: ConfigDict, parts: sections.Sections, target: Topology) -> None:
+  """Raises UserError if the data cannot be shared out among the hosts, as `train` would.
+
+  Where the devices are not known, neither are their hosts.
+  """
+  if target.devices:
+    with sections.user_errors():
+      mesh = sharding.make_mesh(**config.mesh.to_dict(), devices=target.devices)
+    hosts.streams_by_host(mesh, config.batch_size, parts.data.num_streams)
 
 
 def _available(target: Topology) -> float:

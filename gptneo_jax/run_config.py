@@ -54,7 +54,7 @@ def base(model: ModelConfig) -> ConfigDict:
       test_path="",
       mixture=(),  # ((share of tokens, source, path), ...)
       tokenizer="EleutherAI/gpt-neo-125m",  # hub id, folder, or 'train'
-      num_streams=8,  # fixed for the run: the order of the data depends on it
+      num_streams=0,  # the order depends on it; 0: the most up to 64 that divide batch_size
       shuffle_window=256,  # documents per stream
       segment_ids=False,  # True: attention stops at document boundaries
       on_bad_record="stop",  # or 'skip': counted and reported

@@ -54,6 +54,7 @@ def read(config: ConfigDict) -> Sections:
       f"seq_len {config.seq_len} is more than model.max_position_embeddings"
       f" {model_config.max_position_embeddings}"
     )
+  data_config = data_config.for_batch(config.batch_size)
   return Sections(model_config, data_config, optimizer, learning_rate)
 
 

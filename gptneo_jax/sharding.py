@@ -12,6 +12,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gptneo_jax import axes
@@ -64,9 +65,22 @@ def mesh_sizes(data: int, fsdp: int, tensor: int, num_devices: int) -> tuple[int
 def make_mesh(
   data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-  """A (data, fsdp, tensor) mesh over `devices`, by default all of all hosts."""
-  sizes = mesh_sizes(data, fsdp, tensor, len(devices) if devices else jax.device_count())
-  return jax.make_mesh(sizes, MESH_AXES, axis_types=_AXIS_TYPES, devices=devices)
+  """A (data, fsdp, tensor) mesh over `devices`, by default all of all hosts.
+
+  Raises ValueError for sizes that do not fit them.
+  """
+  devices = devices or jax.devices()
+  sizes = mesh_sizes(data, fsdp, tensor, len(devices))
+  try:
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=_AXIS_TYPES, devices=devices)
+  except NotImplementedError:  # no axis of the torus, nor several, are of these sizes
+    pass
+  try:
+    grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+  except NotImplementedError:
+    text = ", ".join(f"{name}={size}" for name, size in zip(MESH_AXES, sizes))
+    raise ValueError(f"mesh {text} cannot be laid over {len(devices)} of these devices") from None
+  return Mesh(grid, MESH_AXES, axis_types=_AXIS_TYPES)
 
 
 def abstract_mesh(data: int, fsdp: int, tensor: int, num_devices: int) -> AbstractMesh:

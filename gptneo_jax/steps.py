@@ -19,7 +19,10 @@ Batch = dict[str, jax.Array]
 
 
 def place_batch(batch: dict[str, Any], mesh: Mesh, global_rows: int) -> Batch:
-  """This host's rows (NumPy, b x T) as global arrays (B x T) split over data and fsdp."""
+  """This host's rows (NumPy, b x T) as global arrays (B x T) split over data and fsdp.
+
+  Row i of them goes to the i-th of the rows that this host's devices hold, in ascending order.
+  """
   sharding = NamedSharding(mesh, BATCH_SPEC)
   return {
     key: jax.make_array_from_process_local_data(sharding, rows, (global_rows, *rows.shape[1:]))

@@ -9,8 +9,8 @@ Any setting of the config file can be given as --config.NAME=VALUE; gptneo_jax/r
 them with their meaning. The folder --workdir holds the checkpoints, config.json, the tokenizer and
 metrics.jsonl; started again on the same folder, the run goes on where it stopped, bit for bit.
 
-Exit status: 0 done; 1 a mistake or a failure, said in one line; 143 stopped by SIGTERM with
-everything saved: start it again to go on.
+Exit status: 0 done; 1 a mistake or a failure, said in one line; 143 stopped by SIGTERM or SIGUSR1
+with everything saved: start it again to go on.
 """
 
 from __future__ import annotations
@@ -50,7 +50,10 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, 
 
 
 def main(config: ConfigDict) -> int:
-  with contextlib.ExitStack() as closing:  # a failure too ends with all that was saved on disk
+  with (
+    hosts.joined(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value),
+    contextlib.ExitStack() as closing,  # a failure too ends with all that was saved on disk
+  ):
     return _train(config, closing)
 
 
@@ -59,7 +62,6 @@ def _train(config: ConfigDict, closing: contextlib.ExitStack) -> int:
   workdir = epath.Path(_WORKDIR.value or f"runs/{cli.config_name()}")
   parts = sections.read(config)
   model_config, data_config, optimizer, learning_rate = parts
-  hosts.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
   model = Decoder(model_config)
   mesh, abstract = _layout(config, parts)
   _check_needs(config, parts, mesh, abstract)
@@ -180,6 +182,7 @@ def _train(config: ConfigDict, closing: contextlib.ExitStack) -> int:
     writer.write(first_step, unfinished | evaluation(first_step))
     waited, clock = batches.wait_seconds, time.perf_counter()
   stop = hosts.StopRequest()
+  closing.callback(stop.close)
   trace = _Trace(workdir, config.profile)
   closing.callback(trace.close)
   previous = None
@@ -220,7 +223,7 @@ def _train(config: ConfigDict, closing: contextlib.ExitStack) -> int:
   progress.close()
   say(f"step {step}: checkpoint in {workdir / str(step)}")
   if stopping:
-    say("stopped by SIGTERM; the same command goes on from here")
+    say(f"stopped by {stop.reason}; the same command goes on from here")
     return cli.EXIT_TERMINATED
   return 0
 
@@ -234,7 +237,7 @@ def _layout(config: ConfigDict, parts: sections.Sections) -> tuple[Mesh, TrainSt
     mesh = sharding.make_mesh(**config.mesh.to_dict())
     _attention_backends(config, parts.model)
   abstract = sections.layout(config, parts, mesh)
-  hosts.local_streams(mesh, config.batch_size, config.data.num_streams)
+  hosts.local_streams(mesh, config.batch_size, parts.data.num_streams)
   return mesh, abstract
 
 

@@ -196,7 +196,7 @@ def test_text_tree_goes_to_streams_file_by_file(tokenizer, tmp_path):
 
 def test_batch_size_and_streams_are_checked(tokenizer, tmp_path):
   config = config_of(write_shards(tmp_path, [["one", "two"]]), num_streams=2)
-  with pytest.raises(DataError, match=r"batch_size 3 .* data.num_streams 2"):
+  with pytest.raises(DataError, match=r"data.num_streams 2 .* batch_size 3"):
     batches_of(config, tokenizer, batch_size=3)
   for streams in ([0, 2], [1, 0], [2], []):
     with pytest.raises(ValueError, match="streams"):

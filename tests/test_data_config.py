@@ -3,6 +3,7 @@
 import pytest
 
 from gptneo_jax.data.config import DataConfig
+from gptneo_jax.data.documents import DataError
 
 
 @pytest.mark.parametrize(
@@ -19,7 +20,7 @@ from gptneo_jax.data.config import DataConfig
     ({"source": "mixture", "path": "x", "mixture": [(1, "stdlib", "")]}, "data.path"),
     ({"validation_path": "x"}, "data.validation_path"),
     ({"on_bad_record": "ignore"}, "data.on_bad_record"),
-    ({"num_streams": 0}, "data.num_streams"),
+    ({"num_streams": -1}, "data.num_streams"),
     ({"shuffle_window": 2.5}, "data.shuffle_window"),
     ({"prefetch": -1}, "data.prefetch"),
     ({"validation_fraction": 1.0}, "data.validation_fraction"),
@@ -35,3 +36,19 @@ def test_config_errors_name_the_key(options, message):
 def test_config_takes_lists():
   config = DataConfig(source="mixture", mixture=[[2, "stdlib", ""], [1, "jsonl", "x"]])
   assert config.mixture == ((2, "stdlib", ""), (1, "jsonl", "x"))
+
+
+@pytest.mark.parametrize(
+  ("batch_size", "number"),
+  [(1, 1), (4, 4), (64, 64), (512, 64), (96, 48), (67, 1), (130, 26)],
+)
+def test_streams_for_a_batch(batch_size, number):
+  config = DataConfig().for_batch(batch_size)
+  assert config.num_streams == number and config.for_batch(batch_size) == config
+  assert DataConfig(num_streams=1).for_batch(batch_size).num_streams == 1
+
+
+@pytest.mark.parametrize("batch_size", [4, 12])
+def test_streams_that_do_not_divide_the_batch(batch_size):
+  with pytest.raises(DataError, match=rf"data.num_streams 8 .* {batch_size}; data.num_streams=0 "):
+    DataConfig(num_streams=8).for_batch(batch_size)

@@ -22,8 +22,8 @@ _FIXED = tuple("source path mixture datasets_config text_key num_streams shuffle
 class TrainBatches:
   """Iterator over batches without end.
 
-  Row r of the global batch comes from virtual stream r // (batch_size / num_streams). A batch is
-  a dict of the rows of `streams`: `inputs` and `targets`, int32 B x T, where a row and the next
+  A stream fills batch_size / num_streams rows that follow on each other. A batch is a dict of the
+  rows of `streams`, in their order: `inputs` and `targets`, int32 B x T, where a row and the next
   one of its stream follow on each other, T + 1 tokens apart; with data.segment_ids also
   `segment_ids` (int32 B x T, from 1, a document each) and `weights` (float32 B x T, 0 where the
   target is the first token of another document).
@@ -48,7 +48,7 @@ class TrainBatches:
     Args:
       config: what to read.
       tokenizer: fast Hugging Face tokenizer; not changed.
-      batch_size: rows of the global batch; num_streams divides it.
+      batch_size: rows of the global batch; num_streams divides it, or is 0 (see `for_batch`).
       seq_len: T.
       seed: of the shuffling.
       streams: numbers of this host's streams, in a run; None is all of them.
@@ -58,10 +58,9 @@ class TrainBatches:
     """
     from grain.experimental import ThreadPrefetchDatasetIterator
 
+    config = config.for_batch(batch_size)
     number = config.num_streams
     streams = range(number) if streams is None else list(streams)
-    if batch_size < 1 or batch_size % number:
-      raise DataError(f"batch_size {batch_size} is not a multiple of data.num_streams {number}")
     if not streams or list(streams) != list(range(streams[0], streams[0] + len(streams))):
       raise ValueError(f"streams {list(streams)} are not numbers in a run")
     if streams[0] < 0 or streams[-1] >= number:

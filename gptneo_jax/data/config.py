@@ -2,6 +2,10 @@
 
 import dataclasses
 
+from gptneo_jax.data.documents import DataError
+
+_MOST_STREAMS = 64  # that are chosen for a batch: as many hosts can share the reading
+
 SOURCES = ("stdlib", "jsonl", "text", "datasets")
 
 
@@ -21,7 +25,8 @@ class DataConfig:
       equal texts lie on one side. The standard library holds out whole packages instead.
     mixture: (weight, source, path), ...; weights are shares of the tokens.
     tokenizer: hub id, local folder, or 'train' to learn one from the training split.
-    num_streams: virtual streams S; S divides the batch size and the hosts divide S.
+    num_streams: virtual streams S; S divides the batch size and the hosts divide S. 0: see
+      `for_batch`.
     shuffle_window: documents shuffled together, per stream.
     segment_ids: batches say where documents end, so that attention can stop there.
     on_bad_record: 'stop' or 'skip' (and count), of records and of files that cannot be read.
@@ -38,7 +43,7 @@ class DataConfig:
   test_fraction: float = 0.0
   mixture: tuple[tuple[float, str, str], ...] = ()
   tokenizer: str = "train"
-  num_streams: int = 8
+  num_streams: int = 0
   shuffle_window: int = 256
   segment_ids: bool = False
   on_bad_record: str = "stop"
@@ -54,7 +59,7 @@ class DataConfig:
       )
     if self.on_bad_record not in ("stop", "skip"):
       raise ValueError(f"data.on_bad_record is '{self.on_bad_record}'; it is 'stop' or 'skip'")
-    for name, least in (("num_streams", 1), ("shuffle_window", 1), ("prefetch", 0)):
+    for name, least in (("num_streams", 0), ("shuffle_window", 1), ("prefetch", 0)):
       value = getattr(self, name)
       if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"data.{name} is {value!r}; it must be a whole number, {least} or more")
@@ -99,6 +104,22 @@ class DataConfig:
           f"data.{name} is read like data.path, so it needs sources of one kind with a path;"
           f" here: {', '.join(sorted(kinds))}"
         )
+
+  def for_batch(self, batch_size: int) -> "DataConfig":
+    """This with the number of streams for a batch: 0 is the largest up to 64 that divides it.
+
+    It does not depend on the hosts, so that another number of them goes on with the same data.
+    Raises DataError if there is a number already, and it does not divide the batch.
+    """
+    if not self.num_streams:
+      most = max(n for n in range(1, _MOST_STREAMS + 1) if batch_size % n == 0)
+      return dataclasses.replace(self, num_streams=most)
+    if batch_size < 1 or batch_size % self.num_streams:
+      raise DataError(
+        f"data.num_streams {self.num_streams} does not divide batch_size {batch_size};"
+        f" data.num_streams=0 takes the largest number up to {_MOST_STREAMS} that does"
+      )
+    return self
 
   @property
   def entries(self) -> tuple[tuple[float, str, str], ...]:

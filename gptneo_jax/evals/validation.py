@@ -46,7 +46,7 @@ def make_validation(
 
   def evaluate(params: Any) -> tuple[dict[str, float], str]:
     def row_nll(batch: dict[str, np.ndarray]) -> np.ndarray:
-      own = {key: value[local.start : local.stop] for key, value in batch.items()}
+      own = {key: value[local] for key, value in batch.items()}
       nll_BxT = eval_step(params, place_batch(own, mesh, rows)).nll_BxT
       return np.asarray(nll_BxT, np.float64).sum(-1)
 

@@ -49,7 +49,12 @@ def value(page: str, row: str) -> float:
     ),
     (
       ["--config=configs/tiny.py", "--config.data.num_streams=3"],
-      "data.num_streams 3 does not divide batch_size 4",
+      "data.num_streams 3 does not divide batch_size 4; data.num_streams=0 takes",
+    ),
+    pytest.param(
+      ["--config=configs/neo_125m.py", "--topology=v5e:8x8", "--config.data.num_streams=8"],
+      "data.num_streams 8 cannot be shared out among 16 hosts",
+      marks=needs_libtpu,
     ),
   ],
 )
