@@ -79,7 +79,8 @@ class _Failures:
     from jax._src import distributed  # public nowhere; multihost_utils reaches it like this
 
     state = distributed.global_state
-    self._client, self._id, self._number = state.client, state.process_id, state.num_processes
+    self._client: Any = state.client
+    self._id, self._number = state.process_id, state.num_processes
     self._leaving = threading.Lock()
 
   def watch(self, ended: threading.Event) -> None:
