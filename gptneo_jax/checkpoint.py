@@ -114,7 +114,7 @@ class Checkpointer:
   """Writes and reads the checkpoints of one run.
 
   All processes of a run create and call it alike. The newest `keep_latest` checkpoints stay, and
-  of those saved with the metric `eval/loss` the best `keep_best`; the others are removed once a
+  of those with the metric `eval/loss` the best `keep_best`; the others are removed once a
   newer one is whole.
   """
 
@@ -125,6 +125,7 @@ class Checkpointer:
       raise ValueError(f"keep_latest is {keep_latest}, keep_best {keep_best}; at least 1 and 0")
     self._folder = _absolute(folder)
     self._saving: int | None = None
+    self._losses: dict[int, float] = {}  # eval/loss by step, where this process measured it
     self._keep, self._asynchronous = (keep_latest, keep_best), asynchronous
     self._manager = self._open()
 
@@ -134,7 +135,7 @@ class Checkpointer:
       options=ocp.CheckpointManagerOptions(
         best_fn=lambda metrics: metrics[BEST_METRIC],  # without it orbax stores no metrics
         best_mode="min",
-        preservation_policy=_LatestAndBest(self._folder, *self._keep),
+        preservation_policy=_LatestAndBest(self._folder, self._losses, *self._keep),
         # Nor read the metrics of all steps now: orbax gives up on one damaged metrics file.
         lightweight_initialize=True,
         cleanup_tmp_directories=True,
@@ -187,6 +188,21 @@ class Checkpointer:
     except Exception as error:
       raise self._failed(error) from error
     return True
+
+  def add_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+    """Puts with a checkpoint what was measured after it was saved; `eval/loss` ranks it.
+
+    Returns when both are on disk. Raises CheckpointError like `wait`.
+    """
+    self.wait()
+    self._losses[step] = float(metrics.get(BEST_METRIC, math.inf))
+    path = self._folder / str(step)
+    if jax.process_index() == 0 and path.exists():
+      file = path / "metrics" / "metrics"
+      file.parent.mkdir(exist_ok=True)
+      written = file.with_name("metrics.part")  # renamed: a process killed here leaves the old one
+      written.write_text(json.dumps(_metrics(path) | {k: float(v) for k, v in metrics.items()}))
+      written.replace(file)
 
   def wait(self) -> None:
     """Returns when the checkpoint being written is whole. Raises CheckpointError if it failed."""
@@ -272,8 +288,8 @@ class Checkpointer:
 class _LatestAndBest:
   """Keeps the newest steps and the best by BEST_METRIC. orbax's BestN would rank NaN too."""
 
-  def __init__(self, folder: epath.Path, latest: int, best: int):
-    self._folder, self._latest, self._best = folder, latest, best
+  def __init__(self, folder: epath.Path, losses: Mapping[int, float], latest: int, best: int):
+    self._folder, self._losses, self._latest, self._best = folder, losses, latest, best
 
   def should_preserve(self, checkpoints, *, context) -> list[bool]:
     del context
@@ -284,11 +300,13 @@ class _LatestAndBest:
     return [step in keep for step in steps]
 
   def _loss(self, info) -> float:
-    """Returns the loss it was saved with, infinity if there is none or it is not finite."""
-    metrics = info.metrics
-    if metrics is None:  # saved without, or by an earlier process
-      metrics = _metrics(self._folder / str(info.step))
-    loss = metrics.get(BEST_METRIC, math.inf)
+    """Returns the loss that stands with it, infinity if there is none or it is not finite."""
+    loss = self._losses.get(info.step)
+    if loss is None:
+      metrics = info.metrics
+      if metrics is None:  # saved without, or by an earlier process
+        metrics = _metrics(self._folder / str(info.step))
+      loss = metrics.get(BEST_METRIC, math.inf)
     return loss if math.isfinite(loss) else math.inf
 
 

@@ -30,7 +30,6 @@ _CACHE_BYTES = 4 << 30  # of compiled programs; those not used for longest go fi
 # 128 + the signal, as a shell reports what a signal ended.
 EXIT_INTERRUPTED = 130
 EXIT_CLOSED_PIPE = 141  # the reader of the output has gone
-EXIT_TERMINATED = 143  # saved, and to be started again
 
 
 def run_with_config(main: Callable[[ConfigDict], int | None], flag_values=flags.FLAGS) -> None:

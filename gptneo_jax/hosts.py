@@ -232,30 +232,46 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 class StopRequest:
-  """Has SIGTERM, or SIGUSR1 (SLURM's --signal), come on any host? All hosts hear it at one step.
+  """Has a signal asked the run to stop, on any host? To be closed when the run ends.
+
+  The signals are SIGTERM, SIGUSR1 (SLURM's --signal), and SIGINT (Ctrl-C) once: a second one does
+  what it did before. All hosts get the same answer to the same call, counted from the first.
 
   Attributes:
-    reason: what to call it.
+    reason: what to call the signal.
+    status: exit status of a run that it stopped.
   """
 
   def __init__(self):
-    self.reason, self._received = "a signal", False
-    stops = [signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
-    if jax.process_count() > 1:  # JAX's own notifier listens for SIGTERM, and tells the others
-      stops.remove(signal.SIGTERM)
-    self._before = {number: signal.signal(number, self._receive) for number in stops}
+    self.reason, self.status = "a signal", 128 + signal.SIGTERM
+    self._requested, self._calls = False, 0
+    self._before: dict[int, Any] = {}
+    if threading.current_thread() is not threading.main_thread():
+      return  # Python gives signals to the main thread only
+    stops = [signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
+    if jax.process_count() == 1:  # with more, JAX's own notifier listens for it
+      stops.append(signal.SIGTERM)
+    for number in stops:
+      self._before[number] = signal.signal(number, self._receive) or signal.SIG_DFL
 
   def _receive(self, number: int, _: Any) -> None:
-    self.reason, self._received = signal.Signals(number).name, True
-    if jax.process_count() > 1:
+    self.reason = signal.Signals(number).name
+    if number == signal.SIGINT:
+      self.status = 128 + signal.SIGINT
+      signal.signal(signal.SIGINT, self._before.pop(signal.SIGINT))
+    if jax.process_count() > 1:  # the notifier tells the others
       os.kill(os.getpid(), signal.SIGTERM)
+    else:
+      self._requested = True
 
-  def at(self, step: int) -> bool:
-    if jax.process_count() == 1:
-      return self._received
-    return multihost_utils.reached_preemption_sync_point(step)
+  def __call__(self) -> bool:
+    if jax.process_count() > 1 and not self._requested:
+      self._calls += 1  # the hosts agree on the number of a call, which they all make
+      self._requested = multihost_utils.reached_preemption_sync_point(self._calls)
+    return self._requested
 
   def close(self) -> None:
     """Puts back what was done on these signals before."""
     for number, before in self._before.items():
       signal.signal(number, before)
+    self._before.clear()

@@ -45,19 +45,24 @@ from gptneo_jax.compilation import Report, TooLarge
 from gptneo_jax.preflight import GIB
 from gptneo_jax.topology import Topology
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py, or FILE.py:runlocal to shrink.")
-_TOPOLOGY = flags.DEFINE_string(
-  "topology", None, "What to plan for: v5e:2x4, t4:1, …, or 'here'; else this machine, estimated."
-)
+
+def main() -> None:
+  """The command."""
+  config_flags.DEFINE_config_file("config", None, "FILE.py, or FILE.py:runlocal to shrink.")
+  flags.DEFINE_string(
+    "topology", None, "What to plan for: v5e:2x4, t4:1, …, or 'here'; else this machine, estimated."
+  )
+  cli.run_with_config(_run_command)
 
 
-def main(config: ConfigDict) -> int:
-  if _TOPOLOGY.value not in (None, topology.HERE) and "JAX_PLATFORMS" not in os.environ:
+def _run_command(config: ConfigDict) -> int:
+  wanted = flags.FLAGS.topology
+  if wanted not in (None, topology.HERE) and "JAX_PLATFORMS" not in os.environ:
     jax.config.update("jax_platforms", "cpu")  # devices here are not needed, nor to be taken
   # What is compiled for devices that are not here cannot be read back: it is not kept either.
   jax.config.update("jax_enable_compilation_cache", False)
-  target = topology.find(_TOPOLOGY.value or topology.HERE)
-  compiles = _TOPOLOGY.value is not None and bool(target.devices)
+  target = topology.find(wanted or topology.HERE)
+  compiles = wanted is not None and bool(target.devices)
   parts = sections.read(config)
   estimates = advice.Estimates(config)
   needs = estimates({}, target.size)
@@ -228,4 +233,4 @@ def _command(changes: Changes, other_topology: str | None) -> str:
 
 
 if __name__ == "__main__":
-  cli.run_with_config(main)
+  main()

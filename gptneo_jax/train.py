@@ -9,8 +9,12 @@ Any setting of the config file can be given as --config.NAME=VALUE; gptneo_jax/r
 them with their meaning. The folder --workdir holds the checkpoints, config.json, the tokenizer and
 metrics.jsonl; started again on the same folder, the run goes on where it stopped, bit for bit.
 
-Exit status: 0 done; 1 a mistake or a failure, said in one line; 143 stopped by SIGTERM or SIGUSR1
-with everything saved: start it again to go on.
+Ctrl-C, once, ends the step, saves and says how to go on; twice ends at once.
+
+Exit status: 0 done; 1 a mistake or a failure, said in one line; 143 stopped by SIGTERM or SIGUSR1,
+or 130 by Ctrl-C, with everything saved: start it again to go on.
+
+From Python: `gptneo_jax.train.run(config, "runs/mine")`.
 """
 
 from __future__ import annotations
@@ -18,6 +22,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import shlex
+import signal
 import sys
 import time
 from typing import Any
@@ -40,31 +46,49 @@ from gptneo_jax.model import Decoder
 from gptneo_jax.state import TrainState, init_state
 from gptneo_jax.steps import make_train_step, place_batch
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py, or FILE.py:runlocal to shrink.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; else runs/NAME_OF_CONFIG.")
-_COORDINATOR = flags.DEFINE_string(
-  "coordinator_address", None, "HOST:PORT of process 0, if SLURM, GKE or TPU do not say it."
-)
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes in all.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
+
+def main() -> None:
+  """The command."""
+  config_flags.DEFINE_config_file("config", None, "FILE.py, or FILE.py:runlocal to shrink.")
+  flags.DEFINE_string("workdir", None, "Folder of the run; else runs/NAME_OF_CONFIG.")
+  flags.DEFINE_string(
+    "coordinator_address", None, "HOST:PORT of process 0, if SLURM, GKE or TPU do not say it."
+  )
+  flags.DEFINE_integer("num_processes", None, "Number of processes in all.")
+  flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
+  cli.run_with_config(_run_command)
 
 
-def main(config: ConfigDict) -> int:
-  with (
-    hosts.joined(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value),
-    contextlib.ExitStack() as closing,  # a failure too ends with all that was saved on disk
-  ):
-    return _train(config, closing)
+def _run_command(config: ConfigDict) -> int:
+  given = flags.FLAGS
+  workdir = given.workdir or f"runs/{cli.config_name()}"
+  with hosts.joined(given.coordinator_address, given.num_processes, given.process_id):
+    if jax.process_count() == 1:
+      # Nothing is lost before the first step, and after it a second Ctrl-C is to end at once.
+      signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return run(config, workdir, config_path=cli.config_path())
 
 
-def _train(config: ConfigDict, closing: contextlib.ExitStack) -> int:
+def run(config: ConfigDict, workdir: str, *, config_path: str = "") -> int:
+  """Trains in the folder `workdir`, or goes on with the run that it holds.
+
+  config: as the files in configs/ make it. config_path: its file, for advice about commands.
+  Returns 0 when done, 143 or 130 when stopped by a signal or Ctrl-C with everything saved. Raises
+  UserError.
+  """
+  with contextlib.ExitStack() as closing:  # a failure too ends with all that was saved on disk
+    return _run(config, epath.Path(workdir), config_path, closing)
+
+
+def _run(
+  config: ConfigDict, workdir: epath.Path, config_path: str, closing: contextlib.ExitStack
+) -> int:
   # --- what is asked for, and whether it can run here -------------------------------------------
-  workdir = epath.Path(_WORKDIR.value or f"runs/{cli.config_name()}")
   parts = sections.read(config)
   model_config, data_config, optimizer, learning_rate = parts
   model = Decoder(model_config)
   mesh, abstract = _layout(config, parts)
-  _check_needs(config, parts, mesh, abstract)
+  _check_needs(config, parts, mesh, abstract, config_path)
   _check_workdir(workdir, model_config)
   say = _say if hosts.is_first() else lambda _: None
   say(_summary(config, model_config, mesh, abstract, workdir))
@@ -81,11 +105,13 @@ def _train(config: ConfigDict, closing: contextlib.ExitStack) -> int:
     streams=hosts.local_streams(mesh, config.batch_size, data_config.num_streams),
   )
   closing.callback(batches.close)
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+  evaluate = validation.Validation(config, data_config, model, shardings.params, mesh, tokenizer)
 
   peak_flops, _ = peak_flops_per_second(jax.local_devices()[0], model_config.dtype)  # no mesh yet
 
   # --- state: what this folder holds, else init_from, else fresh ----------------------------------
-  jax.set_mesh(mesh)
+  closing.enter_context(jax.set_mesh(mesh))
   checkpoints = Checkpointer(str(workdir), keep_latest=config.keep_latest)
   closing.callback(checkpoints.close)
   restored = checkpoints.restore(abstract.params, _all_but_params(abstract))
@@ -99,18 +125,10 @@ def _train(config: ConfigDict, closing: contextlib.ExitStack) -> int:
       state = state.replace(params=restore_params(config.init_from, abstract.params))
       say(f"weights from {config.init_from}")
   first_step = int(state.step)
-  if first_step >= config.steps:
-    raise UserError(f"{workdir} is at step {first_step} already; raise --config.steps to go on")
   if hosts.is_first():
     save_config(workdir, model_config)
-
-  # --- compiled functions -----------------------------------------------------------------------
-  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
   train_step = make_train_step(
     model, optimizer, shardings, mesh, z_loss=config.z_loss, accumulation=config.grad_accumulation
-  )
-  evaluate = validation.make_validation(
-    config, data_config, model, shardings.params, mesh, tokenizer
   )
   baselines = functools.cache(functools.partial(validation.baselines, config, data_config))
 
@@ -123,13 +141,11 @@ def _train(config: ConfigDict, closing: contextlib.ExitStack) -> int:
     enabled=hosts.is_first(),
   )
   closing.callback(progress.close)
-  # A run that was stopped where an evaluation was due did not wait for it: its line is made anew.
-  unfinished: dict[str, float] | None = None
-  if restored and _due(first_step, config.eval_every) and "eval/loss" not in restored.metrics:
-    unfinished = restored.metrics
+  # The line of a step stands with its checkpoint too: it may not have come into the file.
+  written = restored.metrics if restored else {}
   writer = MetricWriter(
     str(workdir),
-    resume_step=first_step if unfinished is None else first_step - 1,
+    resume_step=first_step - bool(written),
     wandb_project=config.wandb_project or None,
     enabled=hosts.is_first(),
   )
@@ -171,22 +187,48 @@ def _train(config: ConfigDict, closing: contextlib.ExitStack) -> int:
       line["perf/mfu"] = rate * flops_per_token / (peak_flops * jax.device_count())
     return line
 
-  def evaluation(step: int) -> dict[str, float]:
+  def save(step: int, line: dict[str, float]) -> None:
+    with progress.section("checkpoint"):
+      checkpoints.save(
+        step,
+        params=state.params,
+        optimizer=_all_but_params(state),
+        data_state=data.merge_states(hosts.gather_objects(batches.get_state())),
+        metrics=line,
+      )
+
+  def evaluation(step: int) -> dict[str, float] | None:
+    """What is measured at a step; None if the run is to stop first."""
     with progress.section("eval"):
-      results, sample = evaluate(state.params)
+      measured = evaluate(state.params, stop)
+    if measured is None:
+      return None
+    results, sample = measured
     say(validation.report(step, results, baselines(), sample))
     return results
 
-  # --- the loop: the report of a step is made while the next one runs -----------------------------
-  if unfinished is not None:
-    writer.write(first_step, unfinished | evaluation(first_step))
-    waited, clock = batches.wait_seconds, time.perf_counter()
   stop = hosts.StopRequest()
   closing.callback(stop.close)
   trace = _Trace(workdir, config.profile)
   closing.callback(trace.close)
-  previous = None
-  for step in range(first_step + 1, config.steps + 1):
+
+  # --- what a run that was stopped or killed in an evaluation still owes --------------------------
+  step, stopping, previous = first_step, False, None
+  if restored:
+    due = _due(step, config.eval_every) or step >= config.steps
+    if due and evaluate.measures and not any(key.startswith("eval/") for key in written):
+      results = evaluation(step)
+      stopping = results is None
+      if results:
+        checkpoints.add_metrics(step, results)
+        written = written | results
+    if written:
+      writer.write(step, written)
+
+  # --- the loop: the report of a step is made while the next one runs -----------------------------
+  waited, clock = batches.wait_seconds, time.perf_counter()
+  while step < config.steps and not stopping:
+    step += 1
     trace.before(step)
     batch = place_batch(next(batches), mesh, config.batch_size)
     state, metrics = train_step(state, batch)
@@ -194,37 +236,42 @@ def _train(config: ConfigDict, closing: contextlib.ExitStack) -> int:
       writer.write(previous[0], line)
     previous = step, metrics
 
-    last = step == config.steps
-    stopping = stop.at(step) and not last
-    evaluates = last or _due(step, config.eval_every)
-    saves = last or stopping or _due(step, config.checkpoint_every)
+    stopping, last = stop(), step == config.steps
+    evaluates = not stopping and (last or _due(step, config.eval_every))
+    saves = stopping or last or _due(step, config.checkpoint_every)
     if not (evaluates or saves):
       continue
     # From here on this step is waited for: nothing is saved before its loss is known to be finite.
     line, previous = report(step, metrics), None
-    if evaluates and not stopping:
-      line |= evaluation(step)
-    if line:
-      writer.write(step, line)  # before the checkpoint: one that stands has all its lines
     if saves:
-      with progress.section("checkpoint"):
-        checkpoints.save(
-          step,
-          params=state.params,
-          optimizer=_all_but_params(state),
-          data_state=data.merge_states(hosts.gather_objects(batches.get_state())),
-          metrics=line,
-        )
+      save(step, line)
+    results: dict[str, float] | None = {}
+    if evaluates:
+      try:
+        results = evaluation(step)
+      except Exception:
+        if not saves and jax.process_count() == 1:  # one of several hosts may be alone here
+          save(step, line)
+        raise
+    if results is None:
+      stopping, results = True, {}
+      if not saves:
+        save(step, line)
+    elif results and saves:
+      checkpoints.add_metrics(step, results)
+    if line := line | results:
+      writer.write(step, line)
     waited, clock = batches.wait_seconds, time.perf_counter()
-    if stopping:
-      break
 
   checkpoints.wait()
   progress.close()
-  say(f"step {step}: checkpoint in {workdir / str(step)}")
   if stopping:
-    say(f"stopped by {stop.reason}; the same command goes on from here")
-    return cli.EXIT_TERMINATED
+    again = (
+      f"python -m gptneo_jax.train {shlex.join(sys.argv[1:])}" if config_path else "the same run"
+    )
+    say(f"stopped by {stop.reason}, saved at step {step} in {workdir}; to go on: {again}")
+    return stop.status
+  say(f"done: step {step}, checkpoint in {workdir / str(step)}")
   return 0
 
 
@@ -248,7 +295,7 @@ def _attention_backends(config: ConfigDict, model_config: ModelConfig) -> dict[s
 
 
 def _check_needs(
-  config: ConfigDict, parts: sections.Sections, mesh: Mesh, abstract: TrainState
+  config: ConfigDict, parts: sections.Sections, mesh: Mesh, abstract: TrainState, config_path: str
 ) -> None:
   """Raises UserError with the figures if the data or the memory for the run is not there."""
   problems = []
@@ -261,9 +308,13 @@ def _check_needs(
   if problem := preflight.memory_problem(needs, available, jax.device_count()):
     problems.append(problem)
   if problems:
-    path = cli.config_path()
-    here = f"python -m gptneo_jax.train --config {path.partition(':')[0]}:runlocal"
-    raise UserError(f"{path} cannot run here. {'; '.join(problems)}. This does run: {here}")
+    advice = ""
+    if config_path:
+      here = f"python -m gptneo_jax.train --config {config_path.partition(':')[0]}:runlocal"
+      advice = f" This does run: {here}"
+    raise UserError(
+      f"{config_path or 'the config'} cannot run here. {'; '.join(problems)}.{advice}"
+    )
 
 
 def _check_workdir(workdir: epath.Path, model_config: ModelConfig) -> None:
@@ -340,4 +391,4 @@ class _Trace:
 
 
 if __name__ == "__main__":
-  cli.run_with_config(main)
+  main()

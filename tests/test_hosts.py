@@ -170,11 +170,25 @@ def test_arguments_that_go_together():
 def test_a_stop_is_asked_for_by_a_signal(number):
   before = signal.getsignal(number)
   stop = hosts.StopRequest()
-  assert not stop.at(1)
+  assert not stop()
   os.kill(os.getpid(), number)
-  assert stop.at(2) and stop.reason == number.name
+  assert stop() and (stop.reason, stop.status) == (number.name, 143)
   stop.close()
   assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize("previous", [signal.default_int_handler, signal.SIG_DFL])
+def test_a_second_interrupt_does_what_it_did_before(previous):
+  before = signal.signal(signal.SIGINT, previous)
+  try:
+    stop = hosts.StopRequest()
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stop() and (stop.reason, stop.status) == ("SIGINT", 130)
+    assert signal.getsignal(signal.SIGINT) == previous
+    stop.close()
+    assert signal.getsignal(signal.SIGINT) == previous
+  finally:
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.processes

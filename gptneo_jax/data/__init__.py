@@ -6,11 +6,12 @@ from gptneo_jax.data.config import DataConfig
 from gptneo_jax.data.documents import DataError, Document
 from gptneo_jax.data.evaluation import (
   EvaluationBatches,
+  KeptBatches,
   evaluation_batches,
   evaluation_documents,
   mixed_documents,
 )
-from gptneo_jax.data.sources import check_sources, holds_records, source_files
+from gptneo_jax.data.sources import check_sources, has_split, holds_records, source_files
 from gptneo_jax.data.tokenizer import (
   check_vocabulary,
   end_of_text_id,
@@ -23,6 +24,7 @@ __all__ = [
   "DataError",
   "Document",
   "EvaluationBatches",
+  "KeptBatches",
   "TrainBatches",
   "byte_unigram_bits_per_byte",
   "check_sources",
@@ -31,6 +33,7 @@ __all__ = [
   "evaluation_batches",
   "evaluation_documents",
   "gzip_bits_per_byte",
+  "has_split",
   "holds_records",
   "load_tokenizer",
   "merge_states",

@@ -3,7 +3,7 @@
 import dataclasses
 import heapq
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -16,6 +16,7 @@ _PIECE_DOCUMENTS = 64
 _PIECE_CHARACTERS = 1 << 18
 _SORTED_BATCHES = 32  # whose rows are sorted together
 _LEAST_WIDTH = 64
+_KEPT_BYTES = 1 << 28
 
 
 def evaluation_documents(
@@ -139,6 +140,44 @@ class EvaluationBatches:
     for number, ids in enumerate(_encode(self._noted(documents), encoder)):
       self.tokens_per_document.append(len(ids))
       yield from _windows(ids, number, encoder.end_of_text, seq_len, step)
+
+
+class KeptBatches:
+  """EvaluationBatches for many passes: kept in memory once made, unless they are too large.
+
+  Made as far as they are asked for; a pass that is not finished is gone on with by the next one.
+  What is larger than 256 MB is read and encoded again in each pass.
+  """
+
+  def __init__(self, make: Callable[[], EvaluationBatches], limit_bytes: int = _KEPT_BYTES):
+    self._make, self._limit = make, limit_bytes
+    self._batches = make()
+    self._kept: list[dict[str, np.ndarray]] | None = []
+    self._size = 0
+
+  def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+    if self._kept is None:
+      self._batches = self._make()
+    yield from map(dict, self._kept or ())
+    for batch in self._batches:
+      if self._kept is not None:
+        self._kept.append(batch)
+        self._size += sum(array.nbytes for array in batch.values())
+        if self._size > self._limit:
+          self._kept = None
+      yield dict(batch)
+
+  @property
+  def subsets(self) -> list[str]:
+    return self._batches.subsets
+
+  @property
+  def bytes_per_document(self) -> list[int]:
+    return self._batches.bytes_per_document
+
+  @property
+  def tokens_per_document(self) -> list[int]:
+    return self._batches.tokens_per_document
 
 
 def _batches(

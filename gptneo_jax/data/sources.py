@@ -82,6 +82,13 @@ def check_sources(config: DataConfig) -> None:
       stdlib_files("train", BadRecords("stop"))
 
 
+def has_split(config: DataConfig, split: str) -> bool:
+  """Whether anything is set aside for a split."""
+  return bool(config.own_path(split)) or any(
+    kind == "stdlib" or _split_rule(config, split) for _, kind, _ in config.entries
+  )
+
+
 def source_files(config: DataConfig, split: str) -> dict[str, Callable[[], BinaryIO]]:
   """What opens each file that a split is read from, by path; none for sources that are no files.
 

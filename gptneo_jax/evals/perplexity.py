@@ -17,7 +17,7 @@ import numpy as np
 import tqdm
 
 from gptneo_jax import data
-from gptneo_jax.data import EvaluationBatches
+from gptneo_jax.data import EvaluationBatches, KeptBatches
 from gptneo_jax.engine import LanguageModel
 from gptneo_jax.errors import UserError
 from gptneo_jax.evals.partial import Partial
@@ -28,7 +28,7 @@ _BINS = 10  # of confidence
 
 
 def evaluate(
-  row_nll: Callable[[dict[str, np.ndarray]], Any], batches: EvaluationBatches
+  row_nll: Callable[[dict[str, np.ndarray]], Any], batches: EvaluationBatches | KeptBatches
 ) -> dict[str, float]:
   """Scores every token of every document once.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,60 +21,119 @@ from gptneo_jax.model import Decoder
 from gptneo_jax.steps import make_eval_step, place_batch
 from gptneo_jax.weights import Weights
 
-_PROMPT_CHARACTERS = 200  # of a validation document, before the sample of text
+_PROMPT_CHARACTERS = 200  # of a document, before the sample of text
+_PROMPT_DOCUMENTS = 100  # among which the first that is not blank is taken
 
 
-def make_validation(
-  config: ConfigDict,
-  data_config: data.DataConfig,
-  model: Decoder,
-  param_shardings: Any,
-  mesh: Mesh,
-  tokenizer: Any,
-) -> Callable[[Any], tuple[dict[str, float], str]]:
-  """A function of the parameters: metrics of validation documents and tasks, a sample of text.
+class _Interrupted(Exception):
+  """The run is to stop; what was measured so far is dropped."""
 
-  Raises UserError for a task that there is not, or with several hosts, on which no task runs.
+
+class Validation:
+  """What a run measures of its parameters: validation documents, tasks, and a sample of text.
+
+  Attributes:
+    measures: False if there are neither documents held out nor tasks.
   """
-  _check_tasks(config)
-  eval_step = make_eval_step(model, param_shardings, mesh)
-  ways = mesh.shape["data"] * mesh.shape["fsdp"]
-  rows = math.ceil((config.eval.batch_size or config.batch_size) / ways) * ways
-  local = hosts.local_rows(mesh, rows)
 
-  def documents() -> Iterator[data.Document]:
-    return data.evaluation_documents(data_config, "validation", config.eval.documents)
+  def __init__(
+    self,
+    config: ConfigDict,
+    data_config: data.DataConfig,
+    model: Decoder,
+    param_shardings: Any,
+    mesh: Mesh,
+    tokenizer: Any,
+  ):
+    """Draws the first batch and the sample's prompt: what is wrong with them is said now.
 
-  def evaluate(params: Any) -> tuple[dict[str, float], str]:
-    def row_nll(batch: dict[str, np.ndarray]) -> np.ndarray:
-      own = {key: value[local] for key, value in batch.items()}
-      nll_BxT = eval_step(params, place_batch(own, mesh, rows)).nll_BxT
-      return np.asarray(nll_BxT, np.float64).sum(-1)
+    Raises UserError for validation documents that cannot be read or hold no token, for a task that
+    there is not, or with several hosts, on which no task runs.
+    """
+    _check_tasks(config)
+    self._config, self._data_config = config, data_config
+    self._model, self._mesh, self._tokenizer = model, mesh, tokenizer
+    self._eval_step = make_eval_step(model, param_shardings, mesh)
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    self._rows = math.ceil((config.eval.batch_size or config.batch_size) / ways) * ways
+    self._batches = None
+    if data.has_split(data_config, "validation"):
+      self._batches = data.KeptBatches(
+        lambda: data.evaluation_batches(
+          self._documents(), tokenizer, batch_size=self._rows, seq_len=config.seq_len
+        )
+      )
+      if next(iter(self._batches), None) is None:
+        raise UserError("the validation documents hold no token to score")
+    self.measures = self._batches is not None or bool(config.eval.tasks)
+    self._prompt, self._new_tokens = self._sample_prompt()
 
-    batches = data.evaluation_batches(
-      documents(), tokenizer, batch_size=rows, seq_len=config.seq_len
-    )
-    results = perplexity.evaluate(row_nll, batches)
-    return results | _tasks(config, model, params, mesh, tokenizer), sample(params)
+  def _documents(self) -> Iterator[data.Document]:
+    return data.evaluation_documents(self._data_config, "validation", self._config.eval.documents)
 
-  def sample(params: Any) -> str:
+  def __call__(
+    self, params: Any, stop: Callable[[], bool] = lambda: False
+  ) -> tuple[dict[str, float], str] | None:
+    """Metrics and the sample; None if `stop`, asked before each batch and the tasks, said so.
+
+    A sample that fails says why: it is there to be looked at, and ends no run.
+    """
+    results = {}
+    if self._batches is not None:
+      try:
+        results = perplexity.evaluate(functools.partial(self._row_nll, params, stop), self._batches)
+      except _Interrupted:
+        return None
+    if stop():
+      return None
+    results |= _tasks(self._config, self._model, params, self._mesh, self._tokenizer)
+    try:
+      return results, self._sample(params)
+    except Exception as error:
+      return results, f"(no sample of text: {str(error).splitlines()[0]})"
+
+  def _row_nll(
+    self, params: Any, stop: Callable[[], bool], batch: dict[str, np.ndarray]
+  ) -> np.ndarray:
+    if stop():
+      raise _Interrupted
+    local = hosts.local_rows(self._mesh, self._rows)
+    own = {key: value[local] for key, value in batch.items()}
+    nll_BxT = self._eval_step(params, place_batch(own, self._mesh, self._rows)).nll_BxT
+    return np.asarray(nll_BxT, np.float64).sum(-1)
+
+  def _sample_prompt(self) -> tuple[list[int], int]:
+    """Ids of the sample's beginning, and how many to add: together at most seq_len."""
+    config = self._config
+    new_tokens = config.eval.sample_tokens
+    if not new_tokens:
+      return [], 0
+    text = config.eval.sample_prompt
+    if not text:
+      documents = (
+        self._documents()
+        if self._batches is not None
+        else data.evaluation_documents(self._data_config, "train", _PROMPT_DOCUMENTS)
+      )
+      text = next((d.text for d in documents if d.text.strip()), "")[:_PROMPT_CHARACTERS]
+    ids = self._tokenizer(text, add_special_tokens=False).input_ids
+    ids = ids or [data.end_of_text_id(self._tokenizer)]
+    new_tokens = min(new_tokens, max(config.seq_len - len(ids), config.seq_len // 2))
+    return ids[: config.seq_len - new_tokens], new_tokens
+
+  def _sample(self, params: Any) -> str:
     """A beginning, and how the model goes on."""
-    if not config.eval.sample_tokens:
+    if not self._new_tokens:
       return ""
-    text = config.eval.sample_prompt or next(documents()).text[:_PROMPT_CHARACTERS]
-    prompt = tokenizer(text).input_ids
-    prompt = prompt[: config.seq_len - config.eval.sample_tokens]
     ids = generate_ids(
-      model,
+      self._model,
       params,
-      [prompt],
-      max_new_tokens=config.eval.sample_tokens,
-      end_id=data.end_of_text_id(tokenizer),
+      [self._prompt],
+      max_new_tokens=self._new_tokens,
+      end_id=data.end_of_text_id(self._tokenizer),
       temperature=0.7,
     )
-    return tokenizer.decode(prompt) + " ⏵ " + tokenizer.decode(ids[0])
-
-  return evaluate
+    return self._tokenizer.decode(self._prompt) + " ⏵ " + self._tokenizer.decode(ids[0])
 
 
 def _check_tasks(config: ConfigDict) -> None:
@@ -108,7 +168,7 @@ def _tasks(
 
 def baselines(config: ConfigDict, data_config: data.DataConfig) -> dict[str, float]:
   """Bits per byte, by name, that others need for the same validation documents."""
-  if not config.eval.baselines:
+  if not config.eval.baselines or not data.has_split(data_config, "validation"):
     return {}
 
   def documents(split: str, limit: int = 0) -> Iterator[data.Document]:
@@ -123,12 +183,14 @@ def baselines(config: ConfigDict, data_config: data.DataConfig) -> dict[str, flo
 
 def report(step: int, results: dict[str, float], others: dict[str, float], sample: str) -> str:
   """Lines to print: loss, perplexity, bits per byte beside those of others, per subset; text."""
-  beside = ", ".join(f"{name} {value:.3f}" for name, value in others.items())
-  text = (
-    f"step {step}: validation loss {results['eval/loss']:.4f} nats per token, perplexity"
-    f" {results['eval/perplexity']:.2f}, {results['eval/bits_per_byte']:.3f} bits per byte"
-    + (f" ({beside})" if beside else "")
-  )
+  text = f"step {step}:"
+  if "eval/loss" in results:
+    beside = ", ".join(f"{name} {value:.3f}" for name, value in others.items())
+    text += (
+      f" validation loss {results['eval/loss']:.4f} nats per token, perplexity"
+      f" {results['eval/perplexity']:.2f}, {results['eval/bits_per_byte']:.3f} bits per byte"
+      + (f" ({beside})" if beside else "")
+    )
   for key, value in results.items():
     if key.startswith("eval/bits_per_byte/"):
       text += f"\n  {key.removeprefix('eval/bits_per_byte/'):32} {value:.3f} bits per byte"

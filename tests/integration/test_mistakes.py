@@ -12,7 +12,6 @@ import train_runs
 from absl import flags
 
 import gptneo_jax.train
-from gptneo_jax import cli
 
 pytestmark = pytest.mark.processes
 
@@ -34,10 +33,11 @@ def refused_here(monkeypatch, capsys):
     monkeypatch.chdir(train_runs.REPOSITORY)
     monkeypatch.setattr(sys, "argv", ["train", *command[3:]])
     flags.FLAGS.unparse_flags()
-    for name in [name for name in flags.FLAGS if name.startswith("config.")]:
-      delattr(flags.FLAGS, name)  # the settings of the run before
+    ours = {flag.name for flag in flags.FLAGS.flags_by_module_dict().get("gptneo_jax.train", ())}
+    for name in [name for name in flags.FLAGS if name.startswith("config.") or name in ours]:
+      delattr(flags.FLAGS, name)  # those of the run before, and its settings
     with pytest.raises(SystemExit) as stopped:
-      cli.run_with_config(gptneo_jax.train.main)
+      gptneo_jax.train.main()
     captured = capsys.readouterr()
     return one_line(
       subprocess.CompletedProcess(command, stopped.value.code, captured.out, captured.err)
