@@ -17,6 +17,11 @@ from gptneo_jax.model import Decoder
 from gptneo_jax.optim import OptimizerConfig, Schedule, ScheduleConfig, make_optimizer
 from gptneo_jax.state import TrainState, abstract_state
 
+_FROM_ZERO = (
+  "eval_every checkpoint_every eval.documents eval.batch_size eval.sample_tokens eval.task_items"
+  " profile.first_step profile.steps"
+).split()
+
 
 class Sections(NamedTuple):
   model: ModelConfig
@@ -37,6 +42,10 @@ def read(config: ConfigDict) -> Sections:
   for name in ("steps", "batch_size", "seq_len", "grad_accumulation", "log_every", "keep_latest"):
     if config[name] < 1:
       raise UserError(f"{name} is {config[name]}; it must be at least 1")
+  settings = run_config.flat(config)
+  for name in _FROM_ZERO:
+    if settings[name] < 0:
+      raise UserError(f"{name} is {settings[name]}; it must be at least 0")
   if config.task != "lm":
     raise UserError(f"task is {config.task!r}; there is 'lm'")
   if model_config.head != "lm":

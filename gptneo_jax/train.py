@@ -108,6 +108,8 @@ def _run(
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
   evaluate = validation.Validation(config, data_config, model, shardings.params, mesh, tokenizer)
 
+  if not data.has_split(data_config, "validation"):
+    say("no validation: trains on everything (data.validation_fraction is 0)")
   peak_flops, _ = peak_flops_per_second(jax.local_devices()[0], model_config.dtype)  # no mesh yet
 
   # --- state: what this folder holds, else init_from, else fresh ----------------------------------

@@ -1,0 +1,256 @@
+"""A run as Python starts it: saved before it is evaluated, stopped anywhere, and gone on with."""
+
+import json
+import os
+import signal
+
+import jax
+import pytest
+from absl import flags
+
+from gptneo_jax import data, hosts, run_config, sections
+from gptneo_jax.checkpoint import latest_step
+from gptneo_jax.config import ModelConfig
+from gptneo_jax.errors import UserError
+from gptneo_jax.evals import validation
+from gptneo_jax.model import Decoder
+from gptneo_jax.sharding import make_mesh
+from gptneo_jax.train import run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+  """Each run compiles the same functions: from the second on they are read back."""
+  before = (
+    jax.config.jax_compilation_cache_dir,
+    jax.config.jax_persistent_cache_min_compile_time_secs,
+  )
+  jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  yield
+  jax.config.update("jax_compilation_cache_dir", before[0])
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
+
+
+def write_jsonl(path, texts) -> str:
+  path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+  return str(path)
+
+
+def texts(number: int, start: int = 0) -> list[str]:
+  return [
+    f"document {n} says that {n * n} is the square of {n}" for n in range(start, start + number)
+  ]
+
+
+@pytest.fixture
+def config(tmp_path):
+  config = run_config.base(
+    ModelConfig(
+      hidden_size=16, num_layers=1, num_heads=2, vocab_size=300, max_position_embeddings=16,
+      attention_pattern=("global",),
+    )
+  )  # fmt: skip
+  config.update(steps=6, batch_size=4, eval_every=2, checkpoint_every=4, log_every=1)
+  config.schedule.update(warmup_steps=2, decay_steps=6)
+  config.data.update(path=write_jsonl(tmp_path / "train.jsonl", texts(60)), num_streams=2)
+  config.data.update(
+    tokenizer="train", validation_path=write_jsonl(tmp_path / "val.jsonl", texts(9))
+  )
+  config.eval.update(sample_tokens=0, batch_size=8)
+  return config
+
+
+def lines(workdir) -> list[dict]:
+  return [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
+
+
+def exact(workdir) -> list[dict]:
+  """The lines without what depends on the clock."""
+  return [{k: v for k, v in line.items() if not k.startswith("perf/")} for line in lines(workdir)]
+
+
+def evaluated(workdir, step: int) -> dict:
+  return json.loads((workdir / str(step) / "metrics" / "metrics").read_text())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """Lines of the run that nothing stopped; the config is always the same."""
+  folder = tmp_path_factory.mktemp("whole")
+  assert run(config.__wrapped__(folder), str(folder / "run")) == 0
+  return exact(folder / "run")
+
+
+def test_an_evaluation_is_stored_with_its_checkpoint(config, tmp_path):
+  assert run(config, str(tmp_path / "run")) == 0
+  by_step = {line["step"]: line for line in lines(tmp_path / "run")}
+  assert [step for step in by_step if "eval/loss" in by_step[step]] == [2, 4, 6]
+  for step in (4, 6):
+    stored = evaluated(tmp_path / "run", step)
+    assert {"step": step, **stored} == by_step[step]
+
+
+@pytest.mark.parametrize("at", [2, 4])  # where only an evaluation is due, and where a save is too
+def test_an_evaluation_that_fails_loses_no_step(at, config, whole, tmp_path, monkeypatch):
+  genuine, calls = validation.perplexity.evaluate, []
+
+  def failing(row_nll, batches):
+    calls.append(1)
+    if len(calls) == at // 2:
+      raise RuntimeError("the evaluation fails")
+    return genuine(row_nll, batches)
+
+  with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="the evaluation fails"):
+    patched.setattr(validation.perplexity, "evaluate", failing)
+    run(config, str(tmp_path / "run"))
+  assert latest_step(tmp_path / "run") == at
+  assert run(config, str(tmp_path / "run")) == 0
+  assert exact(tmp_path / "run") == whole
+  assert at == 2 or "eval/loss" in evaluated(tmp_path / "run", at)
+
+
+@pytest.mark.parametrize(
+  ("sent", "status", "batch", "step"),
+  [(signal.SIGTERM, 143, 1, 2), (signal.SIGTERM, 143, 3, 4), (signal.SIGINT, 130, 6, 6)],
+)
+def test_a_signal_ends_an_evaluation_between_batches(
+  sent, status, batch, step, config, whole, tmp_path, monkeypatch, capsys
+):
+  """At a step that is not saved, at one that is, and at the last; two batches an evaluation."""
+  genuine, batches = validation.Validation._row_nll, []
+
+  def signalled(self, *arguments):
+    batches.append(1)
+    if len(batches) == batch:
+      os.kill(os.getpid(), sent)
+    return genuine(self, *arguments)
+
+  config.eval.batch_size = 5
+  with monkeypatch.context() as patched:
+    patched.setattr(validation.Validation, "_row_nll", signalled)
+    assert run(config, str(tmp_path / "run")) == status
+  assert f"stopped by {sent.name}, saved at step {step}" in capsys.readouterr().out
+  assert latest_step(tmp_path / "run") == step
+  config.eval.batch_size = 8  # makes no difference to the sums
+  assert run(config, str(tmp_path / "run")) == 0
+  stopped = exact(tmp_path / "run")
+  assert [line.keys() for line in stopped] == [line.keys() for line in whole]
+  assert [line["train/loss"] for line in stopped] == [line["train/loss"] for line in whole]
+
+
+def test_a_run_that_is_done_has_nothing_to_do(config, tmp_path, capsys):
+  config.update(steps=2, eval_every=0)
+  assert run(config, str(tmp_path / "run")) == 0
+  before = (tmp_path / "run" / "metrics.jsonl").read_text()
+  assert run(config, str(tmp_path / "run")) == 0
+  assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+  assert "done: step 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("previous", [signal.default_int_handler, signal.SIG_DFL])
+def test_a_second_interrupt_does_what_it_did_before(previous, monkeypatch):
+  before = signal.signal(signal.SIGINT, previous)
+  try:
+    stop = hosts.StopRequest()
+    assert not stop()
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stop() and stop.signal == signal.SIGINT
+    assert signal.getsignal(signal.SIGINT) == previous
+    stop.close()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+  finally:
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def drawn(config):
+  """Makes the validation of a run, which draws a batch and the sample's prompt, and no more."""
+
+  def draw() -> validation.Validation:
+    parts = sections.read(config)
+    mesh = make_mesh(data=-1, fsdp=1, tensor=1)
+    state = sections.layout(config, parts, mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state.params)
+    tokenizer = data.load_tokenizer(
+      "train", documents=data.mixed_documents(parts.data), vocab_size=300
+    )
+    return validation.Validation(
+      config, parts.data, Decoder(parts.model), shardings, mesh, tokenizer
+    )
+
+  return draw
+
+
+@pytest.mark.parametrize(
+  ("seq_len", "sample_tokens", "prompt", "expected"),
+  [
+    (16, 16, "a b c d e f g h i j k l m n o p", (8, 8)),  # as many as seq_len
+    (16, 200, "", (8, 8)),  # more
+    (16, 4, "a b c", None),
+    (2, 1, "a b c", (1, 1)),
+    (1, 5, "a", (1, 0)),  # no room: no sample
+  ],
+)
+def test_the_sample_fits_the_length(seq_len, sample_tokens, prompt, expected, config, drawn):
+  config.seq_len = seq_len
+  config.eval.update(sample_tokens=sample_tokens, sample_prompt=prompt)
+  validation_ = drawn()
+  length, new = len(validation_._prompt), validation_._new_tokens
+  assert length >= 1 and length + new <= seq_len
+  assert (length, new) == (expected or (length, sample_tokens))
+
+
+def test_a_first_validation_document_without_text(config, drawn, tmp_path):
+  write_jsonl(tmp_path / "val.jsonl", ["", " ", "something to go on from"])
+  config.eval.sample_tokens = 3
+  validation_ = drawn()
+  assert validation_._tokenizer.decode(validation_._prompt).startswith("something")
+
+
+def test_validation_without_a_token_is_said_before_the_first_step(config, tmp_path):
+  write_jsonl(tmp_path / "val.jsonl", ["", ""])
+  with pytest.raises(UserError, match="hold no token to score"):
+    run(config, str(tmp_path / "run"))
+  assert latest_step(tmp_path / "run") is None
+
+
+def test_a_sample_that_fails_is_a_line(config, tmp_path, monkeypatch, capsys):
+  def failing(*_, **__):
+    raise ValueError("no sampling today")
+
+  monkeypatch.setattr(validation, "generate_ids", failing)
+  config.update(steps=2, eval_every=1)
+  config.eval.sample_tokens = 4
+  assert run(config, str(tmp_path / "run")) == 0
+  assert "(no sample of text: no sampling today)" in capsys.readouterr().out
+
+
+def test_training_on_everything(config, tmp_path, capsys):
+  config.update(steps=2, eval_every=1)
+  config.data.update(validation_path="", validation_fraction=0.0, test_fraction=0.0)
+  config.eval.sample_tokens = 4
+  assert run(config, str(tmp_path / "run")) == 0
+  assert "no validation: trains on everything" in capsys.readouterr().out
+  assert not any(key.startswith("eval/") for line in lines(tmp_path / "run") for key in line)
+
+
+@pytest.mark.parametrize(
+  "settings",
+  [
+    {"eval.documents": -1}, {"eval.batch_size": -4}, {"eval.sample_tokens": -5},
+    {"eval.task_items": -1}, {"eval_every": -1}, {"checkpoint_every": -1}, {"profile.steps": -1},
+  ],
+)  # fmt: skip
+def test_ranges(settings, config):
+  config.update_from_flattened_dict(settings)
+  ((name, value),) = settings.items()
+  with pytest.raises(UserError, match=f"{name} is {value}; it must be at least 0"):
+    sections.read(config)
+
+
+def test_two_programs_in_one_process():
+  """Their flags are defined when they run, not when they are imported."""
+  from gptneo_jax import plan, train
+
+  assert train.main and plan.main and "workdir" not in flags.FLAGS
