@@ -8,7 +8,7 @@ import jax
 import pytest
 from absl import flags
 
-from gptneo_jax import data, hosts, run_config, sections
+from gptneo_jax import data, run_config, sections
 from gptneo_jax.checkpoint import latest_step
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.errors import UserError
@@ -146,21 +146,6 @@ def test_a_run_that_is_done_has_nothing_to_do(config, tmp_path, capsys):
   assert run(config, str(tmp_path / "run")) == 0
   assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
   assert "done: step 2" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("previous", [signal.default_int_handler, signal.SIG_DFL])
-def test_a_second_interrupt_does_what_it_did_before(previous, monkeypatch):
-  before = signal.signal(signal.SIGINT, previous)
-  try:
-    stop = hosts.StopRequest()
-    assert not stop()
-    os.kill(os.getpid(), signal.SIGINT)
-    assert stop() and stop.signal == signal.SIGINT
-    assert signal.getsignal(signal.SIGINT) == previous
-    stop.close()
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-  finally:
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
