@@ -193,9 +193,9 @@ def test_a_first_validation_document_without_text(config, drawn, tmp_path):
   assert validation_._tokenizer.decode(validation_._prompt).startswith("something")
 
 
-def test_validation_without_a_token_is_said_before_the_first_step(config, tmp_path):
+def test_validation_without_text_is_said_before_the_first_step(config, tmp_path):
   write_jsonl(tmp_path / "val.jsonl", ["", ""])
-  with pytest.raises(UserError, match="hold no token to score"):
+  with pytest.raises(UserError, match="val.jsonl holds no document"):
     run(config, str(tmp_path / "run"))
   assert latest_step(tmp_path / "run") is None
 
