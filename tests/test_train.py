@@ -195,7 +195,7 @@ def test_a_first_validation_document_without_text(config, drawn, tmp_path):
 
 def test_validation_without_text_is_said_before_the_first_step(config, tmp_path):
   write_jsonl(tmp_path / "val.jsonl", ["", ""])
-  with pytest.raises(UserError, match="val.jsonl holds no document"):
+  with pytest.raises(UserError, match=r"val\.jsonl holds no document"):
     run(config, str(tmp_path / "run"))
   assert latest_step(tmp_path / "run") is None
 
