@@ -15,12 +15,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from gptneo_jax import data, decode, generation, heads, lora, model, steps, weights
+from gptneo_jax import data, decode, generation, heads, lora, model, model_defaults, steps, weights
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.data.tokenizer import DocumentEncoder
 from gptneo_jax.errors import UserError
 from gptneo_jax.folder import is_checkpoint_folder
 from gptneo_jax.generation import Generation
+from gptneo_jax.interop.incoming import GENERATION_CONFIG, HF_CONFIG
 from gptneo_jax.matmul import exact_products
 from gptneo_jax.tasks import integers, require_tokenizer
 from gptneo_jax.vocab_loss import TokenPredictions
@@ -92,6 +93,8 @@ class LanguageModel:
       quantised weights themselves, and 'w8a8' rounds activations there only.
     mesh: the devices it is on.
     tokenizer: a fast transformers tokenizer, read when first used; None if the folder has none.
+    generation_config: defaults of `generate` that the model's files bring, by option, read when
+      first used; {} for none of them.
 
   Ids and masks are whatever NumPy makes arrays of. With an `attention_mask` (1 real, 0 padding, on
   either side) real tokens see real tokens only and positions count from the first of them, unless
@@ -130,6 +133,12 @@ class LanguageModel:
       return None
     # A folder of ours has its whole tokenizer in tokenizer.json, whatever config.json seems to say.
     return data.load_tokenizer(source, save_to=source if is_checkpoint_folder(source) else None)
+
+  @functools.cached_property
+  def generation_config(self) -> dict[str, Any]:
+    tokenizer, kept = self.tokenizer, self._loaded.kept_files
+    end = None if tokenizer is None else data.find_end_of_text(tokenizer)
+    return model_defaults.read(kept.get(GENERATION_CONFIG), kept.get(HF_CONFIG), end)
 
   # --- forward passes -----------------------------------------------------------------------------
 

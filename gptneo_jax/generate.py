@@ -81,6 +81,8 @@ def _run(args: argparse.Namespace) -> None:
     raise UserError("no prompt; give --prompt TEXT, --prompt - for standard input, or --prompts")
   prompts = [] if args.chat else list(_prompts(args))
   lm = engine.load(args.checkpoint, args.dtype, quantise=args.quantise)
+  if args.ignore_generation_config:
+    lm.generation_config = {}
   if args.assistant:
     options["assistant_model"] = engine.load(args.assistant, args.dtype)
   if args.chat:
@@ -108,8 +110,10 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"--{name} {options[name]!r} is not JSON; {_JSON[name]}") from None
   if "early_stopping" in options:
     options["early_stopping"] = {"true": True, "false": False}.get(args.early_stopping, "never")
-  # Asking how to sample is asking to sample.
-  options["do_sample"] = args.do_sample or bool(set(_SAMPLING) & set(options))
+  if args.do_sample is not None:
+    options["do_sample"] = args.do_sample
+  elif set(_SAMPLING) & set(options):  # asking how to sample is asking to sample
+    options["do_sample"] = True
   return options
 
 
@@ -246,7 +250,11 @@ def _parser() -> argparse.ArgumentParser:
   )  # fmt: skip
   add("--output", choices=("text", "jsonl", "stream"), default="text", help="default text")
   add("--batch_size", type=int, default=_BATCH, metavar="N", help="prompts at once; default 8")
-  add("--do_sample", action="store_true", help="draw tokens by their probability")
+  add("--do_sample", action=argparse.BooleanOptionalAction, help="draw tokens by their probability")
+  add(
+    "--ignore_generation_config", action="store_true",
+    help="without the defaults that the model's generation_config.json or config.json sets",
+  )  # fmt: skip
   add("--seed", type=int, default=0, help="of sampling; default 0")
   add("--negative_prompt", metavar="TEXT", help="of guidance_scale")
   add("--early_stopping", choices=("true", "false", "never"), help="of beam search")

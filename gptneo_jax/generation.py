@@ -12,6 +12,7 @@ from gptneo_jax import beam, decode, speculative
 from gptneo_jax.errors import UserError
 from gptneo_jax.matmul import exact_products
 from gptneo_jax.sampling import GenerationOptions
+from gptneo_jax.sampling.options import blaming
 from gptneo_jax.tasks import (
   Model,
   Prompts,
@@ -53,7 +54,7 @@ def generate(
   model: Model, prompts: Any, attention_mask: Any, seed: int, options: dict[str, Any]
 ) -> Generation:
   """Continues prompts. Raises UserError; see `LanguageModel.generate`."""
-  settings = GenerationOptions.from_dict(options)
+  settings = GenerationOptions.from_dict(options, model.generation_config)
   batch = read_prompts(model, prompts, attention_mask, "prompts")
   with jax.set_mesh(model.mesh), exact_products(model.config.dtype):
     if settings.num_beams > 1:
@@ -74,9 +75,10 @@ def generate(
 
 def stream(model: Model, prompt: Any, seed: int, options: dict[str, Any]) -> Iterator[str]:
   """The new text of one prompt, piece by piece, whole characters only. Raises UserError."""
-  settings = GenerationOptions.from_dict(options)
+  settings = GenerationOptions.from_dict(options, model.generation_config)
   if settings.num_beams > 1 or settings.num_return_sequences > 1:
-    raise UserError("generate: a stream is of one continuation; leave out beams and several")
+    error = "generate: a stream is of one continuation; num_beams and num_return_sequences are 1"
+    raise blaming(UserError(error), settings.inherited)
   batch = read_prompts(model, prompt, None, "prompts")
   if len(batch.rows) != 1:
     raise UserError(f"generate: a stream is of one prompt, and there are {len(batch.rows)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -15,6 +15,7 @@ from gptneo_jax.config import ModelConfig
 from gptneo_jax.data.tokenizer import token_bytes
 from gptneo_jax.errors import UserError
 from gptneo_jax.sampling import GenerationOptions
+from gptneo_jax.sampling.options import blaming
 from gptneo_jax.stops import StopTable, make_stop_table
 
 
@@ -55,11 +56,21 @@ class Model(Protocol):
   def tokenizer(self) -> Any: ...
 
   @property
+  def generation_config(self) -> Mapping[str, Any]: ...
+
+  @property
   def layered(self) -> Any: ...
 
 
 def make_task(model: Model, prompts: Prompts, options: GenerationOptions, seed: int) -> decode.Task:
   """The task of a batch of prompts. Raises UserError for what cannot be done, before it is run."""
+  try:
+    return _task(model, prompts, options, seed)
+  except UserError as error:
+    raise blaming(error, options.inherited) from None
+
+
+def _task(model: Model, prompts: Prompts, options: GenerationOptions, seed: int) -> decode.Task:
   config, rows = model.config, prompts.rows
   ids_BxW, start_B = decode.left_padded(rows)
   width = ids_BxW.shape[1]
@@ -67,9 +78,11 @@ def make_task(model: Model, prompts: Prompts, options: GenerationOptions, seed: 
   new_tokens = options.new_tokens(width, config.max_position_embeddings, left_out)
   eos = _eos(model, options)
   pad = options.pad_token_id
+  if pad is not None and pad >= config.vocab_size:
+    if "pad_token_id" not in options.inherited:
+      raise UserError(f"generate: pad_token_id is {pad}; the model has {config.vocab_size} ids")
+    pad = None
   pad = (eos[0] if eos else 0) if pad is None else pad
-  if options.pad_token_id is not None and pad >= config.vocab_size:
-    raise UserError(f"generate: pad_token_id is {pad}; the model has {config.vocab_size} ids")
   negative, added = None, 0
   if options.guidance_scale not in (None, 1.0):
     negative, added = _negative(model, rows, options, width)
@@ -190,10 +203,16 @@ def require_tokenizer(model: Model, what: str) -> Any:
 
 
 def _eos(model: Model, options: GenerationOptions) -> tuple[int, ...]:
+  """The ids that end a text: the caller's, the model's, or else the tokenizer's.
+
+  Ids that the model has no row for cannot come; only the caller is told so (`make_plan`).
+  """
   eos = options.eos_token_id
-  if eos is None:
-    return () if model.tokenizer is None else (data.end_of_text_id(model.tokenizer),)
-  ids = [eos] if isinstance(eos, int | np.integer) else list(eos)
+  if eos is None and model.tokenizer is not None:
+    eos = data.find_end_of_text(model.tokenizer)
+  ids = () if eos is None else [eos] if isinstance(eos, int | np.integer) else list(eos)
+  if options.eos_token_id is None or "eos_token_id" in options.inherited:
+    ids = [i for i in ids if 0 <= i < model.config.vocab_size]
   return tuple(int(i) for i in ids if i != -1)
 
 

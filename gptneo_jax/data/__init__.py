@@ -15,6 +15,7 @@ from gptneo_jax.data.sources import check_sources, has_split, holds_records, sou
 from gptneo_jax.data.tokenizer import (
   check_vocabulary,
   end_of_text_id,
+  find_end_of_text,
   load_tokenizer,
   vocabulary_size,
 )
@@ -32,6 +33,7 @@ __all__ = [
   "end_of_text_id",
   "evaluation_batches",
   "evaluation_documents",
+  "find_end_of_text",
   "gzip_bits_per_byte",
   "has_split",
   "holds_records",

@@ -77,14 +77,19 @@ def _load(name: str) -> Any:
   return tokenizer
 
 
-def end_of_text_id(tokenizer) -> int:
-  """Id of the token that ends a document; DataError when the tokenizer has none."""
+def find_end_of_text(tokenizer) -> int | None:
+  """Id of the token that ends a document, None when the tokenizer has none."""
   if tokenizer.eos_token_id is not None:  # it may well be 0
     return tokenizer.eos_token_id
-  vocabulary = tokenizer.get_vocab()
-  if END_OF_TEXT not in vocabulary:
+  return tokenizer.get_vocab().get(END_OF_TEXT)
+
+
+def end_of_text_id(tokenizer) -> int:
+  """Id of the token that ends a document; DataError when the tokenizer has none."""
+  found = find_end_of_text(tokenizer)
+  if found is None:
     raise DataError(f"the tokenizer has neither an end-of-sequence token nor {END_OF_TEXT}")
-  return vocabulary[END_OF_TEXT]
+  return found
 
 
 def vocabulary_size(tokenizer) -> int:

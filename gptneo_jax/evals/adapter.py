@@ -47,6 +47,9 @@ class HarnessModel(TemplateLM):
     self.tokenizer: Any = require_tokenizer(lm, "evaluate tasks")
     data.check_vocabulary(self.tokenizer, lm.config.vocab_size)
     self._lm, self._batch_size, self._seed = lm, batch_size, seed
+    # What ends a text: as in `generate`, and the end of text itself, which harnesses stop at.
+    ends = np.append(lm.generation_config.get("eos_token_id", []), self.eot_token_id).astype(int)
+    self._ends = [i for i in ends.tolist() if 0 <= i < lm.config.vocab_size]
     self._scorer = Scorer(lm, batch_size)
 
   # --- what the harness asks of a tokenizer -------------------------------------------------------
@@ -210,7 +213,8 @@ class HarnessModel(TemplateLM):
     sample = do_sample is not False and (temperature or 0) > 0
     sample |= do_sample is True and temperature is None
     if not sample:
-      return until, new_tokens, {k: v for k, v in settings.items() if k not in _SAMPLING}
+      rest = {k: v for k, v in settings.items() if k not in _SAMPLING}
+      return until, new_tokens, {**rest, "do_sample": False}
     return until, new_tokens, {**settings, "do_sample": True}
 
   def _continue(
@@ -220,7 +224,7 @@ class HarnessModel(TemplateLM):
     texts = []
     for row, ids in zip(rows, self._generated(rows, until, new_tokens, options)):
       # A stop string that began in the prompt has ended the row, and is none of the new text's.
-      while len(ids) < new_tokens and ids[-1] != self.eot_token_id:
+      while len(ids) < new_tokens and ids[-1] not in self._ends:
         spelled = self.tokenizer.decode(ids)  # a stop string may be a special token
         if any(stop in spelled for stop in until):
           break
@@ -234,7 +238,13 @@ class HarnessModel(TemplateLM):
   def _generated(
     self, rows: list[list[int]], until: list[str], new_tokens: int, options: dict[str, Any]
   ) -> list[list[int]]:
-    made = self._lm.generate(rows, max_new_tokens=new_tokens, stop_strings=until or None, **options)
+    made = self._lm.generate(
+      rows,
+      max_new_tokens=new_tokens,
+      stop_strings=until or None,
+      eos_token_id=self._ends,
+      **options,
+    )
     assert made.lengths is not None
     width = max(map(len, rows))
     return [ids[width : width + n].tolist() for ids, n in zip(made.sequences, made.lengths)]

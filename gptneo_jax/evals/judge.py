@@ -303,7 +303,9 @@ class _Local:
     """Log-probability of each number behind the prompt: that its tokens come, and not after them
     those that would make a longer number of the ten."""
     rows = [ids + list(beginning) for beginning in self._beginnings]
-    made = self._lm.generate(rows, max_new_tokens=1, eos_token_id=-1, output_logits=True)
+    made = self._lm.generate(
+      rows, max_new_tokens=1, eos_token_id=-1, output_logits=True, num_beams=1
+    )
     assert made.logits is not None  # they were asked for
     logits_RxV = np.asarray(made.logits[0], np.float64)
     shifted_RxV = logits_RxV - logits_RxV.max(-1, keepdims=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -73,17 +73,52 @@ class GenerationOptions:
   output_scores: bool = False
   output_logits: bool = False
   output_logprobs: bool = False
+  # Those of the above that the model's own files gave, and not the caller
+  inherited: frozenset[str] = frozenset()
 
   @classmethod
-  def from_dict(cls, options: dict[str, Any]) -> GenerationOptions:
-    """Raises UserError for an option that does not exist, with the nearest name."""
-    names = [field.name for field in dataclasses.fields(cls)]
+  def from_dict(
+    cls, options: dict[str, Any], defaults: Mapping[str, Any] | None = None
+  ) -> GenerationOptions:
+    """Options of a call, and the model's own defaults of those that it does not give.
+
+    Raises UserError for an option that does not exist, with the nearest name.
+    """
+    names = [field.name for field in dataclasses.fields(cls) if field.name != "inherited"]
     for name in options:
       if name not in names:
         hint = did_you_mean(name, names) or f"; there are {', '.join(names)}"
         raise UserError(f"generate: {name} is not supported{hint}")
-    # None stands for the default, as in transformers.
-    return cls(**{name: value for name, value in options.items() if value is not None})
+    # None is the default, as in transformers.
+    given = {name: value for name, value in options.items() if value is not None}
+    own = {
+      name: value for name, value in cls.that_apply(defaults or {}, given).items() if name in names
+    }
+    try:
+      return cls(**own, **given, inherited=frozenset(own))
+    except UserError as error:
+      raise blaming(error, own) from None
+
+  @staticmethod
+  def that_apply(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a model's defaults that a call with these options obeys.
+
+    As in transformers a default for sampling, or for beams, is passed over where there is none.
+    Otherwise than there, a length that the caller gives counts, whatever name the default has.
+    """
+    own = {name: value for name, value in defaults.items() if name not in given}
+    for new, total in (("max_new_tokens", "max_length"), ("min_new_tokens", "min_length")):
+      if new in given or total in given:
+        own.pop(new, None), own.pop(total, None)
+      elif new in own:
+        own.pop(total, None)
+    merged = {**own, **given}
+    sampled, beams = merged.get("do_sample", False), merged.get("num_beams", 1) != 1
+    passed_over = {
+      *(() if sampled else _SAMPLING_ONLY), *(() if beams else _BEAMS_ONLY),
+      *(() if sampled or beams else ["num_return_sequences"]),
+    }  # fmt: skip
+    return {name: value for name, value in own.items() if name not in passed_over}
 
   def __post_init__(self):
     _check_types(self)
@@ -107,6 +142,7 @@ class GenerationOptions:
     limit: positions of the model. padding: columns before the longest prompt, which lengths count.
     """
     columns = prompt_width + padding
+    room = limit - prompt_width
     if self.max_length is not None:
       if self.max_length <= columns:
         raise UserError(
@@ -117,18 +153,36 @@ class GenerationOptions:
     elif self.max_new_tokens is not None:
       wanted = self.max_new_tokens
     else:
-      wanted = max(1, min(20, limit - prompt_width))
+      wanted = max(1, min(20, room))
+    if {"max_new_tokens", "max_length"} & self.inherited:
+      wanted = max(1, min(wanted, room))
     if prompt_width + wanted > limit:
       total = prompt_width + wanted
       raise UserError(
         f"generate: a prompt of {prompt_width} tokens and {wanted} new ones make {total},"
         f" {total - limit} more than the model's {limit} positions"
       )
-    if (self.min_new_tokens or 0) > wanted:
+    if "min_new_tokens" not in self.inherited and (self.min_new_tokens or 0) > wanted:
       raise UserError(
         f"generate: min_new_tokens is {self.min_new_tokens}, and at most {wanted} are made"
       )
+    if "min_length" not in self.inherited and self.min_length > columns + wanted:
+      raise UserError(
+        f"generate: min_length is {self.min_length}, and a prompt of {columns} tokens and at most"
+        f" {wanted} new ones make {columns + wanted}"
+      )
     return wanted
+
+
+def blaming(error: UserError, own: Iterable[str]) -> UserError:
+  """The error, with a word on those options in it that came with the model."""
+  named = [name for name in own if name in str(error)]
+  if not named:
+    return error
+  return UserError(
+    f"{error} ({', '.join(named)}: of the model's own defaults; lm.generation_config = {{}} or"
+    " --ignore_generation_config leaves them out)"
+  )
 
 
 _SAMPLING_ONLY = (
@@ -215,7 +269,8 @@ def _check_contradictions(options: GenerationOptions) -> None:
     conflict("max_new_tokens and max_length are both given; give one")
   if options.min_new_tokens is not None and options.min_length:
     conflict("min_new_tokens and min_length are both given; give one")
-  if options.max_length is not None and options.min_length > options.max_length:
+  too_long = options.max_length is not None and options.min_length > options.max_length
+  if too_long and "min_length" not in options.inherited:
     conflict(f"min_length {options.min_length} is above max_length {options.max_length}")
   for name in _SAMPLING_ONLY:
     if given(name) and not options.do_sample:

@@ -5,6 +5,9 @@ each other than transformers' own float32 logits are to the truth.
 """
 
 import functools
+import json
+import pathlib
+import tempfile
 
 import hf_models
 import jax
@@ -222,3 +225,100 @@ def test_stop_strings_end_where_theirs_do(trained):
     expected = theirs(model, prompts, max_new_tokens=20, stop_strings=stop, tokenizer=lm.tokenizer)
     got = lm.generate(prompts, max_new_tokens=20, stop_strings=stop)
     np.testing.assert_array_equal(got.sequences, expected.sequences.numpy())
+
+
+# --- defaults that a model brings -----------------------------------------------------------------
+
+PROMPT = [5, 6, 7]
+# What generation_config.json says (None: no such file), what config.json adds, what the caller
+# gives. `END` is the sixth token of the second prompt.
+END = object()
+DEFAULTS = {
+  "no end": ({}, {}, {"max_new_tokens": 12}),
+  "one end": ({"eos_token_id": END}, {}, {"max_new_tokens": 12}),
+  "several ends": ({"eos_token_id": [0, END]}, {}, {"max_new_tokens": 12}),
+  "end and padding": ({"eos_token_id": END, "pad_token_id": 3}, {}, {"max_new_tokens": 12}),
+  "an end beyond the table": ({"eos_token_id": 99}, {}, {"max_new_tokens": 12}),
+  "the file before config.json": ({"eos_token_id": END}, {"eos_token_id": 1}, {}),
+  "config.json alone": (None, {"eos_token_id": END, "repetition_penalty": 1.7}, {}),
+  "the file silences config.json": ({}, {"repetition_penalty": 1.7, "max_length": 5}, {}),
+  "config.json's task_specific_params": (
+    None, {"task_specific_params": {"text-generation": {"max_length": 5, "do_sample": True}}}, {}
+  ),
+  "the caller's end": ({"eos_token_id": 0}, {}, {"eos_token_id": END}),
+  "repetition_penalty": ({"repetition_penalty": 1.7}, {}, {}),
+  "the caller's repetition_penalty": ({"repetition_penalty": 1.7}, {}, {"repetition_penalty": 1.0}),
+  "no_repeat_ngram_size": ({"no_repeat_ngram_size": 2}, {}, {}),
+  "num_beams": ({"num_beams": 3, "length_penalty": 2.0, "eos_token_id": END}, {}, {}),
+  "the caller's num_beams": ({"num_beams": 3, "early_stopping": True}, {}, {"num_beams": 1}),
+  "beams and several": ({"num_beams": 3, "num_return_sequences": 2}, {}, {}),
+  "max_length": ({"max_length": 9}, {}, {}),
+  "max_length beyond the positions": ({"max_length": 999, "eos_token_id": END}, {}, {}),
+  "max_new_tokens": ({"max_new_tokens": 4, "max_length": 30}, {}, {}),
+  "max_new_tokens over max_length": ({"max_length": 9}, {}, {"max_new_tokens": 8}),
+  "min_length": ({"min_length": 9, "eos_token_id": END}, {}, {}),
+  "min_length that cannot be": ({"min_length": 9, "eos_token_id": END}, {}, {"max_new_tokens": 4}),
+  "min_new_tokens": ({"min_new_tokens": 6, "eos_token_id": END}, {}, {}),
+  "suppress_tokens": ({"suppress_tokens": [58, 44]}, {}, {}),
+  "begin_suppress_tokens": ({"begin_suppress_tokens": [58]}, {}, {}),
+  "bad_words_ids": ({"bad_words_ids": [[58, 58], [44]]}, {}, {}),
+  "sequence_bias": ({"sequence_bias": [[[58], -9.0]]}, {}, {}),
+  "forced_eos_token_id": ({"forced_eos_token_id": 2, "max_length": 9}, {}, {}),
+  "exponential_decay_length_penalty": (
+    {"exponential_decay_length_penalty": [2, 1.5], "eos_token_id": 4}, {}, {}
+  ),
+  "sampling without do_sample": ({"temperature": 0.6, "top_k": 5, "top_p": 0.9}, {}, {}),
+  "the caller does not sample": ({"do_sample": True, "top_p": 0.5}, {}, {"do_sample": False}),
+  "one token to draw from": ({"do_sample": True, "top_k": 1, "temperature": 0.5}, {}, {}),
+  "the caller's top_k": ({"do_sample": True, "top_k": 20}, {}, {"top_k": 1}),
+  "other libraries' settings": ({"chat_format": "x", "use_cache": True, "top_k": None}, {}, {}),
+}  # fmt: skip
+
+NOTHING_CHANGES = {
+  "no end", "an end beyond the table", "the file silences config.json",
+  "config.json's task_specific_params", "the caller's end", "the caller's repetition_penalty",
+  "the caller's num_beams", "max_new_tokens over max_length", "sampling without do_sample",
+  "the caller does not sample", "one token to draw from", "other libraries' settings",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """A Hugging Face folder without tokenizer; its model and ours; the token that `END` is."""
+  path = tmp_path_factory.mktemp("defaults")
+  random_pair("neo")[0].save_pretrained(path)
+  model = transformers.AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager")
+  lm = engine.load(str(path))
+  end = lm.generate([PROMPT[::-1]], max_new_tokens=6, eos_token_id=-1).sequences[0, -1]
+  return path, model, lm, int(end)
+
+
+@pytest.mark.parametrize("case", DEFAULTS)
+def test_a_model_s_defaults_are_obeyed_as_theirs_are(folder, case):
+  """The same files beside both: the same tokens, ends and padding."""
+  path, model, lm, end = folder
+  ended = lambda x: [end if i is END else i for i in x] if isinstance(x, list) else x  # noqa: E731
+  put = lambda fields: {k: end if v is END else ended(v) for k, v in fields.items()}  # noqa: E731
+  file, config, given = (None if fields is None else put(fields) for fields in DEFAULTS[case])
+  fields = {**json.loads((path / "config.json").read_text()), "eos_token_id": None, **config}
+  with tempfile.TemporaryDirectory() as written:
+    place = pathlib.Path(written)
+    (place / "config.json").write_text(json.dumps(fields))
+    if file is not None:
+      (place / "generation_config.json").write_text(json.dumps(file))
+    # As from_pretrained does it.
+    model.adjust_generation_fn(
+      None, False, False, written, None, False, None, True, None, "main", "", False
+    )
+    kept = {"hf_config.json": json.dumps(fields)}
+    if file is not None:
+      kept["generation_config.json"] = json.dumps(file)
+  mine = engine.LanguageModel(lm._loaded._replace(params=lm.params, kept_files=kept), lm.mesh)
+  prompts = torch.tensor([PROMPT, PROMPT[::-1]])
+  expected = model.generate(prompts, attention_mask=torch.ones_like(prompts), **given).numpy()
+  got = mine.generate(prompts.numpy(), **given)
+  np.testing.assert_array_equal(got.sequences, expected)
+  if "top_k" not in given:  # which without the file's do_sample is an error
+    mine.generation_config = {}
+    ignored = mine.generate(prompts.numpy(), **given).sequences
+    assert np.array_equal(ignored, expected) == (case in NOTHING_CHANGES)
