@@ -10,7 +10,7 @@ import numpy as np
 
 from gptneo_jax.data.config import DataConfig
 from gptneo_jax.data.documents import BadRecords, DataError
-from gptneo_jax.data.sources import files_fingerprint, held_out, open_components
+from gptneo_jax.data.sources import files_fingerprint, held_out, open_components, shared_out
 from gptneo_jax.data.streams import RowStream, document_streams
 from gptneo_jax.data.tokenizer import DocumentEncoder
 
@@ -78,6 +78,7 @@ class TrainBatches:
       "tokenizer": encoder.fingerprint(),
     }
     self._fingerprint = json.loads(json.dumps(self._fingerprint))  # as it looks when restored
+    components = shared_out(components, number)
     rows = _Batches(
       {
         str(stream): document_streams(

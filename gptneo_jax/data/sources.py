@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import hashlib
+import itertools
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO, Protocol
@@ -12,6 +14,7 @@ from gptneo_jax.data.documents import BadRecords, DataError, Document
 from gptneo_jax.data.files import match_files
 from gptneo_jax.data.hub import HubDataset, check_dataset
 from gptneo_jax.data.jsonl import JsonLines
+from gptneo_jax.data.splits import Listed, Shares, enlarged, in_parts, part_of, position
 from gptneo_jax.data.trees import stdlib_files, text_files
 
 SPLITS = ("train", "validation", "test")
@@ -55,16 +58,42 @@ def open_components(config: DataConfig, split: str, bad_records: BadRecords) -> 
   if own_path := config.own_path(split):
     source = _open(config, config.entries[0][1], own_path, split, bad_records)
     return [Component(1.0, source, _all_documents)]
-  keep = _split_rule(config, split)
-  components = []
+  shares, opened = held_out(config), []  # (weight, source, whether hashes divide it)
   for weight, kind, path in config.entries:
-    rule = _all_documents if kind == "stdlib" else keep
-    if rule is None:
-      continue
-    components.append(Component(weight, _open(config, kind, path, split, bad_records), rule))
+    source, by_hash = _open(config, kind, path, split, bad_records), kind != "stdlib"
+    if by_hash and any(shares) and (only := _only_document(source)):
+      source, by_hash = Listed(part_of(only, shares, split)), False
+    opened.append((weight, source, by_hash))
+  if shares.validation and split != "test" and all(by_hash for *_, by_hash in opened):
+    everything = (Component(1.0, source, _all_documents).documents() for _, source, _ in opened)
+    shares = enlarged(shares, itertools.chain.from_iterable(everything))
+  keep = _hash_rule(*shares.bounds(split))
+  components = [
+    Component(weight, source, keep if by_hash else _all_documents)
+    for weight, source, by_hash in opened
+    if (keep if by_hash else source.shards)
+  ]
   if not components:
     raise DataError(f"no {split} data: set data.{split}_path or data.{split}_fraction")
   return components
+
+
+def _only_document(source: Source) -> Document | None:
+  """The document of a source that holds no second one."""
+  first = list(itertools.islice(Component(1.0, source, _all_documents).documents(), 2))
+  return first[0] if len(first) == 1 else None
+
+
+def shared_out(components: Sequence[Component], num_streams: int) -> list[Component]:
+  """The components; the documents of one that has fewer than there are streams are cut in parts."""
+  shared = []
+  for component in components:
+    few = list(itertools.islice(component.documents(), num_streams))
+    if 0 < len(few) < num_streams:
+      parts = in_parts(few, math.ceil(2 * num_streams / len(few)))
+      component = Component(component.weight, Listed(parts), _all_documents)
+    shared.append(component)
+  return shared
 
 
 def check_sources(config: DataConfig) -> None:
@@ -84,9 +113,9 @@ def check_sources(config: DataConfig) -> None:
 
 def has_split(config: DataConfig, split: str) -> bool:
   """Whether anything is set aside for a split."""
-  return bool(config.own_path(split)) or any(
-    kind == "stdlib" or _split_rule(config, split) for _, kind, _ in config.entries
-  )
+  low, high = held_out(config).bounds(split)
+  kinds = [kind for _, kind, _ in config.entries]
+  return bool(config.own_path(split)) or low < high or "stdlib" in kinds
 
 
 def source_files(config: DataConfig, split: str) -> dict[str, Callable[[], BinaryIO]]:
@@ -147,34 +176,24 @@ def _open(config: DataConfig, kind: str, path: str, split: str, bad_records: Bad
   return HubDataset(path, config.datasets_config, name, config.text_key, bad_records)
 
 
-def held_out(config: DataConfig) -> tuple[float, float]:
+def held_out(config: DataConfig) -> Shares:
   """Shares of the training source set aside for validation and for test.
 
   A split with a path of its own takes nothing from the training source.
   """
-  validation = 0.0 if config.validation_path else config.validation_fraction
-  return validation, 0.0 if config.test_path else config.test_fraction
+  return Shares(
+    0.0 if config.validation_path else config.validation_fraction,
+    0.0 if config.test_path else config.test_fraction,
+  )
 
 
-def _split_rule(config: DataConfig, split: str) -> Callable[[Document], bool] | None:
-  """Says whether a document of the training source is in the split; None if none can be."""
-  validation, test = held_out(config)
-  low, high = {
-    "test": (0.0, test),
-    "validation": (test, test + validation),
-    "train": (test + validation, 1.0),
-  }[split]
+def _hash_rule(low: float, high: float) -> Callable[[Document], bool] | None:
+  """Says whether a document is one of a split with these bounds; None if none can be."""
   if low == high:
     return None
   if (low, high) == (0.0, 1.0):
     return _all_documents
-  return lambda document: low <= _position(document.text) < high
-
-
-def _position(text: str) -> float:
-  """Where a text lies in [0, 1), by its hash alone."""
-  digest = hashlib.blake2b(text.encode(), digest_size=6).digest()
-  return int.from_bytes(digest, "big") / 2**48
+  return lambda document: low <= position(document.text) < high
 
 
 def _all_documents(document: Document) -> bool:
