@@ -50,6 +50,7 @@ def base(model: ModelConfig) -> ConfigDict:
     dict(
       source="jsonl",  # stdlib, jsonl, text, datasets, mixture
       path="",  # glob, several with commas; text: also folders; datasets: NAME_OR_FOLDER[#SPLIT]
+      document="file",  # of a `text` source: file, line or paragraph
       validation_path="",  # empty: documents held out of `path`
       test_path="",
       mixture=(),  # ((share of tokens, source, path), ...)

@@ -20,6 +20,8 @@ from gptneo_jax.data.documents import DataError
     ({"source": "mixture", "path": "x", "mixture": [(1, "stdlib", "")]}, "data.path"),
     ({"validation_path": "x"}, "data.validation_path"),
     ({"on_bad_record": "ignore"}, "data.on_bad_record"),
+    ({"document": "sentence"}, "data.document is 'sentence'"),
+    ({"source": "jsonl", "path": "x", "document": "line"}, "for the source 'text'"),
     ({"num_streams": -1}, "data.num_streams"),
     ({"shuffle_window": 2.5}, "data.shuffle_window"),
     ({"prefetch": -1}, "data.prefetch"),

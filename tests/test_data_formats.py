@@ -285,6 +285,34 @@ def test_text_file_of_several_documents(tmp_path, packing):
   assert texts_of(path, "text", on_bad_record="skip") == ["good", "better"]
 
 
+@pytest.mark.parametrize("document", ["line", "paragraph"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_document_a_line_or_paragraph(document, newline, packed, tmp_path):
+  """From every cursor on, what follows is the same; blank ones are none."""
+  text = "\ufeffone\ntwo\n\n \nthree \u2028 three\n\n\nfour\nfive"
+  data = text.replace("\n", newline).encode()
+  path = tmp_path / "a.txt"
+  path.write_bytes(gzip.compress(data) if packed else data)
+  source = text_files(str(path), "name", BadRecords("stop"), document)
+  read = list(source.read(0, (0, 0), lambda number: True))
+  expected = {
+    "line": ["one", "two", "three \u2028 three", "four", "five"],
+    "paragraph": [
+      newline.join(("one", "two")),
+      "three \u2028 three",
+      newline.join(("four", "five")),
+    ],
+  }[document]
+  assert [document.text for _, document in read] == expected
+  for number, (cursor, _) in enumerate(read):
+    assert list(source.read(0, cursor, lambda number: True)) == read[number + 1 :]
+  assert (
+    read[1][1].location
+    == {"line": f"{path}:2", "paragraph": f"{path}: paragraph 2, line 1"}[document]
+  )
+
+
 def test_one_text_file_feeds_several_streams(tmp_path):
   (tmp_path / "a.txt").write_text("<|endoftext|>".join("abcdef"))
   iterator = batches_of(

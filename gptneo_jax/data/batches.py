@@ -16,7 +16,9 @@ from gptneo_jax.data.tokenizer import DocumentEncoder
 
 # What fixes the order of the data besides the streams' own state. Not here, since they change
 # no batch: prefetch, and on_bad_record, so that a run that stopped at a bad record can go on.
-_FIXED = tuple("source path mixture datasets_config text_key num_streams shuffle_window".split())
+_FIXED = tuple(
+  "source path document mixture datasets_config text_key num_streams shuffle_window".split()
+)
 
 
 class TrainBatches:

@@ -19,6 +19,8 @@ class DataConfig:
     path: jsonl: glob of JSON lines, JSON arrays or parquet (local, gs://, s3://); text: folder or
       glob of text files, whose documents `<|endoftext|>` divides; packed or not, several with
       commas; datasets: `NAME_OR_FOLDER[#SPLIT]`, SPLIT 'train' unless given.
+    document: of the source 'text': 'file' (what `<|endoftext|>` divides is several), 'line' or
+      'paragraph' (between blank lines).
     validation_path, test_path: a separate source of the same kind, used whole; '' takes that
       split out of the training source, document by document.
     validation_fraction, test_fraction: shares of the documents, by a hash of the text, so that
@@ -37,6 +39,7 @@ class DataConfig:
 
   source: str = "stdlib"
   path: str = ""
+  document: str = "file"
   validation_path: str = ""
   test_path: str = ""
   validation_fraction: float = 0.01
@@ -57,6 +60,8 @@ class DataConfig:
       raise ValueError(
         f"data.source is '{self.source}'; it is one of {', '.join(SOURCES)}, mixture"
       )
+    if self.document not in ("file", "line", "paragraph"):
+      raise ValueError(f"data.document is '{self.document}'; it is 'file', 'line' or 'paragraph'")
     if self.on_bad_record not in ("stop", "skip"):
       raise ValueError(f"data.on_bad_record is '{self.on_bad_record}'; it is 'stop' or 'skip'")
     for name, least in (("num_streams", 0), ("shuffle_window", 1), ("prefetch", 0)):
@@ -98,6 +103,11 @@ class DataConfig:
       if source != "stdlib" and not path:
         raise ValueError(f"data.path is empty; the source '{source}' needs one")
     kinds = {source for _, source, _ in self.entries}
+    if self.document != "file" and "text" not in kinds:
+      raise ValueError(
+        f"data.document is '{self.document}', which is for the source 'text'; here:"
+        f" {', '.join(sorted(kinds))}"
+      )
     for name in ("validation_path", "test_path"):
       if getattr(self, name) and (len(kinds) > 1 or "stdlib" in kinds):
         raise ValueError(

@@ -170,7 +170,7 @@ def _open(config: DataConfig, kind: str, path: str, split: str, bad_records: Bad
   if kind == "stdlib":
     return stdlib_files(split, bad_records)
   if kind == "text":
-    return text_files(path, name, bad_records)
+    return text_files(path, name, bad_records, config.document)
   if kind == "jsonl":
     return JsonLines(path, name, config.text_key, bad_records)
   return HubDataset(path, config.datasets_config, name, config.text_key, bad_records)

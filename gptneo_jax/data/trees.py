@@ -1,5 +1,6 @@
-"""Text and code trees, and the Python standard library: a document a file, or several."""
+"""Text and code trees, and the Python standard library: a document a file, line or paragraph."""
 
+import itertools
 import os
 import sysconfig
 from collections.abc import Callable, Iterator
@@ -30,47 +31,87 @@ class TextFiles:
     shards: the files, sorted.
   """
 
-  def __init__(self, fs, files: list[str], name: str, bad_records: BadRecords):
+  def __init__(
+    self, fs, files: list[str], name: str, bad_records: BadRecords, document: str = "file"
+  ):
     self._fs, self.shards, self._name, self._bad_records = fs, files, name, bad_records
+    self._document_is = document
 
   def read(
     self, shard: int, start: tuple[int, int], mine: Callable[[int], bool]
   ) -> Iterator[tuple[tuple[int, int], Document]]:
     """Documents of one file from a cursor on, as JsonLines.read: one, or those between marks of the
-    end of text. Empty and binary files hold none."""
+    end of text; or its lines, or paragraphs, that are not blank. Binary files hold none."""
     path = self.shards[shard]
     with opened(self._fs, path, self._bad_records) as file:
       if file is None:
         return
       plain, chunks = utf8_chunks(file, path, start[1])
       try:
-        for cursor, piece in read_pieces(plain, chunks, _SEPARATOR, start, mine):
+        for cursor, piece in self._pieces(plain, chunks, start, mine):
           document = self._document(piece, path, cursor[0])
           if document is not None:
             yield cursor, document
       except ForeignFileError as error:  # a tree may hold pictures: nothing is wrong with that
         self._bad_records.pass_over(f"{path}:1", str(error).partition(":")[0])
       except LostFileError as error:
-        self._bad_records.add_file(f"{path}: document {error.piece}", str(error))
+        self._bad_records.add_file(f"{path}: {self._named} {error.piece}", str(error))
+
+  @property
+  def _named(self) -> str:
+    return "document" if self._document_is == "file" else self._document_is
+
+  def _pieces(self, plain, chunks, start, mine) -> Iterator[tuple[tuple[int, int], bytes]]:
+    if self._document_is == "file":
+      return read_pieces(plain, chunks, _SEPARATOR, start, mine)
+    if self._document_is == "line":
+      return read_pieces(plain, chunks, b"\n", start, mine)
+    return _paragraphs(plain, chunks, start, mine)
 
   def _document(self, piece: bytes, path: str, number: int) -> Document | None:
     """The document number `number` of a file, from 1; None where there is no text."""
-    location = f"{path}:" if number == 1 else f"{path}: document {number}, line "
+    if self._document_is == "line":
+      location = f"{path}:{number}"
+    else:
+      location = f"{path}:1" if number == 1 else f"{path}: {self._named} {number}, line 1"
     try:
       text = piece.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
-      line = piece.count(b"\n", 0, error.start) + 1
-      self._bad_records.add(f"{location}{line}", "invalid UTF-8", f"byte {error.start}")
+      if self._document_is != "line":
+        line = piece.count(b"\n", 0, error.start) + 1
+        location = f"{location.removesuffix('1')}{line}"
+      self._bad_records.add(location, "invalid UTF-8", f"byte {error.start}")
       return None
+    if self._document_is != "file":
+      text = text.removesuffix("\r")
+      return Document(text, self._name, location) if text.strip() else None
     if number > 1:  # the line end after a mark on a line of its own is the mark's
       text = text.removeprefix("\r").removeprefix("\n")
-    return Document(text, self._name, f"{location}1") if text else None
+    return Document(text, self._name, location) if text else None
 
 
-def text_files(path: str, name: str, bad_records: BadRecords) -> TextFiles:
+def _paragraphs(
+  plain: bool, chunks: Iterator[bytes], start: tuple[int, int], mine: Callable[[int], bool]
+) -> Iterator[tuple[tuple[int, int], bytes]]:
+  """What stands between blank lines, as read_pieces gives what stands between separators."""
+  record, offset = start
+  number, lines, end = record if plain else 0, [], offset
+  read = read_pieces(plain, chunks, b"\n", (0, offset), lambda _: True)
+  for cursor, line in itertools.chain(read, [(None, b"")]):
+    end = cursor[1] if cursor else end
+    if line.strip():
+      lines.append(line)
+    elif lines:
+      number += 1
+      if number > record and mine(number - 1):
+        yield (number, end), b"\n".join(lines)
+      lines = []
+
+
+def text_files(path: str, name: str, bad_records: BadRecords, document: str = "file") -> TextFiles:
   """The files of a folder or glob; DataError when there is none."""
   fs, files = match_files(path, folders=True)
-  return TextFiles(fs, files, name, bad_records)
+  return TextFiles(fs, files, name, bad_records, document)
 
 
 def stdlib_files(split: str, bad_records: BadRecords) -> TextFiles:
