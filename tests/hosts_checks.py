@@ -4,8 +4,11 @@ Arguments: coordinator's address, this process's number, a folder. Prints its fi
 """
 
 import json
+import os
 import pathlib
+import signal
 import sys
+import time
 
 import jax
 import numpy as np
@@ -32,6 +35,17 @@ def rows_on_devices() -> bool:
   )
 
 
+def stops_at() -> int:
+  """The step at which this process is told to stop, when the second one gets SIGUSR1 at step 2."""
+  stop, step = hosts.StopRequest(), 1
+  while not stop.at(step) and step < 500:
+    if step == 2 and not hosts.is_first():
+      os.kill(os.getpid(), signal.SIGUSR1)
+    time.sleep(0.02)
+    step += 1
+  return step
+
+
 def fails_on_the_first(folder: pathlib.Path) -> None:
   if hosts.is_first():
     raise UserError(f"{folder} is full")
@@ -41,6 +55,7 @@ def main(address: str, number: str, folder: str) -> None:
   with hosts.joined(address, 2, int(number)):
     found = {
       "rows": rows_on_devices(),
+      "stop": stops_at(),
       "gathered": hosts.gather_objects({"of": jax.process_index(), "as": "x" * (1 + int(number))}),
     }
     print(json.dumps(found), flush=True)

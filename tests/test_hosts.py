@@ -192,7 +192,7 @@ def test_a_second_interrupt_does_what_it_did_before(previous):
 
 
 @pytest.mark.processes
-def test_an_error_of_the_first_ends_the_other_that_waits_for_it(tmp_path):
+def test_two_processes(tmp_path):
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -207,12 +207,15 @@ def test_an_error_of_the_first_ends_the_other_that_waits_for_it(tmp_path):
     for number in range(2)
   ]  # fmt: skip
   outputs = [process.communicate(timeout=100) for process in processes]
+  stops = set()
   for process, (out, err) in zip(processes, outputs):
     assert process.returncode == 1, (out, err)
     found = json.loads(out.splitlines()[-1])  # and no word of going on
     assert found["rows"]
+    stops.add(found["stop"])
     assert found["gathered"] == [{"of": 0, "as": "x"}, {"of": 1, "as": "xx"}]
     assert (
       err.splitlines()[-1] == f"error on process 0 ({socket.gethostname()}): {tmp_path} is full"
     )
     assert "Traceback" not in err
+  assert len(stops) == 1 and 2 < min(stops) < 500  # both at one step

@@ -1,5 +1,6 @@
 """Eight devices, other meshes and several hosts: the same data, the same loss to rounding."""
 
+import json
 import socket
 import subprocess
 
@@ -21,7 +22,7 @@ def one_device(settings, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("one")
   result = train_runs.train(workdir, **settings)
   assert result.returncode == 0, result.stderr
-  return train_runs.losses(workdir)
+  return workdir
 
 
 def test_a_checkpoint_goes_on_on_another_mesh(settings, one_device, tmp_path):
@@ -32,23 +33,21 @@ def test_a_checkpoint_goes_on_on_another_mesh(settings, one_device, tmp_path):
   result = train_runs.train(tmp_path, devices=8, **then)
   assert result.returncode == 0, result.stderr
   assert "going on from step 8" in result.stdout
-  np.testing.assert_allclose(train_runs.losses(tmp_path), one_device, rtol=2e-5)
+  np.testing.assert_allclose(train_runs.losses(tmp_path), train_runs.losses(one_device), rtol=2e-5)
 
 
 def test_accumulation_is_the_large_batch(settings, one_device, tmp_path):
   result = train_runs.train(tmp_path, grad_accumulation=4, **settings)
   assert result.returncode == 0, result.stderr
-  np.testing.assert_allclose(train_runs.losses(tmp_path), one_device, rtol=2e-5)
+  np.testing.assert_allclose(train_runs.losses(tmp_path), train_runs.losses(one_device), rtol=2e-5)
 
 
-def test_two_hosts(settings, one_device, tmp_path):
-  """Two processes of two devices each; then the checkpoint goes on in one process."""
+def two_hosts(workdir, **settings) -> tuple[list[int], list[tuple[str, str]]]:
+  """Runs to the end in two processes of two devices each; their statuses, and what they print."""
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{free.getsockname()[1]}"
-  command = train_runs.train_command(
-    tmp_path, **settings | {"steps": 8, "mesh__fsdp": 2, "eval__sample_tokens": 8}
-  )
+  command = train_runs.train_command(workdir, **settings)
   hosts = [
     subprocess.Popen(
       [*command, f"--coordinator_address={address}", "--num_processes=2", f"--process_id={number}"],
@@ -58,9 +57,35 @@ def test_two_hosts(settings, one_device, tmp_path):
     for number in range(2)
   ]  # fmt: skip
   outputs = [host.communicate(timeout=300) for host in hosts]
-  assert [host.returncode for host in hosts] == [0, 0], outputs
+  return [host.returncode for host in hosts], outputs
+
+
+def test_two_hosts(settings, one_device, tmp_path):
+  """Then the checkpoint goes on in one process."""
+  statuses, outputs = two_hosts(
+    tmp_path, **settings | {"steps": 8, "mesh__fsdp": 2, "eval__sample_tokens": 8}
+  )
+  assert statuses == [0, 0], outputs
   assert "step 8: checkpoint" in outputs[0][0]  # one of them speaks
   assert "step" not in outputs[1][0] + outputs[1][1]
   result = train_runs.train(tmp_path, **settings)
   assert result.returncode == 0, result.stderr
-  np.testing.assert_allclose(train_runs.losses(tmp_path), one_device, rtol=2e-5)
+  np.testing.assert_allclose(train_runs.losses(tmp_path), train_runs.losses(one_device), rtol=2e-5)
+
+
+def test_a_bad_record_of_one_host_ends_both(settings, one_device, tmp_path):
+  """Of the second's streams, far in: the first is waiting for the second's gradients by then."""
+  shards = tmp_path / "shards"
+  shards.mkdir()
+  lines = [json.dumps({"text": f"a text of a few words, number {n}"}) for n in range(400)]
+  for stream in range(8):
+    bad = ["{"] if stream == 6 else []
+    (shards / f"{stream}.jsonl").write_text("\n".join([*lines[:300], *bad, *lines[300:]]) + "\n")
+  settings = settings | {"data__path": f"{shards}/*.jsonl", "data__tokenizer": one_device}
+  settings |= {"steps": 10_000, "checkpoint_every": 0, "log_every": 1000}
+  statuses, outputs = two_hosts(tmp_path / "run", **settings)
+  assert statuses == [1, 1], outputs
+  for _, err in outputs:
+    assert "error on process 1 (" in err.splitlines()[-1]
+    assert f"{shards}/6.jsonl:301" in err.splitlines()[-1]
+    assert "Traceback" not in err
