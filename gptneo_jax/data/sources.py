@@ -67,11 +67,12 @@ def open_components(config: DataConfig, split: str, bad_records: BadRecords) -> 
   if shares.validation and split != "test" and all(by_hash for *_, by_hash in opened):
     everything = (Component(1.0, source, _all_documents).documents() for _, source, _ in opened)
     shares = enlarged(shares, itertools.chain.from_iterable(everything))
-  keep = _hash_rule(*shares.bounds(split))
+  low, high = shares.bounds(split)
+  keep = _hash_rule(low, high)
   components = [
     Component(weight, source, keep if by_hash else _all_documents)
     for weight, source, by_hash in opened
-    if (keep if by_hash else source.shards)
+    if (low < high if by_hash else source.shards)
   ]
   if not components:
     raise DataError(f"no {split} data: set data.{split}_path or data.{split}_fraction")
@@ -187,10 +188,8 @@ def held_out(config: DataConfig) -> Shares:
   )
 
 
-def _hash_rule(low: float, high: float) -> Callable[[Document], bool] | None:
-  """Says whether a document is one of a split with these bounds; None if none can be."""
-  if low == high:
-    return None
+def _hash_rule(low: float, high: float) -> Callable[[Document], bool]:
+  """Says whether a document is one of a split with these bounds."""
   if (low, high) == (0.0, 1.0):
     return _all_documents
   return lambda document: low <= position(document.text) < high
