@@ -38,7 +38,7 @@ def rows_on_devices() -> bool:
 def stops_at() -> int:
   """The step at which this process is told to stop, when the second one gets SIGUSR1 at step 2."""
   stop, step = hosts.StopRequest(), 1
-  while not stop.at(step) and step < 500:
+  while not stop() and step < 500:
     if step == 2 and not hosts.is_first():
       os.kill(os.getpid(), signal.SIGUSR1)
     time.sleep(0.02)
