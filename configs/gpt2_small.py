@@ -17,6 +17,7 @@ def get_config(arg=""):
   )
   config.batch_size, config.steps = 512, 600_000  # 512 x 1024 = 524,288 tokens a step
   config.schedule.update(warmup_steps=2000, decay_steps=600_000)
+  config.grad_accumulation, config.model.remat = 0, "auto"
   config.model.dtype = "bfloat16"
   config.model.vocab_multiple = 128
   config.eval_every, config.checkpoint_every, config.log_every = 1000, 1000, 20

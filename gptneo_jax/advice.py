@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import jax
 from ml_collections import ConfigDict
 
-from gptneo_jax import sections, sharding
+from gptneo_jax import compilation, sections, sharding
+from gptneo_jax.compilation import TooLarge
 from gptneo_jax.errors import UserError
-from gptneo_jax.state import TrainState
+from gptneo_jax.fitting import Changes, apply, estimate
+from gptneo_jax.preflight import needs_text, size_text, total
 from gptneo_jax.topology import Topology
-
-Changes = dict[str, Any]  # a setting, as --config.NAME=VALUE says it, to its value
 
 _TRIES = 3  # compilations spent on settings that should fit
 
@@ -24,33 +26,6 @@ class Advice(NamedTuple):
   changes: Changes
   topology: str
   needed: float
-
-
-class Estimates:
-  """Bytes of a step on each device, worked out without compiling; remembers what is slow."""
-
-  def __init__(self, config: ConfigDict):
-    self._config = config
-    self._states: dict[str, TrainState] = {}
-
-  def __call__(self, changes: Changes, num_devices: int) -> dict[str, int]:
-    """By part, for the config with `changes`. Raises UserError if it cannot run on so many."""
-    config = apply(self._config, changes)
-    parts = sections.read(config)
-    with sections.user_errors():
-      mesh = sharding.abstract_mesh(**config.mesh.to_dict(), num_devices=num_devices)
-    sections.check_batch(config, mesh)
-    key = repr((parts.model, config.optimizer.to_dict(), mesh.shape_tuple))
-    if key not in self._states:
-      self._states[key] = sections.layout(config, parts, mesh)
-    return sections.step_bytes(config, parts, mesh, self._states[key])
-
-
-def apply(config: ConfigDict, changes: Changes) -> ConfigDict:
-  """A copy of the config with settings changed."""
-  copy = config.copy_and_resolve_references()
-  copy.update_from_flattened_dict(changes)
-  return copy.lock()
 
 
 def find(
@@ -64,7 +39,7 @@ def find(
   to be needed is left out again.
   """
   levers: list[tuple[Changes, bool]] = [({}, False)]
-  if config.model.remat != "full":
+  if config.model.remat not in ("full", sections.AUTO):
     levers.append(({"model.remat": "full"}, False))
   if num_devices > 1:
     levers.append(({"mesh.data": 1, "mesh.fsdp": -1}, False))
@@ -96,7 +71,10 @@ def _needed(taken: Changes, batch: Changes, fits: Callable[[Changes], bool]) -> 
 
 
 def _batches(config: ConfigDict, num_devices: int, smaller: bool) -> Iterator[Changes]:
-  """The batch as it is, in more and more parts, and if asked smaller and smaller in one part."""
+  """The batch as it is, in more and more parts, and if asked smaller and smaller in one part.
+
+  A config that leaves the parts open leaves them so.
+  """
   try:
     sizes = sharding.mesh_sizes(**config.mesh.to_dict(), num_devices=num_devices)
   except ValueError:
@@ -104,24 +82,25 @@ def _batches(config: ConfigDict, num_devices: int, smaller: bool) -> Iterator[Ch
   ways = sizes[0] * sizes[1]
   rows = config.batch_size // ways  # of a device
   yield {}
-  for parts in range(config.grad_accumulation + 1, rows + 1):
+  given = config.grad_accumulation
+  for parts in range(given + 1, rows + 1) if given else ():
     if rows % parts == 0:
       yield {"grad_accumulation": parts}
   if smaller:
     least = math.lcm(ways, config.data.num_streams or 1)
     batch = 2 ** math.floor(math.log2(max(config.batch_size / least, 1))) * least
     while batch >= least:
-      if batch < config.batch_size or config.grad_accumulation > 1:
-        yield {"batch_size": batch, "grad_accumulation": 1}
+      if batch < config.batch_size or given > 1:
+        yield {"batch_size": batch} | ({"grad_accumulation": 1} if given else {})
       batch //= 2
 
 
-def fitting(estimates: Estimates, num_devices: int, available: float) -> Callable[[Changes], bool]:
-  """Whether the estimate for some changes is within `available` bytes; False if they cannot run."""
+def fitting(config: ConfigDict, num_devices: int, available: float) -> Callable[[Changes], bool]:
+  """Whether a config with changes needs at most `available` bytes by estimate, and can run."""
 
   def fits(changes: Changes) -> bool:
     try:
-      return sum(estimates(changes, num_devices).values()) <= available
+      return total(estimate(apply(config, changes), num_devices)) <= available
     except UserError:
       return False
 
@@ -133,7 +112,6 @@ def settings(
   target: Topology,
   budget: float,
   *,
-  estimates: Estimates,
   recipe: bool,
   fits: Callable[[ConfigDict, Topology], float | None] | None,
 ) -> Advice | None:
@@ -143,12 +121,46 @@ def settings(
   followed by settings of a smaller estimate.
   """
   for _ in range(_TRIES):
-    changes = find(config, target.size, fitting(estimates, target.size, budget), recipe=recipe)
+    changes = find(config, target.size, fitting(config, target.size, budget), recipe=recipe)
     if changes is None:
       return None
-    estimated = sum(estimates(changes, target.size).values())
-    needed = estimated if fits is None else fits(apply(config, changes), target)
+    changed = apply(config, changes)
+    estimated = total(estimate(changed, target.size))
+    needed = estimated if fits is None else fits(changed, target)
     if needed is not None:
       return Advice(changes, target.name, needed)
     budget = 0.85 * min(budget, estimated)
   return None
+
+
+# --- for a run, on the devices that are here ------------------------------------------------------
+
+
+def would_fit(config: ConfigDict, num_devices: int, budget: float) -> str:
+  """A sentence with settings that would fit a budget by estimate; '' if none is known here."""
+  fits = fitting(config, num_devices, budget)
+  for recipe in (True, False):
+    changes = find(config, num_devices, fits, recipe=recipe)
+    if changes:
+      return f"By estimate this fits: {flags_text(changes)}"
+  return ""
+
+
+def flags_text(changes: Changes) -> str:
+  return " ".join(f"--config.{name}={value}" for name, value in changes.items())
+
+
+@contextlib.contextmanager
+def when_out_of_memory(config: ConfigDict, num_devices: int, memory: float) -> Iterator[None]:
+  """Memory that runs out, while compiling or running, becomes a UserError with the figures."""
+  try:
+    yield
+  except (TooLarge, jax.errors.JaxRuntimeError) as error:
+    problem = error if isinstance(error, TooLarge) else compilation.too_large(error)
+    if problem is None:
+      raise
+    said = f"the compiler needs {size_text(problem.needed)}" if problem.needed else str(problem)
+    needs = estimate(config, num_devices)
+    figures = needs_text(needs, memory, num_devices)
+    settings_ = would_fit(config, num_devices, 0.85 * min(memory, total(needs)))
+    raise UserError(f"out of memory: {said}. By estimate {figures}. {settings_}".rstrip()) from None

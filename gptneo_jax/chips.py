@@ -73,6 +73,7 @@ class Chip:
     link_gbytes: GB/s of one link to a neighbour, one way; 0: not known here.
     shapes: topologies there are, smallest first; (): not one to compile for.
     wraps: a dimension of the topology is a ring if it is a multiple of this.
+    bfloat16: whether it computes in that type.
   """
 
   name: str
@@ -82,6 +83,7 @@ class Chip:
   link_gbytes: float = 0.0
   shapes: tuple[str, ...] = ()
   wraps: int = 0
+  bfloat16: bool = True
 
   @property
   def is_tpu(self) -> bool:
@@ -118,7 +120,7 @@ CHIPS = {
     Chip("v5e", "TPU v5 lite", 15.75, 819, 50, _FLAT, wraps=16),
     Chip("v5p", "TPU v5", 95.74, 2765, 100, _CUBES, wraps=4),
     Chip("v6e", "TPU v6 lite", 31.25, 1638, 100, _FLAT, wraps=16),
-    Chip("t4", "T4", 0.9 * 15.0, 320),
+    Chip("t4", "T4", 0.9 * 15.0, 320, bfloat16=False),
     Chip("l4", "L4", 0.9 * 22.5, 300),
     Chip("a100", "A100", 0.9 * 40.0, 1555),
     Chip("a100-80gb", "A100", 0.9 * 80.0, 2039),

@@ -1,10 +1,9 @@
-"""Compiles the training step of a run for devices that need not be here; what the compiler says."""
+"""Compiles the training step of a run, also for devices that are not here; what that tells."""
 
 from __future__ import annotations
 
 import math
 import re
-import time
 from typing import NamedTuple, cast
 
 import jax
@@ -21,11 +20,11 @@ from gptneo_jax.state import TrainState
 
 
 class TooLarge(Exception):
-  """The compiler found that the program does not fit; bytes of one device, as far as it says."""
+  """A program does not fit, as a compiler or a device says; needed: bytes of a device, if said."""
 
-  def __init__(self, needed: float | None, available: float | None):
-    super().__init__(needed, available)
-    self.needed, self.available = needed, available
+  def __init__(self, text: str, needed: float | None = None):
+    super().__init__(text)
+    self.needed = needed
 
 
 class Memory(NamedTuple):
@@ -54,7 +53,6 @@ class Report(NamedTuple):
   count, which takes the body of a loop once. unknown_loops: loops counted once here too.
   """
 
-  seconds: float
   memory: Memory
   product_flops: float
   kernel_flops: float
@@ -77,12 +75,12 @@ def compile_step(
   segments: bool,
   z_loss: float,
   accumulation: int,
-  quickly: bool = False,
-) -> Report:
-  """Compiles what `train` runs: the real step, with its shardings and donation.
+  memory: float = math.inf,
+) -> jax.stages.Compiled:
+  """The step that `train` runs, with its shardings and donation, compiled ahead of time.
 
-  quickly: with the least effort for speed, several times faster. Memory is as good as the same;
-    the traffic of memory is not. Raises TooLarge.
+  state: abstract, with shardings. memory: bytes of a device. Raises TooLarge: where the compiler
+  finds no way to fit the step, as TPU's does, and where it asks a GPU for more than there is.
   """
   shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
   step = steps.make_train_step(
@@ -96,50 +94,35 @@ def compile_step(
     name: jax.ShapeDtypeStruct((batch_size, seq_len), dtype, sharding=sharding)
     for name, dtype in kinds.items()
   }
-  start = time.perf_counter()
   # The mesh as a description: small constants that are made while tracing are made here, not there.
   with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
     lowered = cast(jax.stages.Wrapped, step).lower(state, batch)
-  compiled = _compile(lowered, quickly)
-  on_tpu = mesh.devices.flat[0].platform == "tpu"
-  return _report(compiled, model_config, time.perf_counter() - start, on_tpu)
-
-
-def _compile(lowered: jax.stages.Lowered, quickly: bool) -> jax.stages.Compiled:
-  effort = jax.config.jax_exec_time_optimization_effort  # pyrefly: ignore[missing-attribute]
   try:
-    if quickly:
-      jax.config.update("jax_exec_time_optimization_effort", -1.0)
-    return lowered.compile()
+    compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
-    raise _too_large(error) from None
-  finally:
-    jax.config.update("jax_exec_time_optimization_effort", effort)
+    raise too_large(error) or error from None
+  platform = mesh.devices.flat[0].platform
+  if platform == "gpu" and (needed := memory_of(compiled, platform).needed) > memory:
+    raise TooLarge("the compiled step is larger than the device's memory", needed)
+  return compiled
 
 
-def _too_large(error: Exception) -> Exception:
-  """The compiler's complaint as a TooLarge, if that is what it is."""
+def too_large(error: jax.errors.JaxRuntimeError) -> TooLarge | None:
+  """The complaint as a TooLarge, if it is one of memory."""
   text = str(error)
-  if "RESOURCE_EXHAUSTED" not in text:
-    return error
+  if not re.search("RESOURCE_EXHAUSTED|out of memory|failed to allocate", text, re.IGNORECASE):
+    return None
   number = r"([\d.]+)([KMGT]?)"
-  found = re.search(rf"Used {number} of {number} hbm", text) or re.search(
-    rf"\({number}\) exceeds available HBM \({number}\)", text
+  found = re.search(rf"Used {number} of [\d.]+[KMGT]? hbm", text) or re.search(
+    rf"\({number}\) exceeds available HBM", text
   )
-  if not found:
-    return TooLarge(None, None)
   units = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-  needed, available = (float(found[i]) * units[found[i + 1]] for i in (1, 3))
-  return TooLarge(needed, available)
+  needed = float(found[1]) * units[found[2]] if found else None
+  return TooLarge(text.splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")[:200], needed)
 
 
-def _report(
-  compiled: jax.stages.Compiled, config: ModelConfig, seconds: float, on_tpu: bool
-) -> Report:
-  module = hlo.parse(compiled.as_text() or "")
+def memory_of(compiled: jax.stages.Compiled, platform: str) -> Memory:
   stats = compiled.memory_analysis()
-  costs = compiled.cost_analysis() or {}
-  kernels = hlo_costs.kernels(module)
   assert stats is not None
   parts = (
     stats.argument_size_in_bytes,
@@ -150,10 +133,17 @@ def _report(
   )
   arguments, outputs, aliased, temporary, code = parts
   peak = stats.peak_memory_in_bytes
-  held = peak if on_tpu else arguments + outputs - aliased + temporary
+  held = peak if platform == "tpu" else arguments + outputs - aliased + temporary
+  return Memory(*parts, peak=peak, needed=held + code)
+
+
+def report(compiled: jax.stages.Compiled, config: ModelConfig, platform: str) -> Report:
+  """What a compiled step of a model costs one device of a platform ('tpu', 'gpu', 'cpu')."""
+  module = hlo.parse(compiled.as_text() or "")
+  costs = compiled.cost_analysis() or {}
+  kernels = hlo_costs.kernels(module)
   return Report(
-    seconds=seconds,
-    memory=Memory(*parts, peak=peak, needed=held + code),
+    memory=memory_of(compiled, platform),
     product_flops=hlo_costs.flops(module),
     kernel_flops=sum(kernel.count * kernel_flops(config, kernel) for kernel in kernels),
     hbm_bytes=hlo_costs.hbm_bytes(module),

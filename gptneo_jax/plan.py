@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import shlex
 import sys
 import threading
 import time
@@ -33,6 +34,7 @@ from gptneo_jax import (
   chips,
   cli,
   compilation,
+  fitting,
   hosts,
   plan_report,
   preflight,
@@ -40,9 +42,9 @@ from gptneo_jax import (
   sharding,
   topology,
 )
-from gptneo_jax.advice import Changes
 from gptneo_jax.compilation import Report, TooLarge
-from gptneo_jax.preflight import GIB
+from gptneo_jax.fitting import Changes
+from gptneo_jax.preflight import GIB, size_text
 from gptneo_jax.topology import Topology
 
 
@@ -64,37 +66,45 @@ def _run_command(config: ConfigDict) -> int:
   target = topology.find(wanted or topology.HERE)
   compiles = wanted is not None and bool(target.devices)
   parts = sections.read(config)
-  estimates = advice.Estimates(config)
-  needs = estimates({}, target.size)
   _check_hosts(config, parts, target)
-  available = _available(target)
+  model = parts.model
+  config, forced = _computable(config, target)
+  memory, available = _memory(target)
+  chosen = fitting.apply(config, fitting.choose(config, target.size, memory))
+  needs = fitting.estimate(chosen, target.size)
 
-  plan_report.print_run(cli.config_path(), config, parts.model, target)
+  plan_report.print_run(cli.config_path(), config, chosen, target)
   plan_report.print_estimate(needs, available)
-  plan_report.print_tasks(parts.model, config.seq_len, target)
+  plan_report.print_tasks(model, config.seq_len, target)
 
   # --- compile, or refuse what cannot fit whatever the compiler does -----------------------------
-  estimated = needed = float(sum(needs.values()))
-  how, budget = "by estimate", available  # of what is estimated, for advice
-  if compiles and needs["parameters"] + needs["optimizer"] > available:
-    print("\nnot compiled: parameters and optimizer alone are more than there is")
+  estimated = needed = float(preflight.total(needs))
+  how, report = "by estimate", None
+  if compiles and preflight.certain_bytes(needs) > available:
+    print("\nnot compiled: parameters, gradients and optimizer alone are more than there is")
   elif compiles:
     how = "by the compiler's count"
-    report = _compile(config, target)
-    if isinstance(report, TooLarge):
-      print("\nthe compiler found no way to fit the step")
-      needed = max(report.needed or estimated, available + 1)
-    else:
-      plan_report.print_report(report, config, parts.model, target)
+    try:
+      by_estimate = chosen
+      chosen, (report, seconds) = _compile(config, target, memory)
       needed = report.memory.needed
-    budget = min(available, available * estimated / needed)
+      if chosen != by_estimate:
+        plan_report.print_choice(config, chosen, target)
+      plan_report.print_report(report, seconds, chosen, target)
+    except TooLarge as error:
+      print("\nthe compiler found no way to fit the step")
+      needed = max(error.needed or estimated, available + 1)
+  plan_report.print_speed(report, chosen, target)
   fits = needed <= available
 
   if not fits:
-    _print_advice(config, target, estimates, budget, compiles)
+    budget = min(available, available * estimated / needed)  # of what is estimated
+    _print_advice(config, target, budget, compiles, forced)
+  elif forced:
+    print(f"\nTo train there:\n  {_command('train', forced)}")
   print(
-    f"{'fits' if fits else 'does not fit'}: {needed / GIB:.2f} GiB needed on each of"
-    f" {target.size} device(s), {how}; {available / GIB:.2f} GiB there"
+    f"{'fits' if fits else 'does not fit'}: {size_text(needed)} needed on each of"
+    f" {target.size} device(s), {how}; {size_text(available)} there"
   )
   return 0 if fits else 1
 
@@ -110,39 +120,46 @@ def _check_hosts(config: ConfigDict, parts: sections.Sections, target: Topology)
     hosts.streams_by_host(mesh, config.batch_size, parts.data.num_streams)
 
 
-def _available(target: Topology) -> float:
-  """Bytes of one device that a program can have."""
+def _computable(config: ConfigDict, target: Topology) -> tuple[ConfigDict, Changes]:
+  """The config in a type that the chip computes in, and what had to be changed for that."""
+  if config.model.dtype != "bfloat16" or target.chip is None or target.chip.bfloat16:
+    return config, {}
+  changes = {"model.dtype": "float32"}
+  return fitting.apply(config, changes), changes
+
+
+def _memory(target: Topology) -> tuple[float, float]:
+  """Bytes of one device that a run counts on, and that there are now: the same but on a CPU."""
   if target.name == topology.HERE:
-    return preflight.available_bytes(jax.local_devices())
+    here = jax.local_devices()
+    return preflight.memory_bytes(here), preflight.available_bytes(here)
   assert target.chip is not None
-  return target.chip.memory_gib * GIB
+  return target.chip.memory_gib * GIB, target.chip.memory_gib * GIB
 
 
 # --- compiling ------------------------------------------------------------------------------------
 
 
-def _compile(config: ConfigDict, target: Topology, quickly: bool = False) -> Report | TooLarge:
-  """Compiles the step of a config, with word of it on standard error."""
+def _compile(
+  config: ConfigDict, target: Topology, memory: float
+) -> tuple[ConfigDict, tuple[Report, float]]:
+  """The config as `train` would run it, what its compiled step costs, and seconds of compiling.
+
+  Says on standard error that it is at it. Raises TooLarge.
+  """
   parts = sections.read(config)
   with sections.user_errors():
     mesh = sharding.make_mesh(**config.mesh.to_dict(), devices=target.devices)
   state = sections.layout(config, parts, mesh)
-  with _patience(f"compiling the step for {target.name}"):
-    try:
-      return compilation.compile_step(
-        parts.model,
-        parts.optimizer,
-        state,
-        mesh,
-        batch_size=config.batch_size,
-        seq_len=config.seq_len,
-        segments=config.data.segment_ids,
-        z_loss=config.z_loss,
-        accumulation=config.grad_accumulation,
-        quickly=quickly,
-      )
-    except TooLarge as error:
-      return error
+
+  def report(chosen: ConfigDict) -> tuple[Report, float]:
+    start = time.perf_counter()
+    with _patience(f"compiling the step for {target.name}"):
+      compiled = fitting.compile_step(chosen, mesh, state, memory)
+    seconds, model = time.perf_counter() - start, sections.read(chosen).model
+    return compilation.report(compiled, model, target.devices[0].platform), seconds
+
+  return fitting.fit(config, target.size, memory, report)
 
 
 @contextlib.contextmanager
@@ -171,22 +188,17 @@ def _patience(what: str) -> Iterator[None]:
 
 
 def _print_advice(
-  config: ConfigDict,
-  target: Topology,
-  estimates: advice.Estimates,
-  budget: float,
-  compiles: bool,
+  config: ConfigDict, target: Topology, budget: float, compiles: bool, forced: Changes
 ) -> None:
   """Settings that fit: the least change on this topology, and if that changes what is learnt, on
   the smallest larger one that does with less."""
-  fits = _fits_compiled if compiles else None
-  search = functools.partial(advice.settings, config, estimates=estimates, fits=fits)
+  search = functools.partial(advice.settings, config, fits=_needed if compiles else None)
   options = [search(target, budget, recipe=True)]
   if options[0] is None:
     options = [search(target, budget, recipe=False)]
     for name in topology.larger(target):
-      size, memory = chips.num_chips(name.partition(":")[2]), _available(target)
-      if advice.find(config, size, advice.fitting(estimates, size, memory), recipe=True) is None:
+      size, memory = chips.num_chips(name.partition(":")[2]), _memory(target)[0]
+      if advice.find(config, size, advice.fitting(config, size, memory), recipe=True) is None:
         continue  # not worth a compilation
       options.append(search(topology.find(name), memory, recipe=True))
       if options[-1]:
@@ -197,39 +209,39 @@ def _print_advice(
     print("No setting known here makes it fit; a smaller model or a shorter seq_len would.")
   for option in found:
     how = "compiled" if compiles else "estimated"
-    print(f"This fits ({option.needed / GIB:.2f} GiB, {how}):")
-    other = option.topology if option.topology != target.name else None
-    print(f"  {_command(option.changes, other)}")
-    if "optimizer.name" in option.changes:
-      print(
-        "  (Adafactor's --config.optimizer.learning_rate is relative to each tensor's size; 0.01 is"
-        " usual)"
-      )
-  print()
+    where = f" on {option.topology}" if option.topology != target.name else ""
+    print(f"This fits{where} ({size_text(option.needed)}, {how}):")
+    changes = forced | option.changes
+    print(f"  {_command('plan', changes, option.topology)}\n  {_command('train', changes)}")
 
 
-def _fits_compiled(config: ConfigDict, target: Topology) -> float | None:
-  """Bytes that the compiled step needs of each device, None if it does not fit."""
-  report = _compile(config, target, quickly=True)
-  if isinstance(report, Report) and report.memory.needed <= _available(target):
-    return report.memory.needed
+def _needed(config: ConfigDict, target: Topology) -> float | None:
+  """Bytes that a config needs of each device, as compiled; None if they are not there."""
+  memory, available = _memory(target)
+  with contextlib.suppress(TooLarge):
+    _, (report, _) = _compile(config, target, memory)
+    if report.memory.needed <= available:
+      return report.memory.needed
   return None
 
 
-def _command(changes: Changes, other_topology: str | None) -> str:
-  """This command with settings changed: those given before stay unless they are changed."""
+def _command(program: str, changes: Changes, on_topology: str | None = None) -> str:
+  """This command, or that of another program, with settings changed.
+
+  Those given before stay unless they are changed; `train` runs where it is, on no topology.
+  """
   kept, skip = [], False
   for argument in sys.argv[1:]:
     name, equals, _ = argument.lstrip("-").partition("=")
     if skip:
       skip = False
-    elif name.removeprefix("config.") in changes or (other_topology and name == "topology"):
+    elif name == "topology" or name.removeprefix("config.") in changes:
       skip = not equals
     else:
-      kept.append(argument)
-  added = [f"--topology={other_topology}"] if other_topology else []
-  added += [f"--config.{name}={value}" for name, value in changes.items()]
-  return " ".join(["python -m gptneo_jax.plan", *kept, *added])
+      kept.append(shlex.quote(argument))
+  there = [f"--topology={on_topology}"] if on_topology else []
+  command = ["python", "-m", f"gptneo_jax.{program}", *kept, *there]
+  return " ".join([*command, *([advice.flags_text(changes)] if changes else [])])
 
 
 if __name__ == "__main__":

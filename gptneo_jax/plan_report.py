@@ -7,16 +7,19 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from gptneo_jax import chips, compilation, preflight, sharding
+from gptneo_jax import chips, compilation, fitting, preflight, sections, sharding
 from gptneo_jax.compilation import Report
 from gptneo_jax.config import ModelConfig
-from gptneo_jax.preflight import GIB
+from gptneo_jax.preflight import size_text
 from gptneo_jax.topology import Topology
 
+_SHARE = 0.5  # of the roofline, which well-kept programs reach
 
-def print_run(path: str, config: ConfigDict, model: ModelConfig, target: Topology) -> None:
+
+def print_run(path: str, config: ConfigDict, chosen: ConfigDict, target: Topology) -> None:
+  """What is asked for. chosen: the config with what it leaves open filled in."""
+  model = sections.read(chosen).model
   mesh = sharding.mesh_sizes(**config.mesh.to_dict(), num_devices=target.size)
-  rows = config.batch_size // (mesh[0] * mesh[1] * config.grad_accumulation)
   exact, full = (
     model.flops_per_token(config.seq_len, attention=kind) for kind in ("exact", "full_square")
   )
@@ -26,46 +29,61 @@ def print_run(path: str, config: ConfigDict, model: ModelConfig, target: Topolog
     ("mesh", " x ".join(f"{name} {size}" for name, size in zip(sharding.MESH_AXES, mesh))),
     ("parameters", f"{model.num_params():,} in {model.param_dtype}, computed in {model.dtype}"),
     ("FLOPs per token", f"{exact:.3e} exact, {full:.3e} with attention counted as full squares"),
-    (
-      "batch",
-      f"{config.batch_size} x {config.seq_len} tokens in {config.grad_accumulation} part(s):"
-      f" {rows} row(s) on a device at a time",
-    ),
-    ("optimizer", f"{config.optimizer.name}; remat {model.remat}"),
+    ("optimizer", config.optimizer.name),
+    ("batch", f"{config.batch_size} x {config.seq_len} tokens"),
+    *_choice_rows(config, chosen, mesh),
   )
-  if target.chip and target.chip.name == "t4" and model.dtype == "bfloat16":
-    print("  a T4 has no bfloat16: --config.model.dtype=float32 trains there")
+  if target.chip and not target.chip.bfloat16 and config.model.dtype == "float32":
+    print(f"  a {target.chip.kind} has no bfloat16: --config.model.dtype=float32 trains there")
+
+
+def print_choice(config: ConfigDict, chosen: ConfigDict, target: Topology) -> None:
+  """What was chosen where the compiler did not fit what the estimate had chosen."""
+  mesh = sharding.mesh_sizes(**config.mesh.to_dict(), num_devices=target.size)
+  print("\nThe compiler found no way to fit that; what it fits:")
+  _print_rows(*_choice_rows(config, chosen, mesh))
+
+
+def _choice_rows(
+  config: ConfigDict, chosen: ConfigDict, mesh: tuple[int, int, int]
+) -> Iterator[tuple[str, str]]:
+  rows = config.batch_size // (mesh[0] * mesh[1] * chosen.grad_accumulation)
+  parts = f"{chosen.grad_accumulation} part(s): {rows} row(s) on a device at a time"
+  yield "taken in", parts + (" (chosen to fit)" if config.grad_accumulation == 0 else "")
+  is_open = config.model.remat == sections.AUTO
+  yield "remat", chosen.model.remat + (" (chosen to fit)" if is_open else "")
 
 
 def print_estimate(needs: dict[str, int], available: float) -> None:
-  print("\nA training step, GiB on each device, by estimate")
+  print("\nA training step on each device, by estimate")
   _print_rows(
-    *((name, f"{size / GIB:8.2f}") for name, size in needs.items()),
-    ("sum", f"{sum(needs.values()) / GIB:8.2f} of {available / GIB:.2f}"),
+    *((name, f"{size_text(size):>12}") for name, size in needs.items()),
+    ("sum", f"{size_text(preflight.total(needs)):>12} of {size_text(available)}"),
   )
 
 
 def print_tasks(model: ModelConfig, seq_len: int, target: Topology) -> None:
-  half = None if target.chip and target.chip.name == "t4" else "bfloat16"
+  half = None if target.chip and not target.chip.bfloat16 else "bfloat16"
   tasks = preflight.task_bytes(model, seq_len, half=half)
   there = "; ".join(f"{chip.name} {chip.memory_gib:.1f}" for chip in chips.CHIPS.values())
-  print(f"\nOther uses of the model on one device, GiB, by estimate ({there})")
+  print(f"\nOther uses of the model on one device, by estimate (GiB there: {there})")
   _print_rows(
-    *((task.name, f"{task.bytes / GIB:8.2f}  {task.terms}") for task in tasks),
-    ("convert", f"{preflight.convert_bytes(model) / GIB:8.2f}  of the host's memory, no device"),
+    *((task.name, f"{size_text(task.bytes):>12}  {task.terms}") for task in tasks),
+    ("convert", f"{size_text(preflight.convert_bytes(model)):>12}  of the host's, on no device"),
   )
 
 
-def print_report(report: Report, config: ConfigDict, model: ModelConfig, target: Topology) -> None:
-  memory = report.memory
-  print(f"\nCompiled in {report.seconds:.0f} s. GiB on each device, by the compiler's count")
+def print_report(report: Report, seconds: float, config: ConfigDict, target: Topology) -> None:
+  """What the compiler says of a step, which took it `seconds`."""
+  model, memory = sections.read(config).model, report.memory
+  print(f"\nCompiled in {seconds:.0f} s. Memory of each device, by the compiler's count")
   _print_rows(
-    *((name, f"{getattr(memory, name) / GIB:8.2f}") for name in ("arguments", "outputs")),
-    ("aliased", f"{memory.aliased / GIB:8.2f}  (outputs in the memory of arguments: donated)"),
-    ("temporary", f"{memory.temporary / GIB:8.2f}"),
-    ("code", f"{memory.code / GIB:8.2f}"),
-    ("peak", f"{memory.peak / GIB:8.2f}  (alive at once)"),
-    ("needed", f"{memory.needed / GIB:8.2f}"),
+    *((name, f"{size_text(getattr(memory, name)):>12}") for name in ("arguments", "outputs")),
+    ("aliased", f"{size_text(memory.aliased):>12}  (outputs in the place of donated arguments)"),
+    ("temporary", f"{size_text(memory.temporary):>12}"),
+    ("code", f"{size_text(memory.code):>12}"),
+    ("peak", f"{size_text(memory.peak):>12}  (alive at once)"),
+    ("needed", f"{size_text(memory.needed):>12}"),
   )
   tokens = config.batch_size * config.seq_len
   counted = report.product_flops + report.kernel_flops
@@ -85,8 +103,6 @@ def print_report(report: Report, config: ConfigDict, model: ModelConfig, target:
   )
   if report.unknown_loops:
     print(f"  ({report.unknown_loops} loop(s) of unknown length are counted once)")
-  if target.chip:
-    _print_roofline(report, config, model, target)
 
 
 def _kernel_rows(report: Report, model: ModelConfig) -> Iterator[tuple[str, str]]:
@@ -103,34 +119,66 @@ def _kernel_rows(report: Report, model: ModelConfig) -> Iterator[tuple[str, str]
       yield f"{kind} attention", "plain XLA"
 
 
-def _print_roofline(
-  report: Report, config: ConfigDict, model: ModelConfig, target: Topology
-) -> None:
-  chip = target.chip
+def print_speed(report: Report | None, config: ConfigDict, target: Topology) -> None:
+  """The roofline of a step: of the compiled program, else of the products alone; the whole run."""
+  tokens = config.batch_size * config.seq_len
+  whole = f"{config.steps:,} steps are {config.steps * tokens:,} tokens"
+  if target.chip is None:
+    print(f"\nThe whole run: {whole}")
+    return
+  times, basis = _times(report, config, target)
+  bound = max(times, key=lambda name: times[name])
+  seconds = times[bound]
+  model = sections.read(config).model
+  exact = model.flops_per_token(config.seq_len) * tokens / target.size
+  peak = target.chip.peak_flops(jnp.dtype(model.dtype).itemsize)
+  print(f"\nRoofline of {target.chip.name}: no step is faster ({basis})")
+  _print_rows(
+    *((name, f"{time:8.3f} s") for name, time in times.items()),
+    (
+      "step",
+      f"{seconds:8.3f} s, bound by {bound}: {tokens / seconds:,.0f} tokens/s,"
+      f" model FLOPs {exact / seconds / peak:.0%} of peak",
+    ),
+    (
+      "the whole run",
+      f"{whole}: {_duration(config.steps * seconds)} at the roofline,"
+      f" {_duration(config.steps * seconds / _SHARE)} at {_SHARE:.0%} of it",
+    ),
+  )
+
+
+def _times(
+  report: Report | None, config: ConfigDict, target: Topology
+) -> tuple[dict[str, float], str]:
+  """Seconds that a step takes at least, by what bounds it, and by which rates."""
+  chip, model = target.chip, sections.read(config).model
   assert chip is not None
   peak = chip.peak_flops(jnp.dtype(model.dtype).itemsize)
-  sent = sum(one.sent_bytes for one in report.collectives.values())
+  basis = f"{peak / 1e12:.0f} TFLOP/s"
+  if report is None:
+    tokens = config.batch_size * config.seq_len / target.size
+    flops = tokens * model.flops_per_token(config.seq_len) * fitting.work(model.remat)
+    return {"compute": flops / peak}, f"{basis}, by the model's FLOPs and what is computed again"
   times = {
     "compute": (report.product_flops + report.kernel_flops) / peak,
     "memory": report.hbm_bytes / (chip.hbm_gbytes * 1e9),
   }
-  basis = f"{peak / 1e12:.0f} TFLOP/s, {chip.hbm_gbytes:.0f} GB/s of memory"
+  basis += f", {chip.hbm_gbytes:.0f} GB/s of memory"
+  sent = sum(one.sent_bytes for one in report.collectives.values())
   if sent and chip.link_gbytes and chip.is_tpu:
     links = chip.links_bytes_per_second(target.shape)
     times["links"] = sent / links
     basis += f", {links / 1e9:.0f} GB/s of links"
-  bound = max(times, key=lambda name: times[name])
-  tokens = config.batch_size * config.seq_len
-  exact = model.flops_per_token(config.seq_len) * tokens / target.size
-  print(f"\nRoofline of {chip.name}: no step is faster ({basis})")
-  _print_rows(
-    *((name, f"{seconds:8.3f} s") for name, seconds in times.items()),
-    (
-      "step",
-      f"{times[bound]:8.3f} s, bound by {bound}: {tokens / times[bound]:,.0f} tokens/s,"
-      f" model FLOPs {exact / times[bound] / peak:.0%} of peak",
-    ),
-  )
+  return times, basis
+
+
+def _duration(seconds: float) -> str:
+  """ "3.2 days", "40 minutes": in the largest unit of which there are two."""
+  for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+    if seconds >= 2 * size:
+      return f"{seconds / size:.1f} {unit}"
+  return f"{seconds:.0f} seconds"
 
 
 def _print_rows(*rows: tuple[str, str]) -> None:

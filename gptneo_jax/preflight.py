@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
-from gptneo_jax import attention
+from gptneo_jax import attention, chips
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.hardware import current_hardware
 from gptneo_jax.model import Decoder
@@ -20,7 +20,7 @@ from gptneo_jax.sharding import abstract_mesh, bytes_per_device
 from gptneo_jax.state import TrainState, abstract_state
 from gptneo_jax.vocab_loss import GPU_CHUNK
 
-GIB = 2**30
+GIB, MIB = 2**30, 2**20
 
 
 def step_bytes(
@@ -145,35 +145,67 @@ def attention_backends(config: ModelConfig, seq_len: int, *, segments: bool) -> 
   }
 
 
+def memory_bytes(devices: list[jax.Device]) -> int:
+  """Memory of one of this host's `devices` that a run can count on: the same at every start.
+
+  Of CPU devices, their part of half the machine's memory: the rest is other programs', and what is
+  free changes from moment to moment.
+  """
+  return _of_accelerator(devices[0]) or min(_machine_limits()) // 2 // len(devices)
+
+
 def available_bytes(devices: list[jax.Device]) -> int:
-  """Memory of one of `devices`; of CPU devices, its part of what the machine has left."""
-  stats = devices[0].memory_stats()
-  if stats and "bytes_limit" in stats:
-    return stats["bytes_limit"]
-  pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-  return min([pages, *_linux_limits()]) // len(devices)
-
-
-def _linux_limits() -> list[int]:
-  """Free memory and the container's limit, in bytes, where Linux says."""
-  limits = []
+  """Memory of one of `devices`; of CPU devices, its part of what the machine has left, swap too."""
+  if memory := _of_accelerator(devices[0]):
+    return memory
+  limits = _machine_limits()
   meminfo = pathlib.Path("/proc/meminfo")
   if meminfo.exists():
     fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-    limits.append(int(fields["MemAvailable"].split()[0]) * 1024)
+    left = sum(int(fields[name].split()[0]) for name in ("MemAvailable", "SwapFree"))
+    limits.append(left * 1024)
+  return min(limits) // len(devices)
+
+
+def _of_accelerator(device: jax.Device) -> int | None:
+  """What a program can have of its memory; None of a CPU, which has none of its own."""
+  stats = device.memory_stats() or {}
+  if "bytes_limit" in stats:
+    return stats["bytes_limit"]
+  chip = None if device.platform == "cpu" else chips.find(device.device_kind)
+  return int(chip.memory_gib * GIB) if chip else None
+
+
+def _machine_limits() -> list[int]:
+  """The machine's memory, and the container's limit where Linux says, in bytes."""
+  limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
   cgroup = pathlib.Path("/sys/fs/cgroup/memory.max")
   if cgroup.exists() and (limit := cgroup.read_text().strip()).isdigit():
     limits.append(int(limit))
   return limits
 
 
-def memory_problem(needs: dict[str, int], available: int, num_devices: int) -> str | None:
-  """What is wrong, with the figures, if `needs` is more than `available`; bytes per device."""
-  total = sum(needs.values())
-  if total <= available:
-    return None
-  parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in needs.items())
+# --- in words -------------------------------------------------------------------------------------
+
+
+def size_text(size: float) -> str:
+  """ "3.25 GiB", and below a tenth of that "33.3 MiB"."""
+  return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / MIB:.1f} MiB"
+
+
+def total(needs: dict[str, int]) -> int:
+  return sum(needs.values())
+
+
+def certain_bytes(needs: dict[str, int]) -> int:
+  """What a step needs however it is compiled: all that is there together when it ends."""
+  return needs["parameters"] + needs["gradients"] + needs["optimizer"]
+
+
+def needs_text(needs: dict[str, int], available: float, num_devices: int) -> str:
+  """What a step needs by estimate, by part, and what there is."""
+  parts = ", ".join(f"{name} {size_text(size)}" for name, size in needs.items() if size)
   return (
-    f"memory: a step needs about {total / GIB:.1f} GiB on each of {num_devices} device(s)"
-    f" ({parts}), and there are {available / GIB:.1f} GiB"
+    f"a step needs about {size_text(total(needs))} on each of {num_devices} device(s)"
+    f" ({parts}), and there are {size_text(available)}"
   )

@@ -26,7 +26,7 @@ def base(model: ModelConfig) -> ConfigDict:
   config.steps = 1000
   config.batch_size = 8  # sequences, over all devices
   config.seq_len = model.max_position_embeddings
-  config.grad_accumulation = 1  # parts that the batch is taken in
+  config.grad_accumulation = 1  # parts that the batch is taken in; 0: as few as fit the devices
   config.z_loss = 0.0
   config.init_from = ""  # folder of a gptneo_jax checkpoint to start the weights from
 
@@ -91,7 +91,7 @@ def neo(
   config.optimizer.update(name="mesh_adam", learning_rate=learning_rate, b1=0.9, b2=0.95, eps=1e-8)
   config.optimizer.weight_decay = 0.0
   config.schedule.update(name="mesh_cosine", warmup_steps=3000, decay_steps=decay_steps, floor=0.1)
-  config.model.remat = "full"
+  config.grad_accumulation, config.model.remat = 0, "auto"
   config.mesh.update(data=1, fsdp=-1, tensor=1)
   config.data.update(path="data/pile/train/*.jsonl.zst", validation_path="data/pile/val.jsonl.zst")
   config.eval_every, config.checkpoint_every, config.log_every = 1000, 1000, 20

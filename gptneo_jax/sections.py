@@ -17,9 +17,11 @@ from gptneo_jax.model import Decoder
 from gptneo_jax.optim import OptimizerConfig, Schedule, ScheduleConfig, make_optimizer
 from gptneo_jax.state import TrainState, abstract_state
 
-_FROM_ZERO = (
-  "eval_every checkpoint_every eval.documents eval.batch_size eval.sample_tokens eval.task_items"
-  " profile.first_step profile.steps"
+AUTO = "auto"  # of model.remat: chosen for the devices, see fitting.py
+
+_FROM_ZERO = (  # grad_accumulation=0: as few parts as fit
+  "grad_accumulation eval_every checkpoint_every eval.documents eval.batch_size eval.sample_tokens"
+  " eval.task_items profile.first_step profile.steps"
 ).split()
 
 
@@ -31,15 +33,18 @@ class Sections(NamedTuple):
 
 
 def read(config: ConfigDict) -> Sections:
-  """The config's sections. Raises UserError."""
+  """The config's sections; where model.remat is left open, it is `full` here. Raises UserError."""
   run_config.check_keys(config)
+  model_fields = config.model.to_dict()
+  if model_fields["remat"] == AUTO:
+    model_fields["remat"] = "full"
   with user_errors():
-    model_config = ModelConfig.from_dict(config.model.to_dict())
+    model_config = ModelConfig.from_dict(model_fields)
     data_config = data.DataConfig(**config.data.to_dict())
     optimizer, learning_rate = make_optimizer(
       OptimizerConfig(**config.optimizer.to_dict()), ScheduleConfig(**config.schedule.to_dict())
     )
-  for name in ("steps", "batch_size", "seq_len", "grad_accumulation", "log_every", "keep_latest"):
+  for name in ("steps", "batch_size", "seq_len", "log_every", "keep_latest"):
     if config[name] < 1:
       raise UserError(f"{name} is {config[name]}; it must be at least 1")
   settings = run_config.flat(config)
@@ -77,11 +82,11 @@ def layout(config: ConfigDict, sections: Sections, mesh: Mesh | AbstractMesh) ->
 
 def check_batch(config: ConfigDict, mesh: Mesh | AbstractMesh) -> None:
   """Raises UserError if a batch cannot be shared out among the devices of `mesh`."""
-  ways = mesh.shape["data"] * mesh.shape["fsdp"] * config.grad_accumulation
-  if config.batch_size % ways:
+  parts = config.grad_accumulation or 1
+  if config.batch_size % (mesh.shape["data"] * mesh.shape["fsdp"] * parts):
     raise UserError(
       f"batch_size {config.batch_size} is not divisible by mesh.data {mesh.shape['data']} x"
-      f" mesh.fsdp {mesh.shape['fsdp']} x grad_accumulation {config.grad_accumulation}"
+      f" mesh.fsdp {mesh.shape['fsdp']} x grad_accumulation {parts}"
     )
 
 

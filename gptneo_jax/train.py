@@ -35,7 +35,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
-from gptneo_jax import cli, data, hosts, preflight, sections, sharding
+from gptneo_jax import advice, cli, data, fitting, hosts, preflight, sections, sharding
 from gptneo_jax.checkpoint import Checkpointer, latest_step, restore_params
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.errors import UserError
@@ -44,7 +44,7 @@ from gptneo_jax.folder import load_config, save_config
 from gptneo_jax.metrics import MetricWriter, Progress, memory_in_use_bytes, peak_flops_per_second
 from gptneo_jax.model import Decoder
 from gptneo_jax.state import TrainState, init_state
-from gptneo_jax.steps import make_train_step, place_batch
+from gptneo_jax.steps import place_batch
 
 
 def main() -> None:
@@ -85,13 +85,18 @@ def _run(
 ) -> int:
   # --- what is asked for, and whether it can run here -------------------------------------------
   parts = sections.read(config)
-  model_config, data_config, optimizer, learning_rate = parts
-  model = Decoder(model_config)
   mesh, abstract = _layout(config, parts)
-  _check_needs(config, parts, mesh, abstract, config_path)
+  memory = min(hosts.gather_objects(preflight.memory_bytes(jax.local_devices())))
+  asked, config = config, fitting.apply(config, fitting.choose(config, mesh.size, memory))
+  model_config, data_config, optimizer, learning_rate = sections.read(config)
+  model = Decoder(model_config)
+  warning = _check_needs(config, data_config, config_path)
   _check_workdir(workdir, model_config)
   say = _say if hosts.is_first() else lambda _: None
-  say(_summary(config, model_config, mesh, abstract, workdir))
+  say(_summary(asked, config, model_config, mesh, abstract, workdir))
+  if warning:
+    say(warning)
+  closing.enter_context(advice.when_out_of_memory(config, mesh.size, memory))
 
   # --- data -------------------------------------------------------------------------------------
   tokenizer = hosts.first_then_others(lambda: _tokenizer(data_config, model_config, workdir))
@@ -129,9 +134,13 @@ def _run(
   first_step = int(state.step)
   if hosts.is_first():
     save_config(workdir, model_config)
-  train_step = make_train_step(
-    model, optimizer, shardings, mesh, z_loss=config.z_loss, accumulation=config.grad_accumulation
-  )
+  estimated = config
+  with advice.when_out_of_memory(asked, mesh.size, memory):
+    config, train_step = fitting.fit(
+      asked, mesh.size, memory, lambda c: fitting.compile_step(c, mesh, abstract, memory)
+    )
+  if config != estimated:
+    say(f"the compiler found no room for that; {_choice(asked, config, mesh)}")
   baselines = functools.cache(functools.partial(validation.baselines, config, data_config))
 
   # --- reports ----------------------------------------------------------------------------------
@@ -296,27 +305,33 @@ def _attention_backends(config: ConfigDict, model_config: ModelConfig) -> dict[s
   )
 
 
-def _check_needs(
-  config: ConfigDict, parts: sections.Sections, mesh: Mesh, abstract: TrainState, config_path: str
-) -> None:
-  """Raises UserError with the figures if the data or the memory for the run is not there."""
+def _check_needs(config: ConfigDict, data_config: data.DataConfig, config_path: str) -> str:
+  """A warning with the figures if by estimate the memory for the run is not there, else ''.
+
+  Raises UserError with the figures if the data is not there, or what no program can do without.
+  """
   problems = []
   try:
-    data.check_sources(parts.data)
+    data.check_sources(data_config)
   except data.DataError as error:
     problems.append(f"data: {error}")
-  needs = sections.step_bytes(config, parts, mesh, abstract)
-  available = preflight.available_bytes(jax.local_devices())
-  if problem := preflight.memory_problem(needs, available, jax.device_count()):
-    problems.append(problem)
+  devices, available = jax.device_count(), preflight.available_bytes(jax.local_devices())
+  needs = fitting.estimate(config, devices)
+  figures = preflight.needs_text(needs, available, devices)
+  if preflight.certain_bytes(needs) > available:
+    problems.append(f"memory: {figures}")
   if problems:
-    advice = ""
+    instead = ""
     if config_path:
       here = f"python -m gptneo_jax.train --config {config_path.partition(':')[0]}:runlocal"
-      advice = f" This does run: {here}"
+      instead = f" This does run: {here}"
     raise UserError(
-      f"{config_path or 'the config'} cannot run here. {'; '.join(problems)}.{advice}"
+      f"{config_path or 'the config'} cannot run here. {'; '.join(problems)}.{instead}"
     )
+  if preflight.total(needs) <= available:
+    return ""
+  would_fit = advice.would_fit(config, devices, available)
+  return f"this may run out of memory: by estimate {figures}. {would_fit}".rstrip()
 
 
 def _check_workdir(workdir: epath.Path, model_config: ModelConfig) -> None:
@@ -338,16 +353,35 @@ def _say(text: str) -> None:
 
 
 def _summary(
-  config: ConfigDict, model_config: ModelConfig, mesh: Mesh, abstract: TrainState, workdir: Any
+  asked: ConfigDict,
+  config: ConfigDict,
+  model_config: ModelConfig,
+  mesh: Mesh,
+  abstract: TrainState,
+  workdir: Any,
 ) -> str:
-  gib = sharding.bytes_per_device(abstract) / preflight.GIB
+  size = preflight.size_text(sharding.bytes_per_device(abstract))
   shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
   backends = _attention_backends(config, model_config)
   attention = ", ".join(f"{kind} {backend}" for kind, backend in backends.items())
   return (
     f"{model_config.num_params():,} parameters on {mesh.size} {jax.devices()[0].device_kind}"
-    f" device(s), mesh {shape}: {gib:.3f} GiB of weights and optimizer on each;"
-    f" attention: {attention}; run in {workdir}"
+    f" device(s), mesh {shape}: {size} of weights and optimizer on each;"
+    f" {_choice(asked, config, mesh)}; attention: {attention}; run in {workdir}"
+  )
+
+
+def _choice(asked: ConfigDict, config: ConfigDict, mesh: Mesh) -> str:
+  """How the batch is taken and what is computed again, marked where `asked` left it open."""
+  parts = config.grad_accumulation
+  rows = config.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"] * parts)
+  marks = [
+    "" if asked_ == has else " (chosen)"
+    for asked_, has in ((asked.grad_accumulation, parts), (asked.model.remat, config.model.remat))
+  ]
+  return (
+    f"a batch in {parts} part(s){marks[0]} of {rows} row(s) on a device,"
+    f" remat {config.model.remat}{marks[1]}"
   )
 
 

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from gptneo_jax import compilation, sharding
-from gptneo_jax.compilation import TooLarge
+from gptneo_jax.compilation import too_large
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.hlo import Shape
 from gptneo_jax.hlo_costs import Kernel
@@ -24,7 +24,7 @@ SMALL = ModelConfig(
 def report(config: ModelConfig, accumulation: int) -> compilation.Report:
   optimizer, _ = make_optimizer(OptimizerConfig(), ScheduleConfig(decay_steps=100))
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
-  return compilation.compile_step(
+  compiled = compilation.compile_step(
     config,
     optimizer,
     abstract_state(Decoder(config), optimizer, mesh),
@@ -34,8 +34,8 @@ def report(config: ModelConfig, accumulation: int) -> compilation.Report:
     segments=True,
     z_loss=0.0,
     accumulation=accumulation,
-    quickly=True,
   )
+  return compilation.report(compiled, config, "cpu")
 
 
 def test_the_step_is_counted():
@@ -63,26 +63,27 @@ def test_depth_and_parts_are_counted_in_full():
 
 
 @pytest.mark.parametrize(
-  ("message", "needed", "available"),
+  ("message", "needed"),
   [
     ("Ran out of memory on HBM, the total memory required for HLO temporaries (28.50G) exceeds"
-     " available HBM (15.75G).", 28.5, 15.75),
+     " available HBM (15.75G).", 28.5),
     ("Ran out of memory in memory space hbm. Used 21.25G of 15.75G hbm. Exceeded hbm capacity by"
-     " 5.50G.", 21.25, 15.75),
-    ("Ran out of memory in memory space hbm. Used 512.00M of 0.25G hbm.", 0.5, 0.25),
+     " 5.50G.", 21.25),
+    ("Ran out of memory in memory space hbm. Used 512.00M of 0.25G hbm.", 0.5),
+    ("Attempting to reserve 10.51G at the bottom of memory. That was not possible.", None),
+    ("Out of memory while trying to allocate 4770354232 bytes.\nBufferAssignment stats: ...", None),
   ],
 )  # fmt: skip
-def test_the_compilers_complaint(message, needed, available):
-  error = compilation._too_large(RuntimeError(f"RESOURCE_EXHAUSTED: {message}"))
-  assert isinstance(error, TooLarge)
-  assert (error.needed, error.available) == (needed * 2**30, available * 2**30)
+def test_complaints_of_memory(message, needed):
+  found = too_large(jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {message}"))
+  assert found is not None and str(found) == message.splitlines()[0]
+  assert found.needed == (None if needed is None else needed * 2**30)
 
 
-def test_other_complaints_stay_what_they_are():
-  other = RuntimeError("INTERNAL: something else")
-  assert compilation._too_large(other) is other
-  unknown = compilation._too_large(RuntimeError("RESOURCE_EXHAUSTED: of some kind"))
-  assert isinstance(unknown, TooLarge) and unknown.needed is None
+def test_other_complaints_are_none_of_memory():
+  assert too_large(jax.errors.JaxRuntimeError("INTERNAL: something else")) is None
+  new_constant = "INTERNAL: Failed to allocate 98697216 bytes for new constant"
+  assert too_large(jax.errors.JaxRuntimeError(new_constant)) is not None
 
 
 @pytest.mark.parametrize(

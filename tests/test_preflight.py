@@ -51,16 +51,24 @@ def test_the_estimate_is_near_what_the_compiler_takes(remat):
   assert 0.5 < estimate / compiled < 2.0, (estimate, compiled)
 
 
-def test_a_problem_is_said_with_its_figures():
-  parts = {"parameters": 3 * preflight.GIB, "activations": preflight.GIB}
-  assert preflight.memory_problem(parts, 4 * preflight.GIB, 1) is None
-  text = preflight.memory_problem(parts, 2 * preflight.GIB, 8)
-  assert "about 4.0 GiB on each of 8 device(s)" in text
-  assert "parameters 3.0, activations 1.0" in text and "there are 2.0 GiB" in text
+def test_needs_are_said_with_their_figures():
+  parts = {"parameters": 3 * preflight.GIB, "logits": 0, "activations": 5 * preflight.MIB}
+  text = preflight.needs_text(parts, 2 * preflight.GIB, 8)
+  assert "about 3.00 GiB on each of 8 device(s)" in text and "there are 2.00 GiB" in text
+  assert "(parameters 3.00 GiB, activations 5.0 MiB)" in text
 
 
 def test_there_is_memory_here():
   assert preflight.available_bytes(jax.local_devices()) > preflight.GIB / 4
+
+
+def test_what_a_run_counts_on_does_not_depend_on_what_is_free():
+  """It decides in how many parts a batch is taken, so a run that goes on must find the same."""
+  here = jax.local_devices()
+  before = preflight.memory_bytes(here)
+  taken = np.ones(2**28, np.uint8)
+  assert preflight.memory_bytes(here) == before and taken.all()
+  assert preflight.memory_bytes(here * 4) == before // 4
 
 
 def test_a_fresh_state_has_the_shape_that_was_promised():

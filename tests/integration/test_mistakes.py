@@ -82,7 +82,9 @@ def test_what_cannot_run_here_is_refused_in_seconds(tmp_path):
   # Of the processor, so that a busy machine fails no test.
   assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10
   assert "data/pile/train/*.jsonl.zst" in line
-  assert "memory: a step needs about" in line and "there are" in line
+  assert (
+    "memory: a step needs about" in line and "parameters 9.89 GiB" in line and "there are" in line
+  )
   assert "python -m gptneo_jax.train --config configs/neo_2p7b.py:runlocal" in line
 
 

@@ -71,6 +71,8 @@ def test_this_machine_is_estimated():
   assert result.stdout.splitlines()[-1].startswith("fits: ")
   assert "1,331,328 in float32" in result.stdout
   assert "Compiled" not in result.stdout and result.stderr == ""
+  assert re.search(r"^fits: [\d.]+ MiB needed", result.stdout.splitlines()[-1])
+  assert "2,400 steps are 2,457,600 tokens" in result.stdout
 
 
 def test_a_sharded_step_is_compiled_for_what_is_here():
@@ -97,6 +99,11 @@ def test_advice_followed_makes_it_fit():
   assert any("a T4 has no bfloat16" in line for line in page)
   commands = [line.strip() for line in page if line.startswith("  python -m gptneo_jax.plan")]
   assert len(commands) == 2  # other settings there, or the same recipe on more of them
+  assert all("--config.model.dtype=float32" in command for command in commands)
+  to_train = [line.strip() for line in page if line.startswith("  python -m gptneo_jax.train")]
+  assert [c.replace("_jax.train", "_jax.plan") for c in to_train] == [
+    re.sub(" --topology=[^ ]+", "", command) for command in commands
+  ]
   assert "--config.optimizer.name=adafactor" in commands[0]
   assert "--topology=t4:" in commands[1] and "adafactor" not in commands[1]
   for command in commands:
@@ -124,7 +131,7 @@ def test_a_tpu_step_is_compiled_without_a_tpu():
 @needs_libtpu
 def test_a_tpu_step_that_does_not_fit_gets_compiled_advice():
   """Half a million tokens at once on one chip: the compiler refuses; in parts they fit."""
-  settings = small_model(batch_size=1024, **{"model.remat": "none"})
+  settings = small_model(batch_size=1024, grad_accumulation=1, **{"model.remat": "none"})
   result = plan("--topology=v5e:1x1", *settings)
   assert result.returncode == 1, result.stdout + result.stderr
   *page, verdict = result.stdout.splitlines()
