@@ -69,7 +69,7 @@ def base(model: ModelConfig) -> ConfigDict:
   config.eval = ConfigDict(
     dict(
       documents=200,  # of the validation split; 0: all
-      batch_size=0,  # 0: that of training
+      batch_size=0,  # 0: that of training, of one part
       baselines=False,  # print what a byte unigram and gzip -9 make of the same documents
       sample_tokens=64,  # length of the sample of text; 0: none
       sample_prompt="",  # empty: the beginning of a validation document

@@ -55,7 +55,8 @@ class Validation:
     self._model, self._mesh, self._tokenizer = model, mesh, tokenizer
     self._eval_step = make_eval_step(model, param_shardings, mesh)
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    self._rows = math.ceil((config.eval.batch_size or config.batch_size) / ways) * ways
+    rows = config.eval.batch_size or config.batch_size // config.grad_accumulation
+    self._rows = math.ceil(rows / ways) * ways
     self._batches = None
     if data.has_split(data_config, "validation"):
       self._batches = data.KeptBatches(

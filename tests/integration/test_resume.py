@@ -19,7 +19,8 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="module")
 def settings(corpus, tmp_path_factory):
   """Dropout on, so that the random state counts; a save at every step, so that kills hit saves; and
-  an evaluation, which a run that was stopped still owes."""
+  an evaluation, which a run that was stopped still owes. What may be left open is chosen at each
+  start anew."""
   return {
     "data__source": "jsonl",
     "data__path": corpus,
@@ -29,13 +30,15 @@ def settings(corpus, tmp_path_factory):
     "checkpoint_every": 1,
     "eval_every": 1,
     "model__resid_dropout": 0.1,
+    "grad_accumulation": 0,
+    "model__remat": "auto",
   }
 
 
 @pytest.fixture(scope="module")
 def whole_run(settings, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("whole")
-  result = train_runs.train(workdir, **settings)
+  result = train_runs.train(workdir, **settings | {"grad_accumulation": 1, "model__remat": "none"})
   assert result.returncode == 0, result.stderr
   return workdir
 
