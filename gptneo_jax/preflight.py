@@ -41,10 +41,10 @@ def step_bytes(
 
   state: abstract, with shardings. rows: sequences of one part of the batch, over all devices.
   Gradients are as large as the parameters, and their sum, in float32, is there beside them when
-  they are accumulated; the cast weights are what the computation runs on; activations are what the backward pass keeps
-  under `config.remat`, and those of a block; logits are those of a chunk of tokens (as GPUs take
-  them; elsewhere it is smaller), their exponentials and gradients, and on fsdp the whole table of
-  the vocabulary.
+  they are accumulated; the cast weights are what the computation runs on; activations are what the
+  backward pass keeps under `config.remat`, and those of a block; logits are those of a chunk of
+  tokens (as GPUs take them; elsewhere it is smaller), their exponentials and gradients, and on fsdp
+  the whole table of the vocabulary.
   """
   fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
   tokens = math.ceil(rows / (mesh.shape["data"] * fsdp)) * seq_len
