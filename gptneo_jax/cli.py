@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import codecs
 import contextlib
 import glob
@@ -16,7 +17,8 @@ import select
 import sys
 import traceback
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import NoReturn
 
 import jax
 from absl import app, flags, logging
@@ -44,6 +46,30 @@ def run_with_config(main: Callable[[ConfigDict], int | None], flag_values=flags.
 def guarded(main: Callable[[], int | None]) -> None:
   """Runs an argparse program to its exit status, mistakes as one line."""
   sys.exit(_guarded(main))
+
+
+class Parser(argparse.ArgumentParser):
+  """argparse's, of which a mistake is a UserError that names the flag which may be meant."""
+
+  def __init__(self, **options):
+    super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+  def parse_known_args(self, args=None, namespace=None):
+    """A parser of its own has each command of a program: none leaves unknown flags to another."""
+    namespace, rest = super().parse_known_args(args, namespace)
+    if rest:
+      self.error(_unknown(rest[0], [flag.lstrip("-") for flag in self._option_string_actions]))
+    return namespace, rest
+
+  def error(self, message: str) -> NoReturn:
+    raise UserError(message)
+
+
+def _unknown(argument: str, flag_names: Sequence[str]) -> str:
+  if not argument.startswith("-"):
+    return f"unexpected argument {argument!r}"
+  name = argument.lstrip("-").partition("=")[0]
+  return f"unknown flag --{name}{did_you_mean(name, flag_names, '--{}')}"
 
 
 def _guarded(function):
@@ -139,10 +165,14 @@ def _parse(argv: Sequence[str], flag_values) -> list[str]:
   if at is None:
     raise UserError("no --config; for example: --config configs/tiny.py (see --help)")
   flag, equals, value = argv[at].partition("=") if argv[at][:1] == "-" else ("", "", argv[at])
-  _check_settings(argv, load_config(value))
+  settings = run_config.flat(load_config(value))
+  _check_settings(argv, settings)
   argv[at] = f"{flag}{equals}{_with_file(value)}"
   try:
     rest = flag_values(argv)
+  except flags.UnrecognizedFlagError as error:
+    names = [*flag_values, *(f"config.{setting}" for setting in settings)]
+    raise UserError(_unknown(f"--{error.flagname}", names)) from None
   except (flags.Error, ValueError, TypeError) as error:
     raise UserError(_last_line(error)) from None
   if len(rest) > 1:
@@ -184,10 +214,17 @@ def _with_file(value: str) -> str:
     pathlib.Path(path).parent == pathlib.Path("configs") and pathlib.Path(ours, path[8:]).is_file()
   ):
     return f"{ours / path[8:]}{colon}{arg}"
-  folder = pathlib.Path(path).parent
-  near = sorted(str(p) for p in folder.glob("*.py") if p.stem != "__init__")
-  near = near or sorted(f"configs/{p.name}" for p in ours.glob("*.py") if p.stem != "__init__")
-  raise UserError(f"no config file {path!r}; there are: {', '.join(near)}")
+  there: list[str] = []
+  for shown, folder in (
+    (pathlib.Path(path).parent, pathlib.Path(path).parent),
+    (pathlib.Path("configs"), pathlib.Path("configs")),
+    (pathlib.Path("configs"), ours),
+  ):
+    names = sorted(file.stem for file in folder.glob("*.py") if file.stem != "__init__")
+    if hint := did_you_mean(pathlib.Path(path).stem, names, str(shown / "{}.py")):
+      raise UserError(f"no config file {path!r}{hint}")
+    there += [str(shown / f"{name}.py") for name in names]
+  raise UserError(f"no config file {path!r}; there are: {', '.join(dict.fromkeys(there))}")
 
 
 def _fault_in_config(error: Exception, path: str) -> str:
@@ -203,9 +240,8 @@ def _fault_in_config(error: Exception, path: str) -> str:
   return f"{where}: unknown setting {name}{did_you_mean(name, run_config.known())}"
 
 
-def _check_settings(argv: Sequence[str], config: ConfigDict) -> None:
+def _check_settings(argv: Sequence[str], valid: Collection[str]) -> None:
   """Raises UserError with the nearest valid name for a --config.key that does not exist."""
-  valid = run_config.flat(config)
   for arg in argv:
     key = arg.lstrip("-").partition("=")[0]
     if not arg.startswith("-") or not key.startswith("config."):

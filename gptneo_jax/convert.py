@@ -91,11 +91,10 @@ class _Bar:
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
+  parser = cli.Parser(
     prog="python -m gptneo_jax.convert",
     description=__doc__,
     epilog=_EXAMPLES,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   commands = parser.add_subparsers(required=True, metavar="COMMAND")
 

@@ -297,10 +297,9 @@ def _check_model(args: argparse.Namespace, lm: engine.LanguageModel) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
+  parser = cli.Parser(
     prog="python -m gptneo_jax.evaluate",
     description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   add = parser.add_argument
   add(

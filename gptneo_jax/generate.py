@@ -231,10 +231,9 @@ def _asker(terminal: bool) -> Callable[[], str | None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
+  parser = cli.Parser(
     prog="python -m gptneo_jax.generate",
     description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   add = parser.add_argument
   add(

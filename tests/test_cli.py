@@ -6,12 +6,19 @@ import subprocess
 import sys
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
-from gptneo_jax import cli
+from gptneo_jax import cli, convert, evaluate, generate
+from gptneo_jax.errors import UserError
 
 PROGRAM = """
 import jax, jax.numpy as jnp
-from gptneo_jax import cli
+from absl import flags
+from ml_collections import config_flags
+
+from gptneo_jax import cli, convert, evaluate, generate
+from gptneo_jax.errors import UserError
 hits = []
 jax.monitoring.register_event_listener(lambda event, **_: hits.append(event.endswith("cache_hits")))
 def main():
@@ -130,3 +137,54 @@ def test_interrupting_ends_quietly():
     "cli.guarded(main)"
   )
   assert (done.returncode, done.stdout, done.stderr) == (cli.EXIT_INTERRUPTED, "", "")
+
+
+@pytest.mark.parametrize(
+  ("program", "arguments", "message"),
+  [
+    (evaluate, "--batchsize 3", "unknown flag --batchsize; did you mean --batch_size?"),
+    (evaluate, "--limit few", "argument --limit: invalid int value: 'few'"),
+    (evaluate, "runs/tiny", "unexpected argument 'runs/tiny'"),
+    (generate, "--checkpoint d --max_tokens=3", "--max_tokens; did you mean --max_new_tokens?"),
+    (generate, "--prompt a", "the following arguments are required: --checkpoint"),
+    (convert, "orbax-to-hf a b --stp 3", "unknown flag --stp; did you mean --step?"),
+    (convert, "hf-to-orbax a b --zzz", "unknown flag --zzz$"),
+    (convert, "hf_to_orbax a b", "invalid choice: 'hf_to_orbax'"),
+  ],
+)
+def test_flags_that_are_unknown_or_wrong(program, arguments, message):
+  with pytest.raises(UserError, match=message):
+    program.main(arguments.split())
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    ("--config configs/tiny.py --batchsize=3", "--batchsize; did you mean --config.batch_size?"),
+    ("--config=configs/tiny.py --lr 1", "--lr; did you mean --config.optimizer.learning_rate?"),
+    ("--config configs/tiny.py --wrkdir a", "--wrkdir; did you mean --workdir?"),
+    ("--config configs/tiny.py --zzz", "unknown flag --zzz$"),
+    ("--config configs/tiny.py runs/mine", "unexpected argument 'runs/mine'"),
+    ("--config tiny", "no config file 'tiny'; did you mean configs/tiny.py?"),
+    ("--config neo-1p3b", "'neo-1p3b'; did you mean configs/neo_1p3b.py?"),
+    ("--config elsewhere/tiny.py", "did you mean configs/tiny.py?"),
+    ("--config something", "there are: configs/gpt2_small.py, .*configs/tiny.py"),
+    ("configs/tiny.py", "no --config; for example"),
+  ],
+)
+def test_flags_of_programs_with_a_config(arguments, message, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  flag_values = flags.FlagValues()
+  flags.DEFINE_string("workdir", None, "", flag_values=flag_values)
+  config_flags.DEFINE_config_file("config", flag_values=flag_values)
+  with pytest.raises(UserError, match=message):
+    cli._parse(["train", *arguments.split()], flag_values)
+
+
+@pytest.mark.parametrize("program", [evaluate, generate, convert])
+def test_help(program, capsys):
+  with pytest.raises(SystemExit) as ended:
+    program.main(["--help"])
+  shown = capsys.readouterr().out
+  assert ended.value.code == 0
+  assert program.__doc__.splitlines()[0] in shown and "python -m gptneo_jax" in shown
