@@ -10,6 +10,7 @@ import dataclasses
 import math
 from typing import Any, Literal
 
+from gptneo_jax.activations import ACTIVATIONS
 from gptneo_jax.errors import did_you_mean
 
 # How a model is run, as opposed to what it is: two folders that differ only here hold the same
@@ -27,6 +28,7 @@ HEADS = (
 _CHOICES = {
   "model_type": ("gpt_neo", "gpt2"),
   "head": HEADS,
+  "activation_function": tuple(ACTIVATIONS),
   "problem_type": (
     "",
     "regression",
@@ -54,6 +56,9 @@ class ModelConfig:
   intermediate_size: int = 0  # 0: 4 * hidden_size
   attention_pattern: tuple[str, ...] = ("global", "local")  # one period, repeated over the layers
   window_size: int = 256  # keys a local query sees, itself included
+  activation_function: str = "gelu_new"  # of the MLP; any of activations.py
+  scale_attn_weights: bool = True  # GPT-2: by 1 / sqrt(head_dim); GPT-Neo has no scale
+  scale_attn_by_inverse_layer_idx: bool = False  # GPT-2: by 1 / (layer + 1) too
   layer_norm_epsilon: float = 1e-5
   embed_dropout: float = 0.0
   attention_dropout: float = 0.0
@@ -101,6 +106,13 @@ class ModelConfig:
         f"model.num_layers {self.num_layers} is not a multiple of the {self.period} layers of"
         f" model.attention_pattern {self.attention_pattern}"
       )
+    if self.model_type != "gpt2" and (
+      self.scale_attn_by_inverse_layer_idx or not self.scale_attn_weights
+    ):
+      raise ValueError(
+        "model.scale_attn_weights and model.scale_attn_by_inverse_layer_idx are GPT-2's; GPT-Neo"
+        " does not scale attention"
+      )
     if self.head == "double_heads" and self.model_type != "gpt2":
       raise ValueError("model.head 'double_heads' is GPT-2's; GPT-Neo has no such head")
     if self.id2label and len(self.id2label) != self.num_labels:
@@ -139,8 +151,12 @@ class ModelConfig:
 
   @property
   def attention_scale(self) -> float:
-    """What multiplies q·k: 1 for GPT-Neo, which folds the scale into its initialiser."""
-    return 1.0 if self.model_type == "gpt_neo" else self.head_dim**-0.5
+    """What multiplies q·k: 1 for GPT-Neo, which folds the scale into its initialiser.
+
+    With `scale_attn_by_inverse_layer_idx` layer i, counted from 0, divides it by i + 1.
+    """
+    scaled = self.model_type == "gpt2" and self.scale_attn_weights
+    return self.head_dim**-0.5 if scaled else 1.0
 
   @property
   def qkv_bias(self) -> bool:

@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from gptneo_jax import axes
+from gptneo_jax.activations import activate
 from gptneo_jax.attention.reference import MASKED
 from gptneo_jax.cache import Cache, LayerCache, ring_columns, write
 from gptneo_jax.config import ModelConfig
-from gptneo_jax.model import gelu, layer_norm
+from gptneo_jax.model import layer_norm
 from gptneo_jax.sharding import constrain
 
 
@@ -43,7 +44,9 @@ def extend(
   x_BxTxD += jnp.take(layered["wpe"], positions_BxT, axis=0).astype(dtype)
   x_DxN = x_BxTxD.reshape(B * T, -1).T
   new_cache = []
-  for kind, layer, layer_cache in zip(config.attention_layers, layered["layers"], cache):
+  for i, (kind, layer, layer_cache) in enumerate(
+    zip(config.attention_layers, layered["layers"], cache)
+  ):
     h_DxN = _norm(config, layer["ln_1"], x_DxN)
     qkv_3xHxKxN = project(layer["qkv"], h_DxN, dtype)
     qkv_3xHxKxBxT = qkv_3xHxKxN.reshape(*qkv_3xHxKxN.shape[:3], B, T)
@@ -52,15 +55,18 @@ def extend(
       for one in qkv_3xHxKxBxT
     )
     window = config.window_size if kind == "local" else None
+    scale = config.attention_scale
+    if config.scale_attn_by_inverse_layer_idx:
+      scale /= i + 1
     y_BxHxTxK, layer_cache = _attend(
       q_BxHxTxK, k_BxHxTxK, v_BxHxTxK, layer_cache, column, count, start_B, window,
-      config.attention_scale,
+      scale,
     )  # fmt: skip
     new_cache.append(layer_cache)
     y_HxKxN = jnp.transpose(y_BxHxTxK, (1, 3, 0, 2)).reshape(*qkv_3xHxKxN.shape[1:])
     x_DxN += project(layer["out"], y_HxKxN, dtype, contracted=2)
     h_DxN = _norm(config, layer["ln_2"], x_DxN)
-    h_FxN = gelu(project(layer["c_fc"], h_DxN, dtype))
+    h_FxN = activate(project(layer["c_fc"], h_DxN, dtype), config.activation_function)
     x_DxN += project(layer["c_proj"], h_FxN, dtype)
   return _norm(config, layered["ln_f"], x_DxN).reshape(-1, B, T), tuple(new_cache)
 

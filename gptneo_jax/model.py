@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from gptneo_jax import axes
+from gptneo_jax.activations import activate
 from gptneo_jax.attention import Dropout, MaskSpec, attend, probabilities, residuals_saveable
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.matmul import add_bias, contract
@@ -40,7 +41,7 @@ _HEADS_AXES = (axes.BATCH, axes.LENGTH, axes.ACT_HEADS, None)  # of q, k and v
 _policies = jax.checkpoint_policies
 REMAT_POLICIES: dict[str, Callable | None] = {
   "full": None,  # the block's input only
-  # What is dear: results of weight matrices and of attention. Norms and gelu are computed again.
+  # What is dear: results of weight matrices and of attention. The rest is computed again.
   "dots": _policies.save_from_both_policies(
     _policies.dots_with_no_batch_dims_saveable,
     residuals_saveable,
@@ -54,15 +55,6 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) 
   mean = x32.mean(axis=-1, keepdims=True)
   variance = jnp.square(x32 - mean).mean(axis=-1, keepdims=True)
   return ((x32 - mean) * jax.lax.rsqrt(variance + epsilon) * scale + bias).astype(x.dtype)
-
-
-@functools.partial(jax.checkpoint, prevent_cse=False)
-def gelu(x: jax.Array) -> jax.Array:
-  """GPT-2's gelu, by tanh; in float32, because constants rounded to 16 bits are off at every token.
-
-  Differentiation keeps x alone: computing the rest again is cheaper than storing it in float32.
-  """
-  return nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
 
 
 def init_stddev(config: ModelConfig, name: str) -> float:
@@ -166,7 +158,11 @@ class Attention(_Module):
 
   @nn.compact
   def __call__(
-    self, x_BxTxD: jax.Array, segment_ids_BxT: jax.Array | None, deterministic: bool
+    self,
+    x_BxTxD: jax.Array,
+    segment_ids_BxT: jax.Array | None,
+    deterministic: bool,
+    layer: jax.Array | None,
   ) -> jax.Array:
     config = self.config
     D, H, K = (config.hidden_size,), (config.num_heads,), (config.head_dim,)
@@ -177,6 +173,8 @@ class Attention(_Module):
     q_BxTxHxK, k_BxTxHxK, v_BxTxHxK = (
       constrain(heads(rule=name, name=name)(x_BxTxD), *_HEADS_AXES) for name in ("q", "k", "v")
     )
+    if layer is not None:  # in q, for the scale of a kernel cannot differ from layer to layer
+      q_BxTxHxK = (q_BxTxHxK / (layer + 1.0)).astype(self.dtype)
     dropout = None
     if config.attention_dropout and not deterministic:
       dropout = Dropout(config.attention_dropout, self.make_rng("dropout"))
@@ -213,7 +211,7 @@ class MLP(_Module):
     return Projection(
       config, rule="c_proj", in_shape=F, in_axes=(axes.MLP,), out_shape=D, out_axes=(axes.EMBED,),
       name="c_proj",
-    )(gelu(h_BxTxF))  # fmt: skip
+    )(activate(h_BxTxF, config.activation_function))  # fmt: skip
 
 
 class Block(_Module):
@@ -221,12 +219,16 @@ class Block(_Module):
 
   @nn.compact
   def __call__(
-    self, x_BxTxD: jax.Array, segment_ids_BxT: jax.Array | None, deterministic: bool
+    self,
+    x_BxTxD: jax.Array,
+    segment_ids_BxT: jax.Array | None,
+    deterministic: bool,
+    layer: jax.Array | None,
   ) -> jax.Array:
     drop = nn.Dropout(self.config.resid_dropout, deterministic=deterministic)
     attention = Attention(self.config, kind=self.kind, name="attn")
     h_BxTxD = LayerNorm(self.config, name="ln_1")(x_BxTxD)
-    x_BxTxD += drop(attention(h_BxTxD, segment_ids_BxT, deterministic))
+    x_BxTxD += drop(attention(h_BxTxD, segment_ids_BxT, deterministic, layer))
     h_BxTxD = LayerNorm(self.config, name="ln_2")(x_BxTxD)
     x_BxTxD += drop(MLP(self.config, name="mlp")(h_BxTxD))
     if self.asked_for("hidden_states"):
@@ -235,11 +237,18 @@ class Block(_Module):
 
 
 class Period(_Module):
-  """One period of the attention pattern: the body of the scan over layers."""
+  """One period of the attention pattern: the body of the scan over layers.
+
+  first: number of its first layer; None where no layer needs to know its number.
+  """
 
   @nn.compact
   def __call__(
-    self, x_BxTxD: jax.Array, segment_ids_BxT: jax.Array | None, deterministic: bool
+    self,
+    x_BxTxD: jax.Array,
+    segment_ids_BxT: jax.Array | None,
+    deterministic: bool,
+    first: jax.Array | None,
   ) -> tuple[jax.Array, None]:
     block = Block
     if self.config.remat != "none":
@@ -248,7 +257,8 @@ class Period(_Module):
       block = nn.remat(Block, policy=policy, prevent_cse=False, static_argnums=(3,))
     for j, kind in enumerate(self.config.attention_pattern):
       layer = block(self.config, kind=kind, name=f"layer_{j}")
-      x_BxTxD = layer(x_BxTxD, segment_ids_BxT, deterministic)
+      number = None if first is None else first + j
+      x_BxTxD = layer(x_BxTxD, segment_ids_BxT, deterministic, number)
     return x_BxTxD, None
 
 
@@ -267,7 +277,7 @@ class Decoder(_Module):
       Period,
       variable_axes=dict.fromkeys(("params", "lora", "hidden_states", "attentions"), 0),
       split_rngs={"params": True, "dropout": True},
-      in_axes=(nn.broadcast, nn.broadcast),
+      in_axes=(nn.broadcast, nn.broadcast, 0),
       length=config.num_layers // config.period,
       metadata_params={nn.PARTITION_NAME: axes.LAYERS},
     )
@@ -305,7 +315,10 @@ class Decoder(_Module):
     x_BxTxD = self.embed_dropout(x_BxTxD, deterministic=deterministic)
     if self.asked_for("hidden_states"):
       self.sow("hidden_states", "embeddings", x_BxTxD)
-    x_BxTxD, _ = self.blocks(x_BxTxD, segment_ids_BxT, deterministic)
+    first_N = None
+    if self.config.scale_attn_by_inverse_layer_idx:
+      first_N = jnp.arange(0, self.config.num_layers, self.config.period, dtype=jnp.float32)
+    x_BxTxD, _ = self.blocks(x_BxTxD, segment_ids_BxT, deterministic, first_N)
     return self.ln_f(x_BxTxD)
 
   def unembed(self, x_BxTxD: jax.Array) -> jax.Array:

@@ -18,9 +18,15 @@ NEO = ModelConfig(
 )  # fmt: skip
 CONFIGS = {
   "neo": NEO,
-  "gpt2": NEO.replace(model_type="gpt2", attention_pattern=("global",), num_layers=2),
-  "untied": NEO.replace(tie_word_embeddings=False, attention_pattern=("local",), num_layers=2),
-}
+  "gpt2": NEO.replace(
+    model_type="gpt2", attention_pattern=("global",), num_layers=2,
+    scale_attn_by_inverse_layer_idx=True,
+  ),
+  "untied": NEO.replace(
+    tie_word_embeddings=False, attention_pattern=("local",), num_layers=2,
+    activation_function="silu",
+  ),
+}  # fmt: skip
 
 
 def random_params(config, seed=0):

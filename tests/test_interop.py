@@ -375,7 +375,9 @@ def test_what_we_do_not_model_survives(tmp_path):
   [
     ({"model_type": "llama"}, "model_type is 'llama'; supported are gpt2 and gpt_neo"),
     ({"model_type": None}, "model_type is None"),
-    ({"activation_function": "relu"}, "activation_function is 'relu'; only 'gelu_new'"),
+    ({"activation_function": "prelu"}, "activation_function is 'prelu'; it must be one of gelu_ne"),
+    ({"activation_function": 3}, "activation_function is 3, which is not a str"),
+    ({"add_cross_attention": True}, "add_cross_attention is True; only False is supported"),
     ({"architectures": ["GPTNeoForSomething"]}, "architectures names GPTNeoForSomething"),
     ({"num_layers": 3}, "attention_types is of 4 layers, and num_layers is 3"),
     ({"attention_types": "global"}, "attention_types is 'global'"),
@@ -395,18 +397,31 @@ def test_configs_that_are_refused(fields, words):
 
 
 @pytest.mark.parametrize(
-  "name, value",
-  [
-    ("scale_attn_weights", False),
-    ("scale_attn_by_inverse_layer_idx", True),
-    ("reorder_and_upcast_attn", True),
-    ("add_cross_attention", True),
-  ],
+  "theirs, ours", [("gelu_fast", "gelu_new"), ("gelu_python", "gelu"), ("relu", "relu")]
 )
-def test_gpt2_variants_are_refused_by_name(name, value):
-  fields = hf_folders.config("gpt2", **{name: value})
-  message = error(hf_config.from_hf, fields, "config.json")
-  assert f"{name} is {value!r}; only {not value!r} is supported" in message
+def test_names_of_one_function_are_one_function_and_come_back(theirs, ours):
+  for family in FAMILIES:
+    fields = hf_folders.config(family, activation_function=theirs)
+    config = hf_config.from_hf(fields, "config.json")
+    assert config.activation_function == ours
+    assert hf_config.to_hf(config, fields, "5")["activation_function"] == theirs
+    assert hf_config.to_hf(config, {}, "5")["activation_function"] == ours
+    changed = config.replace(activation_function="silu")  # trained on with another
+    assert hf_config.to_hf(changed, fields, "5")["activation_function"] == "silu"
+
+
+@pytest.mark.parametrize("weights", [True, False])
+@pytest.mark.parametrize("by_layer", [True, False])
+def test_scales_of_gpt2s_attention(weights, by_layer):
+  settings = {
+    "scale_attn_weights": weights,
+    "scale_attn_by_inverse_layer_idx": by_layer,
+    "reorder_and_upcast_attn": by_layer,  # scores are float32 here in any case
+  }
+  config = hf_config.from_hf(hf_folders.config("gpt2", **settings), "config.json")
+  assert config.attention_scale == pytest.approx(6**-0.5 if weights else 1.0)
+  assert config.scale_attn_by_inverse_layer_idx == by_layer
+  assert settings.items() <= hf_config.to_hf(config, settings, "5").items()
 
 
 # --- bad input ----------------------------------------------------------------------------------

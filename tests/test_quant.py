@@ -12,7 +12,10 @@ from gptneo_jax.errors import UserError
 quant = pytest.importorskip("gptneo_jax.quant")
 
 CONFIG = NEO.replace(hidden_size=64, num_layers=2, vocab_size=64, vocab_multiple=1)
-GPT2 = CONFIG.replace(model_type="gpt2", attention_pattern=("global",))
+GPT2 = CONFIG.replace(
+  model_type="gpt2", attention_pattern=("global",), scale_attn_by_inverse_layer_idx=True,
+  activation_function="relu",
+)  # fmt: skip
 
 
 def layered_of(config):

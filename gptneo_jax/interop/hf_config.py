@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from gptneo_jax.activations import ALIASES
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.errors import UserError
-
-ACTIVATION = "gelu_new"
 
 # Our field: their names, the first of which is written; and the value where the file has none.
 _SHARED = {
@@ -22,6 +21,7 @@ _SHARED = {
   "layer_norm_epsilon": (("layer_norm_epsilon",), 1e-5),
   "initializer_range": (("initializer_range",), 0.02),
   "tie_word_embeddings": (("tie_word_embeddings",), True),
+  "activation_function": (("activation_function",), "gelu_new"),
 }
 _FIELDS = {
   "gpt_neo": {
@@ -49,21 +49,18 @@ _FIELDS = {
     "attention_dropout": (("attn_pdrop",), 0.1),
     "classifier_dropout": (("classifier_dropout", "hidden_dropout"), 0.1),
     "summary_first_dropout": (("summary_first_dropout",), 0.1),
+    "scale_attn_weights": (("scale_attn_weights",), True),
+    "scale_attn_by_inverse_layer_idx": (("scale_attn_by_inverse_layer_idx",), False),
   },
 }
 
 # Settings with one value that is implemented. Any other would change the numbers.
-_ONLY = {
-  "gpt_neo": {"activation_function": ACTIVATION},
-  "gpt2": {
-    "activation_function": ACTIVATION,
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "reorder_and_upcast_attn": False,
-    "add_cross_attention": False,
-  },
+_ONLY: dict[str, Any] = {
+  "add_cross_attention": False,
+  "is_encoder_decoder": False,
+  "pruned_heads": {},
+  "quantization_config": None,
 }
-_ONLY_ANYWHERE = {"quantization_config": None, "pruned_heads": {}, "is_encoder_decoder": False}
 _ONLY_DOUBLE_HEADS = {
   "summary_type": "cls_index",
   "summary_use_proj": True,
@@ -106,10 +103,12 @@ def from_hf(fields: Mapping[str, Any], path: Any) -> ModelConfig:
       f"{path}: model_type is {family!r}; supported are {' and '.join(sorted(_FIELDS))}"
     )
   head = _head(fields, path)
-  _refuse_others(fields, {**_ONLY[family], **_ONLY_ANYWHERE}, path)
+  _refuse_others(fields, _ONLY, path)
   values = {ours: _value(fields, names, default, path) for ours, (names, default)
             in _FIELDS[family].items()}  # fmt: skip
   values["intermediate_size"] = values["intermediate_size"] or 0
+  activation = values["activation_function"]
+  values["activation_function"] = ALIASES.get(activation, activation)
   if family == "gpt_neo":
     layers = _attention_layers(fields, values["num_layers"], path)
     values["attention_pattern"] = _shortest_period(layers)
@@ -154,6 +153,9 @@ def to_hf(
     # No field of GPT-2's config, but one that the class with this head asks for.
     if config.head != "token_classification" or config.classifier_dropout == 0.1:
       fields.pop("classifier_dropout")
+  activation = original.get("activation_function")
+  if ALIASES.get(activation) == config.activation_function:
+    fields["activation_function"] = activation  # the name that it came with
   intermediate = _FIELDS[family]["intermediate_size"][0][0]
   fields[intermediate] = config.intermediate_size or None
   if family == "gpt_neo":
@@ -163,7 +165,6 @@ def to_hf(
       pattern = list(config.attention_pattern)
       fields["attention_types"] = [[pattern, config.num_layers // config.period]]
     fields["attention_layers"] = layers
-  fields |= _ONLY[family]
   fields["model_type"] = family
   fields["architectures"] = [CLASSES[config.head][family]]
   fields["dtype"] = config.param_dtype
@@ -203,8 +204,8 @@ def _value(fields: Mapping[str, Any], names: tuple[str, ...], default: Any, path
   if type(default) is int and any(value != next(iter(there.values())) for value in there.values()):
     raise UserError(f"{path}: {' and '.join(f'{k}={v!r}' for k, v in there.items())} disagree")
   value = next(iter(there.values()), default)
-  numbers = bool if isinstance(default, bool) else (int, float)
-  if value is not None and not isinstance(value, numbers):
+  kinds = type(default) if isinstance(default, (bool, str)) else (int, float)
+  if value is not None and not isinstance(value, kinds):
     raise UserError(f"{path}: {names[0]} is {value!r}, which is not a {type(default).__name__}")
   if isinstance(value, float) and (default is None or type(default) is int):
     raise UserError(f"{path}: {names[0]} is {value!r}, which is not a whole number")

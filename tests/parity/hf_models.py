@@ -66,6 +66,29 @@ def gpt2(
   return _randomise(cls(config).float(), std, seed)
 
 
+SETTINGS = {  # settings beside the released models' that transformers computes
+  "unscaled": (gpt2, {"scale_attn_weights": False}),
+  "by layer": (
+    gpt2,
+    {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True},
+  ),
+  "unscaled by layer, quick_gelu": (
+    gpt2,
+    {
+      "scale_attn_weights": False,
+      "scale_attn_by_inverse_layer_idx": True,
+      "activation_function": "quick_gelu",
+    },
+  ),
+  "relu": (gpt2, {"activation_function": "relu"}),
+  "gelu": (gpt_neo, {"activation_function": "gelu"}),
+  "swish, no period": (
+    gpt_neo,
+    {"activation_function": "swish", "pattern": ("local", "global", "global", "local")},
+  ),
+  "gelu_fast": (gpt_neo, {"activation_function": "gelu_fast", "layers": 2}),
+}
+
 CLASSES = {
   "gpt_neo": {
     "lm": transformers.GPTNeoForCausalLM,
@@ -108,6 +131,11 @@ def config_of(model) -> ModelConfig:
     intermediate_size=(c.intermediate_size if neo else c.n_inner) or 0,
     attention_pattern=tuple(c.attention_types[0][0]) if neo else ("global",),
     window_size=c.window_size if neo else 256,
+    activation_function={"gelu_fast": "gelu_new", "swish": "silu"}.get(
+      c.activation_function, c.activation_function
+    ),
+    scale_attn_weights=neo or c.scale_attn_weights,
+    scale_attn_by_inverse_layer_idx=not neo and c.scale_attn_by_inverse_layer_idx,
     head=head_of(model),
     num_labels=c.num_labels,
     problem_type=c.problem_type or "",

@@ -16,8 +16,23 @@ def _layer_norm(x, weight, bias, epsilon, xp):
   return (x - mean) / xp.sqrt(variance + epsilon) * weight + bias
 
 
-def _gelu(x, xp):
+def _gelu_new(x, xp):
   return 0.5 * x * (1 + xp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def _gelu(x, xp):
+  y = x / math.sqrt(2)
+  return 0.5 * x * (1 + (np.vectorize(math.erf)(y) if xp is np else xp.erf(y)))
+
+
+_ACTIVATIONS = {
+  "gelu_new": _gelu_new,
+  "gelu_fast": _gelu_new,
+  "gelu": _gelu,
+  "quick_gelu": lambda x, xp: x / (1 + xp.exp(-1.702 * x)),
+  "relu": lambda x, xp: x * (x > 0),
+  "swish": lambda x, xp: x / (1 + xp.exp(-x)),
+}
 
 
 def _visible_BxTxT(kind, window, real_BxT):
@@ -44,7 +59,9 @@ def hidden(state, config, ids_BxT, real_BxT=None, positions_BxT=None, xp=np):
   K = config.hidden_size // H
   kinds = config.attention_layers if neo else ["global"] * config.n_layer
   window = config.window_size if neo else None
-  scale = 1.0 if neo else 1 / np.sqrt(K)
+  scale = 1.0 if neo or not config.scale_attn_weights else 1 / np.sqrt(K)
+  by_layer = not neo and config.scale_attn_by_inverse_layer_idx
+  activation = _ACTIVATIONS[config.activation_function]
   visible = {kind: _visible_BxTxT(kind, window, real_BxT)[:, None] for kind in set(kinds)}
 
   def linear(x, name):
@@ -67,13 +84,14 @@ def hidden(state, config, ids_BxT, real_BxT=None, positions_BxT=None, xp=np):
       qkv_BxTx3xD = linear(h_BxTxD, f"{layer}.attn.c_attn").reshape(B, T, 3, H * K)
       qkv = [qkv_BxTx3xD[:, :, n] for n in range(3)]
     q, k, v = (x.reshape(B, T, H, K).swapaxes(1, 2) for x in qkv)
-    scores_BxHxTxT = xp.where(xp.asarray(visible[kind]), scale * (q @ k.swapaxes(2, 3)), -np.inf)
+    scores_BxHxTxT = scale / (i + 1 if by_layer else 1) * (q @ k.swapaxes(2, 3))
+    scores_BxHxTxT = xp.where(xp.asarray(visible[kind]), scores_BxHxTxT, -np.inf)
     probs_BxHxTxT = xp.exp(scores_BxHxTxT - xp.amax(scores_BxHxTxT, -1, keepdims=True))
     probs_BxHxTxT = probs_BxHxTxT / probs_BxHxTxT.sum(-1, keepdims=True)
     out_BxTxD = (probs_BxHxTxT @ v).swapaxes(1, 2).reshape(B, T, H * K)
     name = "attn.attention.out_proj" if neo else "attn.c_proj"
     x_BxTxD = x_BxTxD + linear(out_BxTxD, f"{layer}.{name}")
-    h_BxTxF = _gelu(linear(norm(x_BxTxD, f"{layer}.ln_2"), f"{layer}.mlp.c_fc"), xp)
+    h_BxTxF = activation(linear(norm(x_BxTxD, f"{layer}.ln_2"), f"{layer}.mlp.c_fc"), xp)
     x_BxTxD = x_BxTxD + linear(h_BxTxF, f"{layer}.mlp.c_proj")
   return norm(x_BxTxD, "transformer.ln_f")
 

@@ -15,7 +15,7 @@ transformers = pytest.importorskip("transformers")
 import hf_models  # noqa: E402
 from transformers.utils import logging as hf_logging  # noqa: E402
 
-from gptneo_jax import data, heads, interop  # noqa: E402
+from gptneo_jax import data, engine, heads, interop  # noqa: E402
 from gptneo_jax.data import DataConfig  # noqa: E402
 from gptneo_jax.errors import UserError  # noqa: E402
 from gptneo_jax.evals import perplexity  # noqa: E402
@@ -89,6 +89,30 @@ def test_each_class_comes_in_computes_the_same_and_goes_back(tmp_path, family, c
   expected, actual = model.state_dict(), again.state_dict()
   assert expected.keys() == actual.keys()
   assert all(torch.equal(expected[name], actual[name]) for name in expected)
+  before, after = (json.loads((tmp_path / f / "config.json").read_text()) for f in ("hf", "back"))
+  assert after == before
+
+
+@pytest.mark.parametrize("name", hf_models.SETTINGS)
+def test_each_setting_comes_in_computes_the_same_and_goes_back(tmp_path, name):
+  """Logits past the window, greedy tokens with the cache, and every bit on the way back."""
+  make, settings = hf_models.SETTINGS[name]
+  model = make(std=0.3, **settings)
+  model.save_pretrained(tmp_path / "hf")
+  interop.hf_to_orbax(str(tmp_path / "hf"), tmp_path / "ours", tokenizer=False)
+  assert load_config(tmp_path / "ours").replace(initializer="mesh_tf") == hf_models.config_of(model)
+  report = interop.verify(str(tmp_path / "hf"), tmp_path / "ours")
+  assert report["max_abs_difference"] < 1e-4
+  assert report["greedy_agreement"] == 1.0
+  ids = np.random.default_rng(0).integers(1, 61, (2, 20))
+  options = {"max_new_tokens": 40, "eos_token_id": 60, "pad_token_id": 60, "do_sample": False}
+  expected = model.generate(torch.tensor(ids), use_cache=True, **options)
+  got = engine.load(str(tmp_path / "ours")).generate(ids, **options)
+  np.testing.assert_array_equal(got.sequences, expected)
+  assert len(np.unique(got.sequences[:, 20:])) > 5
+  interop.orbax_to_hf(tmp_path / "ours", tmp_path / "back", tokenizer=False)
+  again = opened_by_transformers(type(model), tmp_path / "back").state_dict()
+  assert all(torch.equal(again[name], p) for name, p in model.state_dict().items())
   before, after = (json.loads((tmp_path / f / "config.json").read_text()) for f in ("hf", "back"))
   assert after == before
 

@@ -18,7 +18,9 @@ pytest.importorskip("transformers")
 import hf_models  # noqa: E402
 import referee  # noqa: E402
 from comparison import NOT_WORSE, compare, largest, make_batch, rms  # noqa: E402
+from transformers.activations import ACT2FN  # noqa: E402
 
+from gptneo_jax.activations import ACTIVATIONS, ALIASES, activate  # noqa: E402
 from gptneo_jax.config import ModelConfig  # noqa: E402
 from gptneo_jax.losses import token_losses  # noqa: E402
 from gptneo_jax.model import Decoder  # noqa: E402
@@ -115,6 +117,10 @@ MODELS = {  # how each is made, and its batch; window 6, so T is several windows
   "left_padded": (lambda std: hf_models.gpt_neo(std=std), {"B": 3, "pads": [0, 9, 29]}),
   "gpt2": (lambda std: hf_models.gpt2(std=std), {}),
   "gpt2_left_padded": (lambda std: hf_models.gpt2(std=std), {"pads": [13, 0]}),
+  **{
+    name: (lambda std, make=make, settings=settings: make(std=std, **settings), {"pads": [0, 9]})
+    for name, (make, settings) in hf_models.SETTINGS.items()
+  },
 }
 
 
@@ -142,6 +148,7 @@ def test_logits(name):
     ("odd_heads", 0.02),
     ("left_padded", 0.3),
     ("gpt2", 0.1),
+    *((name, 0.1) for name in hf_models.SETTINGS if name not in ("unscaled", "gelu_fast")),
   ],
 )
 def test_loss_and_gradients(name, std):
@@ -175,6 +182,23 @@ def test_loss_and_gradients(name, std):
     their_worst = max(their_worst, largest(their - truth) / largest(truth))
   print(f"gradients, {name}, std {std}: ours {our_worst:.2e}, PyTorch {their_worst:.2e}, relative")
   assert our_worst <= NOT_WORSE * their_worst
+
+
+@pytest.mark.parametrize("name", [*ACTIVATIONS, *ALIASES])
+def test_every_activation_is_the_function_of_its_name(name):
+  """Values and derivatives of all that transformers has, but for those with parameters."""
+  x = np.concatenate([np.linspace(-12, 12, 4001), [-3.0, 0.0, 3.0, 6.0]]).astype(np.float32)
+  theirs = torch.tensor(x, requires_grad=True)
+  ACT2FN[name](theirs).sum().backward()
+  function = lambda x: activate(x, ALIASES.get(name, name))  # noqa: E731
+  values, derivatives = jax.vmap(jax.value_and_grad(function))(x)
+  np.testing.assert_allclose(values, ACT2FN[name](theirs).detach(), rtol=3e-7, atol=1.2e-6)
+  np.testing.assert_allclose(derivatives, theirs.grad, rtol=3e-7, atol=4e-6)
+
+
+def test_no_activation_is_left_out():
+  assert set(ACT2FN) - {"prelu", "xielu"} == ACTIVATIONS.keys() | ALIASES.keys()
+  assert not ACTIVATIONS.keys() & ALIASES.keys()
 
 
 # --- the comparison can fail -------------------------------------------------------------------
