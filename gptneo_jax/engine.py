@@ -132,7 +132,8 @@ class LanguageModel:
     if source is None:
       return None
     # A folder of ours has its whole tokenizer in tokenizer.json, whatever config.json seems to say.
-    return data.load_tokenizer(source, save_to=source if is_checkpoint_folder(source) else None)
+    ours = data.saved_tokenizer(source) if is_checkpoint_folder(source) else None
+    return ours or data.load_tokenizer(source)
 
   @functools.cached_property
   def generation_config(self) -> dict[str, Any]:

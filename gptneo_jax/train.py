@@ -35,7 +35,17 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
-from gptneo_jax import advice, cli, data, fitting, hosts, preflight, sections, sharding
+from gptneo_jax import (
+  advice,
+  cli,
+  data,
+  fitting,
+  hosts,
+  preflight,
+  run_tokenizer,
+  sections,
+  sharding,
+)
 from gptneo_jax.checkpoint import Checkpointer, latest_step, restore_params
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.errors import UserError
@@ -99,7 +109,8 @@ def _run(
   closing.enter_context(advice.when_out_of_memory(config, mesh.size, memory))
 
   # --- data -------------------------------------------------------------------------------------
-  tokenizer = hosts.first_then_others(lambda: _tokenizer(data_config, model_config, workdir))
+  tokenizer, named = run_tokenizer.find(config, data_config, workdir)
+  say(named)
   data.check_vocabulary(tokenizer, model_config.vocab_size)
   batches = data.TrainBatches(
     data_config,
@@ -382,17 +393,6 @@ def _choice(asked: ConfigDict, config: ConfigDict, mesh: Mesh) -> str:
   return (
     f"a batch in {parts} part(s){marks[0]} of {rows} row(s) on a device,"
     f" remat {config.model.remat}{marks[1]}"
-  )
-
-
-def _tokenizer(data_config: data.DataConfig, model_config: ModelConfig, workdir: epath.Path) -> Any:
-  """The run's tokenizer, learned if asked, and left in the folder so that it stands alone."""
-  learned = data_config.tokenizer == "train"
-  return data.load_tokenizer(
-    data_config.tokenizer,
-    documents=data.mixed_documents(data_config) if learned else None,
-    vocab_size=model_config.vocab_size,
-    save_to=str(workdir),
   )
 
 

@@ -18,6 +18,8 @@ from gptneo_jax.data.tokenizer import (
   check_vocabulary,
   end_of_text_id,
   load_tokenizer,
+  save_tokenizer,
+  saved_tokenizer,
 )
 
 TEXT = "The quick brown fox jumps over the lazy dog. Olá, mundo: ação e coração. " * 30
@@ -51,9 +53,11 @@ def test_learning_is_deterministic(learned):
 @pytest.mark.parametrize("remote", [False, True])
 def test_learned_tokenizer_is_saved_and_found_again(tmp_path, remote):
   folder = "memory://run/tokenizer" if remote else str(tmp_path / "deep" / "tokenizer")
-  first = load_tokenizer("train", documents=documents(), vocab_size=320, save_to=folder)
-  # No documents: nothing is learned again.
-  again = load_tokenizer("train", save_to=folder)
+  assert saved_tokenizer(folder) is None
+  first = load_tokenizer("train", documents=documents(), vocab_size=320)
+  save_tokenizer(load_tokenizer("train", documents=documents(), vocab_size=300), folder)
+  save_tokenizer(first, folder)
+  again = saved_tokenizer(folder)
   assert again.get_vocab() == first.get_vocab()
   assert again.eos_token_id == first.eos_token_id
   assert again.encode("a<|endoftext|>b") == first.encode("a<|endoftext|>b")

@@ -148,6 +148,32 @@ def test_a_run_that_is_done_has_nothing_to_do(config, tmp_path, capsys):
   assert "done: step 2" in capsys.readouterr().out
 
 
+def test_the_tokenizer_is_that_of_the_config_until_there_is_a_checkpoint(config, tmp_path, capsys):
+  folders = {}
+  for size in (270, 280):
+    learned = data.load_tokenizer(
+      "train", documents=[data.Document(" ".join(texts(40)), "", "f:1")], vocab_size=size
+    )
+    folders[size] = str(tmp_path / f"tokenizer {size}")
+    data.save_tokenizer(learned, folders[size])
+  workdir = str(tmp_path / "run")
+  data.save_tokenizer(data.saved_tokenizer(folders[270]), workdir)  # of a start that failed
+  config.update(steps=1, eval_every=0)
+  config.data.tokenizer = folders[280]
+  assert run(config, workdir) == 0
+  assert f"tokenizer: 280 ids, {folders[280]}" in capsys.readouterr().out
+  assert data.vocabulary_size(data.saved_tokenizer(workdir)) == 280
+  config.data.tokenizer = folders[270]
+  assert run(config, workdir) == 0
+  said = f"280 ids, of the run, not data.tokenizer {folders[270]}, which is another (270 ids)"
+  assert said in capsys.readouterr().out
+  # Weights of the run, and no tokenizer named: its own.
+  config.update(init_from=workdir)
+  config.data.tokenizer = "train"
+  assert run(config, str(tmp_path / "second")) == 0
+  assert f"tokenizer: 280 ids, of {workdir}" in capsys.readouterr().out
+
+
 @pytest.fixture
 def drawn(config):
   """Makes the validation of a run, which draws a batch and the sample's prompt, and no more."""

@@ -13,10 +13,13 @@ from gptneo_jax.data.evaluation import (
 )
 from gptneo_jax.data.sources import check_sources, has_split, holds_records, source_files
 from gptneo_jax.data.tokenizer import (
+  DocumentEncoder,
   check_vocabulary,
   end_of_text_id,
   find_end_of_text,
   load_tokenizer,
+  save_tokenizer,
+  saved_tokenizer,
   vocabulary_size,
 )
 
@@ -24,6 +27,7 @@ __all__ = [
   "DataConfig",
   "DataError",
   "Document",
+  "DocumentEncoder",
   "EvaluationBatches",
   "KeptBatches",
   "TrainBatches",
@@ -40,6 +44,8 @@ __all__ = [
   "load_tokenizer",
   "merge_states",
   "mixed_documents",
+  "save_tokenizer",
+  "saved_tokenizer",
   "source_files",
   "vocabulary_size",
 ]

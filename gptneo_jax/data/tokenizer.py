@@ -20,6 +20,7 @@ from gptneo_jax.data.files import file_system
 logger = logging.getLogger(__name__)
 
 END_OF_TEXT = "<|endoftext|>"
+_FILES = ("tokenizer_config.json", "special_tokens_map.json", "tokenizer.json")
 # More threads than cores evict one another's caches; more than this many wait for Python's lock.
 _MOST_THREADS = 16
 _SHORT_DOCUMENT = 1000  # characters
@@ -31,7 +32,6 @@ def load_tokenizer(
   *,
   documents: Iterable[Document] | None = None,
   vocab_size: int | None = None,
-  save_to: str | None = None,
 ) -> Any:
   """A fast Hugging Face tokenizer.
 
@@ -39,8 +39,6 @@ def load_tokenizer(
     name: hub id, local folder, or 'train'.
     documents: for 'train': what to learn from; the first 20 MB are used.
     vocab_size: for 'train': entries, the end of text among them.
-    save_to: folder (local or gs://, s3://) to save in. If it holds a tokenizer already, that one
-      is loaded: a resumed run goes on with the one it began with.
 
   Returns:
     transformers.PreTrainedTokenizerFast.
@@ -48,24 +46,17 @@ def load_tokenizer(
   Raises:
     DataError: no such folder, hub not reached, or not a fast tokenizer.
   """
-  saved = _saved(save_to) if save_to else None
-  if saved is not None:
-    return saved
   if name == "train":
     if documents is None or vocab_size is None:
       raise ValueError("load_tokenizer('train') needs documents and vocab_size")
-    tokenizer = _train(documents, vocab_size)
-  else:
-    tokenizer = _load(name)
-  if save_to:
-    _save(tokenizer, save_to)
-  return tokenizer
+    return _train(documents, vocab_size)
+  return _load(name)
 
 
 def _load(name: str) -> Any:
   local = os.path.expanduser(name)
   if os.path.isfile(os.path.join(local, "tokenizer.json")):
-    return _saved(local)  # whatever config.json there says of the model
+    return saved_tokenizer(local)  # whatever config.json there says of the model
   if os.path.isdir(local):
     tokenizer = _from_pretrained(local, name, local_files_only=True)
   elif name.startswith(("/", ".", "~")) or name.count("/") > 1:
@@ -194,8 +185,8 @@ def _from_hub(name: str):
   return _from_pretrained(name, name)
 
 
-def _saved(folder: str):
-  """The tokenizer that `folder` holds, or None."""
+def saved_tokenizer(folder: str) -> Any:
+  """The tokenizer that save_tokenizer left in a folder (local, gs://, s3://), or None."""
   from transformers import PreTrainedTokenizerFast
 
   fs, root = file_system(folder)
@@ -206,7 +197,8 @@ def _saved(folder: str):
     return PreTrainedTokenizerFast.from_pretrained(copied)
 
 
-def _save(tokenizer, folder: str) -> None:
+def save_tokenizer(tokenizer, folder: str) -> None:
+  """Leaves a tokenizer in a folder (local, gs://, s3://), in the place of another one."""
   fs, root = file_system(folder)
   with tempfile.TemporaryDirectory() as written:
     tokenizer.save_pretrained(written)
@@ -215,10 +207,13 @@ def _save(tokenizer, folder: str) -> None:
     for file in sorted(os.listdir(written), key=lambda file: file == "tokenizer.json"):
       fs.put_file(os.path.join(written, file), f"{root}/{file}.part")
       fs.mv(f"{root}/{file}.part", f"{root}/{file}")
+    for file in _FILES:
+      if not os.path.exists(os.path.join(written, file)) and fs.exists(f"{root}/{file}"):
+        fs.rm_file(f"{root}/{file}")  # of the one that was there
 
 
 def _copy_files(fs, root: str, folder: str) -> None:
-  for file in ("tokenizer_config.json", "special_tokens_map.json", "tokenizer.json"):
+  for file in _FILES:
     if fs.exists(f"{root}/{file}"):
       with fs.open(f"{root}/{file}", "rb") as source, open(f"{folder}/{file}", "wb") as copied:
         shutil.copyfileobj(source, copied)
