@@ -1,6 +1,7 @@
 """Eight devices, other meshes and several hosts: the same data, the same loss to rounding."""
 
 import json
+import pathlib
 import socket
 import subprocess
 
@@ -14,7 +15,12 @@ pytestmark = pytest.mark.processes
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
   corpus = train_runs.write_corpus(tmp_path_factory.mktemp("corpus"))
-  return {"data__source": "jsonl", "data__path": corpus, "data__validation_fraction": 0.1}
+  return {
+    "data__source": "jsonl",
+    "data__path": corpus,
+    "data__validation_fraction": 0.1,
+    "eval_every": 8,
+  }
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +48,11 @@ def test_accumulation_is_the_large_batch(settings, one_device, tmp_path):
   np.testing.assert_allclose(train_runs.losses(tmp_path), train_runs.losses(one_device), rtol=2e-5)
 
 
-def two_hosts(workdir, **settings) -> tuple[list[int], list[tuple[str, str]]]:
+def two_hosts(command: list[str]) -> tuple[list[int], list[tuple[str, str]]]:
   """Runs to the end in two processes of two devices each; their statuses, and what they print."""
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{free.getsockname()[1]}"
-  command = train_runs.train_command(workdir, **settings)
   hosts = [
     subprocess.Popen(
       [*command, f"--coordinator_address={address}", "--num_processes=2", f"--process_id={number}"],
@@ -61,16 +66,25 @@ def two_hosts(workdir, **settings) -> tuple[list[int], list[tuple[str, str]]]:
 
 
 def test_two_hosts(settings, one_device, tmp_path):
-  """Then the checkpoint goes on in one process."""
-  statuses, outputs = two_hosts(
+  """The rows of each lie apart; then the checkpoint goes on in one process."""
+  python, _, _, *arguments = train_runs.train_command(
     tmp_path, **settings | {"steps": 8, "mesh__fsdp": 2, "eval__sample_tokens": 8}
   )
+  program = pathlib.Path(__file__).with_name("train_on_torus.py")
+  statuses, outputs = two_hosts([python, program, *arguments])
   assert statuses == [0, 0], outputs
-  assert "step 8: checkpoint" in outputs[0][0]  # one of them speaks
+  assert "done: step 8, checkpoint" in outputs[0][0]  # one of them speaks
   assert "step" not in outputs[1][0] + outputs[1][1]
   result = train_runs.train(tmp_path, **settings)
   assert result.returncode == 0, result.stderr
   np.testing.assert_allclose(train_runs.losses(tmp_path), train_runs.losses(one_device), rtol=2e-5)
+  np.testing.assert_allclose(evaluations(tmp_path), evaluations(one_device), rtol=2e-5)
+
+
+def evaluations(workdir) -> list[float]:
+  """Validation loss and perplexity after steps 8, of two hosts, and 12."""
+  lines = [line for line in train_runs.metrics(workdir) if line["step"] in (8, 12)]
+  return [line[name] for line in lines for name in ("eval/loss", "eval/perplexity")]
 
 
 def test_a_bad_record_of_one_host_ends_both(settings, one_device, tmp_path):
@@ -83,7 +97,7 @@ def test_a_bad_record_of_one_host_ends_both(settings, one_device, tmp_path):
     (shards / f"{stream}.jsonl").write_text("\n".join([*lines[:300], *bad, *lines[300:]]) + "\n")
   settings = settings | {"data__path": f"{shards}/*.jsonl", "data__tokenizer": one_device}
   settings |= {"steps": 10_000, "checkpoint_every": 0, "log_every": 1000}
-  statuses, outputs = two_hosts(tmp_path / "run", **settings)
+  statuses, outputs = two_hosts(train_runs.train_command(tmp_path / "run", **settings))
   assert statuses == [1, 1], outputs
   for _, err in outputs:
     assert "error on process 1 (" in err.splitlines()[-1]
