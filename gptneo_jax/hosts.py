@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import glob
 import importlib.util
@@ -29,7 +28,8 @@ T = TypeVar("T")
 
 # --- start and end --------------------------------------------------------------------------------
 
-_FAILURE, _SEEN = "gptneo_jax/failure", "gptneo_jax/failure_seen"  # keys that all processes see
+# Keys that all processes see.
+_FAILURE, _SEEN, _DONE = (f"gptneo_jax/{name}" for name in ("failure", "failure_seen", "done"))
 _POLL_SECONDS = 0.5
 _LEAVE_SECONDS = 10  # for the others to have seen a failure
 
@@ -51,8 +51,6 @@ def joined(
   if coordinator is None and not _in_cluster():
     yield
     return
-  ended = threading.Event()
-  atexit.register(ended.set)  # before JAX's, so that it runs after JAX has waited for all to end
   try:
     jax.distributed.initialize(coordinator, num_processes, process_id)
   except (RuntimeError, ValueError, OSError) as error:
@@ -60,12 +58,15 @@ def joined(
       f"cannot join the other processes: {str(error).splitlines()[0]}; give each"
       " --coordinator_address HOST:PORT, --num_processes and --process_id"
     ) from None
-  failures = _Failures()
+  failures, ended = _Failures(), threading.Event()
   threading.Thread(target=failures.watch, args=(ended,), daemon=True).start()
   try:
     yield
+    failures.wait_for_all()
   except (Exception, KeyboardInterrupt) as error:
     failures.end_all(error)
+  finally:
+    ended.set()
 
 
 class _Failures:
@@ -91,6 +92,15 @@ class _Failures:
         continue
       self._leave(line)
 
+  def wait_for_all(self) -> None:
+    """Returns when all are done, since what the last ones meet is still to end this one."""
+    self._client.key_value_set(f"{_DONE}/{self._id}", "")
+    while self._count(_DONE) < self._number:
+      time.sleep(0.1)
+
+  def _count(self, key: str) -> int:
+    return len(self._client.key_value_dir_get(key))
+
   def end_all(self, error: BaseException) -> None:
     """Tells the others and ends this process."""
     line = (
@@ -113,9 +123,7 @@ class _Failures:
     deadline = time.monotonic() + _LEAVE_SECONDS
     with contextlib.suppress(RuntimeError):
       self._client.key_value_set(f"{_SEEN}/{self._id}", "")
-      while len(self._client.key_value_dir_get(_SEEN)) < self._number:
-        if time.monotonic() > deadline:
-          break
+      while self._count(_SEEN) < self._number and time.monotonic() < deadline:
         time.sleep(0.1)
     if self._id == 0:
       time.sleep(1)  # the coordinator goes last: those that lose it abort

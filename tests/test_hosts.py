@@ -192,7 +192,7 @@ def test_a_second_interrupt_does_what_it_did_before(previous):
 
 
 @pytest.mark.processes
-def test_two_processes(tmp_path):
+def test_three_processes(tmp_path):
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -204,7 +204,7 @@ def test_two_processes(tmp_path):
       env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
       stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )
-    for number in range(2)
+    for number in range(3)
   ]  # fmt: skip
   outputs = [process.communicate(timeout=100) for process in processes]
   stops = set()
@@ -213,9 +213,9 @@ def test_two_processes(tmp_path):
     found = json.loads(out.splitlines()[-1])  # and no word of going on
     assert found["rows"]
     stops.add(found["stop"])
-    assert found["gathered"] == [{"of": 0, "as": "x"}, {"of": 1, "as": "xx"}]
+    assert found["gathered"] == [{"of": n, "as": "x" * (1 + n)} for n in range(3)]
     assert (
       err.splitlines()[-1] == f"error on process 0 ({socket.gethostname()}): {tmp_path} is full"
     )
     assert "Traceback" not in err
-  assert len(stops) == 1 and 2 < min(stops) < 500  # both at one step
+  assert len(stops) == 1 and 2 < min(stops) < 500  # all at one step
