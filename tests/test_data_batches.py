@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 import subprocess
 import sys
 import threading
@@ -23,6 +24,7 @@ from data_rows import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gptneo_jax.data import streams
 from gptneo_jax.data.config import DataConfig
 from gptneo_jax.data.documents import DataError
 from gptneo_jax.data.tokenizer import DocumentEncoder, end_of_text_id
@@ -76,6 +78,46 @@ def test_epochs_and_seeds_differ_in_order(tokenizer, tmp_path):
     assert [sorted(order[start : start + 10]) for start in range(0, 100, 10)] == [
       texts[start : start + 10] for start in range(0, 100, 10)
     ]
+
+
+def test_documents_shuffled_together_are_bounded_in_size(tokenizer, tmp_path, monkeypatch):
+  """A block ends with the document that reaches the bound; every document comes once an epoch."""
+  monkeypatch.setattr(streams, "SHUFFLE_CHARACTERS", 30)
+  texts = [f"{number:03}" for number in range(40)]
+  texts[20] = "long" * 20
+  config = config_of(write_shards(tmp_path, [texts]), num_streams=1, shuffle_window=12)
+  iterator = batches_of(config, tokenizer)
+  documents = documents_in(tokens_of_stream(take(iterator, 20), 0, 2), tokenizer)[:40]
+  iterator.close()
+  blocks = [range(10), range(10, 20), [20], range(21, 31), range(31, 40)]
+  bounds = np.cumsum([0, *map(len, blocks)])
+  for block, (start, end) in zip(blocks, itertools.pairwise(bounds)):
+    own = set(documents[start:end])
+    assert own <= {texts[number] for number in block} | ({texts[20]} if 20 in block else set())
+
+
+def test_texts_without_tokens(tmp_path):
+  """As an empty text: no two ends of text in a row, and nothing but such texts is an error."""
+  import tokenizers
+  from transformers import PreTrainedTokenizerFast
+
+  backend = tokenizers.Tokenizer(
+    tokenizers.models.WordLevel({"a": 0, "b": 1, "?": 2}, unk_token="?")
+  )
+  backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+  spaces_dropped = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>")
+  path = write_shards(tmp_path, [["a b", " ", "\n", "b", "  "]])
+  iterator = batches_of(config_of(path, num_streams=1, shuffle_window=2), spaces_dropped)
+  tokens = tokens_of_stream(take(iterator, 8), 0, 2)
+  iterator.close()
+  end = end_of_text_id(spaces_dropped)
+  assert not (tokens[1:] == end)[tokens[:-1] == end].any()
+  assert set(np.flatnonzero(np.bincount(tokens))) == {0, 1, end}
+  write_shards(tmp_path, [[" ", "\n"]])
+  iterator = batches_of(config_of(path, num_streams=1), spaces_dropped)
+  with pytest.raises(DataError, match=r"no token for any text of .*000\.jsonl"):
+    next(iterator)
+  iterator.close()
 
 
 def test_order_is_the_same_for_ever(tokenizer, tmp_path):
@@ -198,9 +240,9 @@ def test_batch_size_and_streams_are_checked(tokenizer, tmp_path):
   config = config_of(write_shards(tmp_path, [["one", "two"]]), num_streams=2)
   with pytest.raises(DataError, match=r"data.num_streams 2 .* batch_size 3"):
     batches_of(config, tokenizer, batch_size=3)
-  for streams in ([0, 2], [1, 0], [2], []):
+  for own in ([0, 2], [1, 0], [2], []):
     with pytest.raises(ValueError, match="streams"):
-      batches_of(config, tokenizer, streams=streams)
+      batches_of(config, tokenizer, streams=own)
 
 
 def test_close_ends_the_thread_and_waiting_is_counted(tokenizer, tmp_path):

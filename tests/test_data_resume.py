@@ -21,6 +21,7 @@ from data_rows import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gptneo_jax.data import streams
 from gptneo_jax.data.batches import TrainBatches, merge_states
 from gptneo_jax.data.config import DataConfig
 from gptneo_jax.data.documents import DataError
@@ -39,9 +40,20 @@ def tokenizer():
   stop=st.integers(0, 6),
   mixed=st.booleans(),
   segment_ids=st.booleans(),
+  characters=st.sampled_from([1, 25, streams.SHUFFLE_CHARACTERS]),
   data=st.data(),
 )
 def test_hosts_prefetching_and_restarts_change_no_batch(
+  tokenizer, tmp_path_factory, source, window, prefetch, stop, mixed, segment_ids, characters, data
+):
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(streams, "SHUFFLE_CHARACTERS", characters)
+    _compare_with_one_host(
+      tokenizer, tmp_path_factory, source, window, prefetch, stop, mixed, segment_ids, data
+    )
+
+
+def _compare_with_one_host(
   tokenizer, tmp_path_factory, source, window, prefetch, stop, mixed, segment_ids, data
 ):
   shards, num_streams = source

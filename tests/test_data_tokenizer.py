@@ -1,13 +1,17 @@
 """Tokenizers: learning, loading, saving; no text can contain the end of text."""
 
+import copy
 import json
 import logging
+import random
+import time
 
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from gptneo_jax.data import cuts
 from gptneo_jax.data import tokenizer as tokenizer_module
 from gptneo_jax.data.config import DataConfig
 from gptneo_jax.data.documents import DataError, Document
@@ -122,6 +126,128 @@ def test_texts_are_encoded_alike_now_and_later(learned):
     assert [ids.tolist() for ids in later] == [ids.tolist() for ids in now]
     assert all(ids.dtype == np.int32 for ids in later)
   encoder.close()
+
+
+SPACES = " \n\t\r\v\f\x1c\x1f\x85\xa0\u1680\u180e\u2003\u200b\u2028\u3000"
+characters = st.one_of(
+  st.sampled_from(SPACES),
+  st.sampled_from("  \n'sdt1é日🙂!\u0301\u0345¨"),
+  st.characters(codec="utf-8"),
+)
+long_text = st.lists(
+  st.one_of(st.text(characters, max_size=8), st.sampled_from([END_OF_TEXT, "don't", "   ", "  x"]))
+).map("".join)
+
+
+def neox_like():
+  """As GPT-NeoX-20B's: characters composed, and runs of spaces that are found before words."""
+  import tokenizers
+
+  backend = tokenizers.Tokenizer.from_str(
+    load_tokenizer("train", documents=documents(), vocab_size=300).backend_tokenizer.to_str()
+  )
+  backend.normalizer = tokenizers.normalizers.NFC()
+  backend.add_tokens([" " * count for count in range(2, 6)] + ["\n\n", "don't"])
+  return backend
+
+
+def with_prefix_space():
+  import tokenizers
+
+  backend = neox_like()
+  backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
+  return backend
+
+
+@pytest.fixture(scope="module")
+def backends(shared_data, learned):
+  """Tokenizers of which special tokens in a text are text, each with what cuts for it."""
+  gpt2 = load_tokenizer(str(shared_data / "gpt2_tokenizer")).backend_tokenizer
+  found = [gpt2, learned.backend_tokenizer, neox_like(), with_prefix_space()]
+  found = [copy.deepcopy(backend) for backend in found]
+  for backend in found:
+    backend.encode_special_tokens = True
+  return [(backend, cuts.cutter(backend)) for backend in found]
+
+
+@settings(deadline=None, max_examples=300)
+@given(text=long_text, size=st.integers(1, 5))
+@example("a \u0301b  c \n d", 1)
+def test_parts_of_a_text_have_the_ids_of_the_whole(backends, text, size):
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(cuts, "PART", size)
+    for backend, cut in backends:
+      parts = list(cut(text))
+      assert "".join(parts) == text
+      encodings = backend.encode_batch_fast(parts, add_special_tokens=False)
+      ids = [i for encoding in encodings for i in encoding.ids]
+      assert ids == backend.encode(text, add_special_tokens=False).ids
+
+
+def test_long_texts_are_cut_and_have_the_same_ids(learned, monkeypatch):
+  encoder = DocumentEncoder(learned)
+  long = TEXT * 60 + "x" * 50_000 + TEXT * 100 + END_OF_TEXT + TEXT
+  whole = copy.deepcopy(learned.backend_tokenizer)
+  whole.encode_special_tokens = True
+  assert len(list(cuts.cutter(whole)(long))) > 3
+  expected = [whole.encode(text).ids for text in (long, "", "a", long[5:])]
+  calls, encode = [], encoder._encode
+  monkeypatch.setattr(encoder, "_encode", lambda texts: calls.append(texts) or encode(texts))
+  for ids in (encoder.encode([long, "", "a", long[5:]]),
+              encoder.encode_later([long, "", "a", long[5:]]).result()):  # fmt: skip
+    assert [own.tolist() for own in ids] == expected
+  assert max(sum(map(len, texts)) for texts in calls) < 400_000 < len(long) * 2
+  encoder.close()
+
+
+def test_where_ids_could_change_nothing_is_cut():
+  from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
+
+  def parts(pre_tokenizer=None, normalizer=None, token=None):
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizer or pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if normalizer:
+      backend.normalizer = normalizer
+    if token:
+      backend.add_tokens([token])
+    return len(list(cuts.cutter(backend)("some words " * 9000)))
+
+  assert parts() == 4
+  assert parts(token=AddedToken("  ", lstrip=True)) == 4
+  assert parts(pre_tokenizers.Metaspace()) == 1
+  assert parts(pre_tokenizers.ByteLevel(use_regex=False)) == 1
+  assert parts(normalizer=normalizers.Replace("s w", "x")) == 1
+  assert parts(token=AddedToken("some words")) == 1
+  assert parts(token=AddedToken("words", rstrip=True)) == 1
+
+
+@pytest.mark.parametrize("letters", ["ACGT", "="])
+def test_learning_from_a_stretch_without_spaces_is_bounded(letters, capsys):
+  """Without a bound, the letters take 40 s of a core, and the ruler becomes a token of 400,000."""
+  stretch = "".join(random.Random(0).choices(letters, k=400_000))
+  start = time.process_time()
+  learned = load_tokenizer("train", documents=documents(stretch), vocab_size=1000)
+  assert time.process_time() - start < 15
+  assert max(map(len, learned.get_vocab())) <= 256
+  assert "learning a tokenizer of 1000 entries from 1 documents" in capsys.readouterr().err
+  assert learned.decode(DocumentEncoder(learned).encode([stretch])[0]) == stretch
+
+
+def test_words_are_learned_as_without_the_bound(monkeypatch, learned):
+  monkeypatch.setattr(tokenizer_module, "_STRETCH_BYTES", 10**6)
+  unbounded = load_tokenizer("train", documents=documents(), vocab_size=320)
+  assert unbounded.backend_tokenizer.to_str() == learned.backend_tokenizer.to_str()
+
+
+def test_tokenizer_that_has_no_ids_for_some_texts():
+  import tokenizers
+  from transformers import PreTrainedTokenizerFast
+
+  backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, END_OF_TEXT: 1}))
+  backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+  tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END_OF_TEXT)
+  with pytest.raises(DataError, match=r"cannot encode every text: .*\[UNK\]"):
+    DocumentEncoder(tokenizer)
 
 
 def test_callers_tokenizer_is_not_changed(learned):

@@ -29,7 +29,7 @@ class DataConfig:
     tokenizer: hub id, local folder, or 'train' to learn one from the training split.
     num_streams: virtual streams S; S divides the batch size and the hosts divide S. 0: see
       `for_batch`.
-    shuffle_window: documents shuffled together, per stream.
+    shuffle_window: documents shuffled together, per stream; fewer if they hold 2**25 characters.
     segment_ids: batches say where documents end, so that attention can stop there.
     on_bad_record: 'stop' or 'skip' (and count), of records and of files that cannot be read.
     text_key: field of a record that holds the text; 'a.b' is field b of field a.

@@ -5,7 +5,6 @@ Its state is a few integers: the block of documents in hand is read again after 
 """
 
 import dataclasses
-import itertools
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -16,6 +15,9 @@ from gptneo_jax.data.documents import DataError
 from gptneo_jax.data.sources import Component
 from gptneo_jax.data.tokenizer import DocumentEncoder
 
+# Documents shuffled together hold no more than this, so that long ones do not fill the memory.
+# The order of the data depends on it: another value continues no run.
+SHUFFLE_CHARACTERS = 1 << 25
 # Documents encoded in one call; a call is worth some 20 ms of a core.
 _PIECE_DOCUMENTS = 64
 _PIECE_CHARACTERS = 1 << 16
@@ -38,6 +40,7 @@ class _Piece:
 
   start: dict[str, int]
   index: int
+  characters: int
   ids: Future[list[np.ndarray]]
 
 
@@ -56,8 +59,8 @@ class DocumentStream:
 
   Of n shards each of the S streams owns n // S whole; the records of the n % S left over are
   dealt to all streams in turn, so that no document weighs more than another. Each epoch reads the
-  shards in a new order; within it, blocks of `window` documents are permuted. A block ends with
-  the epoch.
+  shards in a new order; within it, blocks of `window` documents, or of fewer that hold
+  SHUFFLE_CHARACTERS, are permuted. A block ends with the epoch.
   """
 
   def __init__(
@@ -95,15 +98,25 @@ class DocumentStream:
     self._pieces = self._guarded_pieces(self._start, self._index)
 
   def next(self) -> np.ndarray:
-    """Tokens of the next document, int32, the end of text last."""
-    if not self._encoded:
-      self._take_piece()
-    self._index += 1
-    return self._encoded.popleft()
+    """Tokens of the next document that has any, int32, the end of text last."""
+    epoch = self._start["epoch"]
+    while self._start["epoch"] <= epoch + 1:
+      if not self._encoded:
+        self._take_piece()
+      self._index += 1
+      ids = self._encoded.popleft()
+      if len(ids) > 1:
+        return ids
+    raise DataError(f"the tokenizer has no token for any text of {self._source.shards[0]}")
 
   def _take_piece(self) -> None:
     """Waits for the next piece; those that follow it are being encoded meanwhile."""
-    self._ahead.extend(itertools.islice(self._pieces, 1 + self._pieces_ahead - len(self._ahead)))
+    # The next one and another, further ones while they are small: long documents need not wait.
+    while len(self._ahead) < 2 or (
+      len(self._ahead) <= self._pieces_ahead
+      and sum(piece.characters for piece in self._ahead) < self._pieces_ahead * _PIECE_CHARACTERS
+    ):
+      self._ahead.append(next(self._pieces))
     piece = self._ahead.popleft()
     end = np.array([self._encoder.end_of_text], np.int32)
     self._encoded.extend(np.concatenate([ids, end]) for ids in piece.ids.result())
@@ -116,7 +129,8 @@ class DocumentStream:
     except Exception as error:
       failed: Future[list[np.ndarray]] = Future()
       failed.set_exception(error)
-      yield _Piece(start, index, failed)
+      while True:
+        yield _Piece(start, index, 0, failed)
 
   def _read_pieces(self, start: dict[str, int], index: int) -> Iterator["_Piece"]:
     """Pieces without end, from document `index` of the block that begins at `start`."""
@@ -124,7 +138,7 @@ class DocumentStream:
     while True:
       if reader is None:
         reader = self._read(start["epoch"], start["shard"], (start["record"], start["offset"]))
-      block, end = self._read_block(start, reader)
+      block, full, end = self._read_block(start, reader)
       if index > len(block):
         raise DataError(
           f"stream {self._stream}: the data state counts {index} documents in a block that holds"
@@ -132,28 +146,34 @@ class DocumentStream:
         )
       while index < len(block):
         count = _piece_size(block, index)
-        yield _Piece(start, index, self._encoder.encode_later(block[index : index + count]))
+        texts = block[index : index + count]
+        size = sum(map(len, texts))
+        yield _Piece(start, index, size, self._encoder.encode_later(texts))
         index += count
-      start, index = self._start_after(start, len(block), end), 0
+      start, index = self._start_after(start, len(block), full, end), 0
       if start["block"] == 0:
         reader = None
 
   def _read_block(
     self, start: dict[str, int], reader: Iterator
-  ) -> tuple[list[str], tuple[int, tuple[int, int]]]:
-    """Texts of a block, permuted, and (shard, cursor) past it."""
+  ) -> tuple[list[str], bool, tuple[int, tuple[int, int]]]:
+    """Texts of a block, permuted; whether it is full (else the epoch ended); (shard, cursor) past
+    it."""
     texts, end = [], (start["shard"], (start["record"], start["offset"]))
-    for place, document in itertools.islice(reader, self._window):
-      end = place
+    size, full = 0, False
+    while not full and (following := next(reader, None)) is not None:
+      end, document = following
       texts.append(document.text)
+      size += len(document.text)
+      full = len(texts) == self._window or size >= SHUFFLE_CHARACTERS
     order = permutation(len(texts), *self._key, 1, start["epoch"], start["block"])
-    return [texts[number] for number in order], end
+    return [texts[number] for number in order], full, end
 
   def _start_after(
-    self, start: dict[str, int], size: int, end: tuple[int, tuple[int, int]]
+    self, start: dict[str, int], size: int, full: bool, end: tuple[int, tuple[int, int]]
   ) -> dict[str, int]:
-    """Where the block after one of `size` documents begins, in the next epoch if need be."""
-    if size == self._window:
+    """Where the block after one of `size` documents begins: in the next epoch if it is not full."""
+    if full:
       shard, (record, offset) = end
       return {
         "epoch": start["epoch"], "block": start["block"] + 1,

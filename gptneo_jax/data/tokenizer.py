@@ -3,7 +3,6 @@
 import copy
 import hashlib
 import json
-import logging
 import os
 import shutil
 import sys
@@ -14,10 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from gptneo_jax.data.cuts import PART, cutter
 from gptneo_jax.data.documents import DataError, Document
 from gptneo_jax.data.files import file_system
-
-logger = logging.getLogger(__name__)
 
 END_OF_TEXT = "<|endoftext|>"
 _FILES = ("tokenizer_config.json", "special_tokens_map.json", "tokenizer.json")
@@ -25,6 +23,9 @@ _FILES = ("tokenizer_config.json", "special_tokens_map.json", "tokenizer.json")
 _MOST_THREADS = 16
 _SHORT_DOCUMENT = 1000  # characters
 _SAMPLE_BYTES = 20_000_000  # text that a tokenizer is learned from; more changes little
+# The trainer's time grows with the square of a stretch without spaces; GPT-2's longest token: 128.
+_STRETCH_BYTES = 256
+_CHARACTERS_AT_ONCE = 1 << 18  # of long texts in one call, which holds hundreds of bytes a token
 
 
 def load_tokenizer(
@@ -112,6 +113,7 @@ class DocumentEncoder:
     backend.no_padding()
     backend.encode_special_tokens = True
     self._backend = backend
+    self._cut = cutter(backend)
     self._threads = ThreadPoolExecutor(_cores(), thread_name_prefix="tokenizer")
     self.end_of_text = end_of_text_id(tokenizer)
     spelled = tokenizer.convert_ids_to_tokens(self.end_of_text)
@@ -122,8 +124,25 @@ class DocumentEncoder:
       )
 
   def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-    """Ids of each text, int32, without end of text; several texts at once use several cores."""
-    encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+    """Ids of each text, int32, without end of text; several texts at once use several cores.
+
+    Long texts are encoded in parts where that changes nothing: the library takes some 500 bytes a
+    token. Raises DataError where the tokenizer has no ids for a text.
+    """
+    if max(map(len, texts), default=0) <= PART:
+      return self._encode(texts)
+    parts = [(number, part) for number, text in enumerate(texts) for part in self._cut(text)]
+    ids: list[list[np.ndarray]] = [[] for _ in texts]
+    for together in _batches(parts):
+      for (number, _), own in zip(together, self._encode([part for _, part in together])):
+        ids[number].append(own)
+    return [np.concatenate(own) for own in ids]
+
+  def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+    try:
+      encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+    except Exception as error:  # the library raises nothing narrower
+      raise DataError(f"the tokenizer cannot encode every text: {_first_line(error)}") from error
     return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
   def encode_later(self, texts: Sequence[str]) -> Future[list[np.ndarray]]:
@@ -139,7 +158,7 @@ class DocumentEncoder:
     # Each call waits for Python's lock once; for short texts, that could be most of the time.
     if sum(map(len, texts)) < _SHORT_DOCUMENT * len(texts):
       return self.encode(texts)
-    return [self.encode([text])[0] for text in texts]
+    return [np.concatenate([self._encode([p])[0] for p in self._cut(text)]) for text in texts]
 
   def close(self) -> None:
     """Drops what waits to be encoded, and waits for what is being encoded."""
@@ -150,6 +169,19 @@ class DocumentEncoder:
     vocabulary = sorted(self._backend.get_vocab().items(), key=lambda entry: entry[1])
     content = json.dumps([vocabulary, self.end_of_text]).encode()
     return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
+def _batches(parts: list[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+  """The parts in runs of about _CHARACTERS_AT_ONCE characters."""
+  batch, size = [], 0
+  for part in parts:
+    batch.append(part)
+    size += len(part[1])
+    if size >= _CHARACTERS_AT_ONCE:
+      yield batch
+      batch, size = [], 0
+  if batch:
+    yield batch
 
 
 def _cores() -> int:
@@ -229,7 +261,9 @@ def _train(documents: Iterable[Document], vocab_size: int):
   if vocab_size <= len(alphabet):
     raise DataError(f"vocab_size is {vocab_size}; a byte-level tokenizer needs 257 or more")
   backend = tokenizers.Tokenizer(models.BPE())
-  backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  stretches = pre_tokenizers.FixedLength(_STRETCH_BYTES)  # letters are bytes by now
+  backend.pre_tokenizer = pre_tokenizers.Sequence([words, stretches])
   backend.decoder = decoders.ByteLevel()
   backend.post_processor = processors.ByteLevel(trim_offsets=False)
   trainer = trainers.BpeTrainer(
@@ -241,13 +275,13 @@ def _train(documents: Iterable[Document], vocab_size: int):
   sample = list(_sample(documents))
   if not sample:
     raise DataError("there is no training text to learn a tokenizer from")
-  logger.info(
-    "learning a tokenizer of %d entries from %d documents, %.1f million characters",
-    vocab_size,
-    len(sample),
-    sum(map(len, sample)) / 1e6,
+  print(
+    f"learning a tokenizer of {vocab_size} entries from {len(sample)} documents,"
+    f" {sum(map(len, sample)) / 1e6:.1f} million characters",
+    file=sys.stderr,
   )
   backend.train_from_iterator(sample, trainer, length=len(sample))
+  backend.pre_tokenizer = words
   return PreTrainedTokenizerFast(
     tokenizer_object=backend, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, unk_token=END_OF_TEXT
   )
@@ -256,8 +290,9 @@ def _train(documents: Iterable[Document], vocab_size: int):
 def _sample(documents: Iterable[Document]) -> Iterator[str]:
   size = 0
   for document in documents:
-    yield document.text
-    size += len(document.text.encode())
+    text = document.text[: _SAMPLE_BYTES - size]
+    yield text
+    size += len(text.encode())
     if size >= _SAMPLE_BYTES:
       return
 
