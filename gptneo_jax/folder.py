@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 
 from etils import epath
 
@@ -11,6 +13,28 @@ from gptneo_jax.errors import UserError
 
 _CONFIG_FILE = "config.json"
 _FORMAT = "gptneo_jax"  # told from Hugging Face's file of the same name by this
+
+
+_STORES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}  # scheme: package, our extra
+
+
+def run_folder(name: str) -> epath.Path:
+  """The folder that a run writes: local (`~` is the home), gs:// or s3://.
+
+  Raises UserError for another URL, a store whose package is missing, and a file.
+  """
+  scheme, url, _ = name.partition("://")
+  if not url:
+    folder = epath.Path(os.path.expanduser(name))
+    if folder.is_file():
+      raise UserError(f"{name} is a file; a run needs a folder")
+    return folder
+  if scheme not in _STORES:
+    raise UserError(f"{name}: a run's folder is a local one, gs:// or s3://, not {scheme}://")
+  package, extra = _STORES[scheme]
+  if importlib.util.find_spec(package) is None:
+    raise UserError(f"{name}: {scheme}:// needs {package}: pip install 'gptneo_jax[{extra}]'")
+  return epath.Path(name)
 
 
 def save_config(folder: epath.PathLike, config: ModelConfig) -> None:

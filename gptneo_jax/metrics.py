@@ -9,6 +9,7 @@ import collections
 import contextlib
 import datetime
 import functools
+import importlib.util
 import json
 import logging
 import math
@@ -16,6 +17,7 @@ import os
 import resource
 import statistics
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +30,7 @@ import numpy as np
 import tqdm
 
 from gptneo_jax import chips
+from gptneo_jax.errors import UserError
 
 # Object stores cannot append: there the whole file is written anew, and not more often than this.
 _REMOTE_SECONDS = 30.0
@@ -47,7 +50,7 @@ class MetricWriter:
     self,
     folder: str,
     *,
-    resume_step: int = 0,
+    resume_step: int | None = None,
     wandb_project: str | None = None,
     enabled: bool = True,
   ):
@@ -55,12 +58,12 @@ class MetricWriter:
 
     Args:
       folder: local, or a URL that fsspec knows.
-      resume_step: the step the run goes on from; 0 is a run from scratch and keeps nothing.
+      resume_step: the last step whose line is kept; None is a run from scratch and keeps nothing.
       wandb_project: log there too, going on with the run that this folder began.
       enabled: False in all processes but one; then nothing is written anywhere.
 
     Raises:
-      ModuleNotFoundError: wandb is asked for and not installed.
+      UserError: wandb is asked for and cannot be had.
     """
     self._enabled = enabled
     if not enabled:
@@ -68,11 +71,7 @@ class MetricWriter:
     folder = str(folder)
     self._wandb = _start_wandb(wandb_project, folder, resume_step) if wandb_project else None
     self._lines = _JsonLines(f"{folder}/metrics.jsonl", resume_step)
-    import tensorboardX  # imports torch where that is installed: over a second, so not at start-up
-
-    self._tensorboard = tensorboardX.SummaryWriter(
-      f"{folder}/tensorboard", purge_step=resume_step + 1 if resume_step else 0
-    )
+    self._events = _Events(f"{folder}/tensorboard", 0 if resume_step is None else resume_step + 1)
 
   def write(self, step: int, metrics: Mapping[str, Any]) -> None:
     """Writes one line. Values are anything `float` takes: numbers, or arrays of one element."""
@@ -81,8 +80,7 @@ class MetricWriter:
     values = {key: float(value) for key, value in metrics.items()}
     finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
     self._lines.append({"step": int(step), **finite})
-    for key, value in values.items():
-      self._tensorboard.add_scalar(key, value, step)
+    self._events.add(step, values)
     if self._wandb:
       self._wandb.log(values, step=step)
 
@@ -91,15 +89,52 @@ class MetricWriter:
     if not self._enabled:
       return
     self._lines.close()
-    self._tensorboard.close()
+    self._events.close()
     if self._wandb:
       self._wandb.finish()
+
+
+class _Events:
+  """TensorBoard's file of events; for an object store it is written here and copied there."""
+
+  def __init__(self, folder: str, purge_step: int):
+    import tensorboardX  # imports torch where that is installed: over a second, so not at start-up
+
+    self._folder, self._here = folder, None  # what is to be copied stands here
+    self._copied_at = time.monotonic()
+    if "://" in folder:
+      self._here = tempfile.TemporaryDirectory()
+    self._writer = tensorboardX.SummaryWriter(
+      self._here.name if self._here else folder,
+      purge_step=purge_step,
+      filename_suffix=f".{uuid.uuid4().hex[:8]}",  # its own names differ by the second
+    )
+
+  def add(self, step: int, values: Mapping[str, float]) -> None:
+    for key, value in values.items():
+      self._writer.add_scalar(key, value, step)
+    if self._here and time.monotonic() - self._copied_at > _REMOTE_SECONDS:
+      self._writer.flush()
+      self._copy(self._here.name)
+
+  def _copy(self, here: str) -> None:
+    fs, root = fsspec.core.url_to_fs(self._folder)
+    fs.makedirs(root, exist_ok=True)
+    for name in os.listdir(here):
+      fs.put_file(os.path.join(here, name), f"{root}/{name}")
+    self._copied_at = time.monotonic()
+
+  def close(self) -> None:
+    self._writer.close()
+    if self._here:
+      self._copy(self._here.name)
+      self._here.cleanup()
 
 
 class _JsonLines:
   """A file of one JSON object per line, opened to go on after `resume_step`."""
 
-  def __init__(self, path: str, resume_step: int):
+  def __init__(self, path: str, resume_step: int | None):
     self._path, self._local = path, "://" not in path
     if self._local:
       os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -115,8 +150,8 @@ class _JsonLines:
     else:
       self._all, self._written_at = lines, -math.inf
 
-  def _lines_up_to(self, resume_step: int) -> list[str]:
-    if not resume_step:
+  def _lines_up_to(self, resume_step: int | None) -> list[str]:
+    if resume_step is None:
       return []
     try:
       with _open(self._path, "r") as file:
@@ -161,24 +196,33 @@ def _open(path: str, mode: str, **options: Any) -> contextlib.AbstractContextMan
   return cast(contextlib.AbstractContextManager[TextIO], fsspec.open(path, mode, **options))
 
 
-def _start_wandb(project: str, folder: str, resume_step: int) -> Any:
-  try:
-    import wandb
-  except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-      "metrics are to go to wandb, which is not installed: pip install wandb"
-    ) from error
+def check_wandb(project: str) -> None:
+  """Raises UserError if metrics are to go to wandb, which is not installed."""
+  if project and importlib.util.find_spec("wandb") is None:
+    raise UserError(
+      f"wandb_project is {project!r}, and wandb is not installed: pip install wandb, or leave"
+      " wandb_project empty"
+    )
+
+
+def _start_wandb(project: str, folder: str, resume_step: int | None) -> Any:
+  check_wandb(project)
+  import wandb
+
   id_path = f"{folder}/wandb_run_id"
   run_id = None
-  if resume_step:
+  if resume_step is not None:
     with contextlib.suppress(FileNotFoundError), _open(id_path, "r") as file:
       run_id = file.read().strip()
   run_id = run_id or uuid.uuid4().hex
   with _open(id_path, "w", auto_mkdir=True) as file:
     file.write(run_id)
-  return wandb.init(
-    project=project, name=os.path.basename(folder.rstrip("/")), id=run_id, resume="allow"
-  )
+  try:
+    return wandb.init(
+      project=project, name=os.path.basename(folder.rstrip("/")), id=run_id, resume="allow"
+    )
+  except Exception as error:  # no key, no network: wandb has its own
+    raise UserError(f"wandb cannot be had: {str(error).splitlines()[0]}") from error
 
 
 class Progress:

@@ -50,8 +50,14 @@ from gptneo_jax.checkpoint import Checkpointer, latest_step, restore_params
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.errors import UserError
 from gptneo_jax.evals import validation
-from gptneo_jax.folder import load_config, save_config
-from gptneo_jax.metrics import MetricWriter, Progress, memory_in_use_bytes, peak_flops_per_second
+from gptneo_jax.folder import load_config, run_folder, save_config
+from gptneo_jax.metrics import (
+  MetricWriter,
+  Progress,
+  check_wandb,
+  memory_in_use_bytes,
+  peak_flops_per_second,
+)
 from gptneo_jax.model import Decoder
 from gptneo_jax.state import TrainState, init_state
 from gptneo_jax.steps import place_batch
@@ -87,7 +93,7 @@ def run(config: ConfigDict, workdir: str, *, config_path: str = "") -> int:
   UserError.
   """
   with contextlib.ExitStack() as closing:  # a failure too ends with all that was saved on disk
-    return _run(config, epath.Path(workdir), config_path, closing)
+    return _run(config, run_folder(workdir), config_path, closing)
 
 
 def _run(
@@ -95,6 +101,7 @@ def _run(
 ) -> int:
   # --- what is asked for, and whether it can run here -------------------------------------------
   parts = sections.read(config)
+  check_wandb(config.wandb_project)
   mesh, abstract = _layout(config, parts)
   memory = min(hosts.gather_objects(preflight.memory_bytes(jax.local_devices())))
   asked, config = config, fitting.apply(config, fitting.choose(config, mesh.size, memory))
@@ -167,7 +174,7 @@ def _run(
   written = restored.metrics if restored else {}
   writer = MetricWriter(
     str(workdir),
-    resume_step=first_step - bool(written),
+    resume_step=first_step - bool(written) if restored else None,
     wandb_project=config.wandb_project or None,
     enabled=hosts.is_first(),
   )

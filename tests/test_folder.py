@@ -1,10 +1,13 @@
 """config.json of a checkpoint folder."""
 
+import sys
+
 import pytest
+from etils import epath
 
 from gptneo_jax.config import PRESETS
 from gptneo_jax.errors import UserError
-from gptneo_jax.folder import load_config, save_config
+from gptneo_jax.folder import load_config, run_folder, save_config
 
 
 def test_there_and_back(tmp_path):
@@ -26,3 +29,27 @@ def test_what_it_refuses(content, message, tmp_path):
     (tmp_path / "config.json").write_text(content)
   with pytest.raises(UserError, match=message):
     load_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("name", "said"),
+  [
+    ("memory://run", "gs:// or s3://, not memory://"),
+    ("https://example.org/run", "not https://"),
+    ("gs://bucket/run", r"gs:// needs gcsfs: pip install 'gptneo_jax\[gcs\]'"),
+    ("s3://bucket/run", r"s3:// needs s3fs: pip install 'gptneo_jax\[s3\]'"),
+    ("FILE", "is a file; a run needs a folder"),
+  ],
+)
+def test_a_folder_that_no_run_can_write_is_refused_by_name(name, said, tmp_path, monkeypatch):
+  for package in ("gcsfs", "s3fs"):
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+  (tmp_path / "file").touch()
+  with pytest.raises(UserError, match=said):
+    run_folder(str(tmp_path / "file") if name == "FILE" else name)
+
+
+def test_the_home_in_the_name_of_a_folder(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  assert run_folder("~/run") == epath.Path(tmp_path / "run")
+  assert run_folder("runs/tiny") == epath.Path("runs/tiny")

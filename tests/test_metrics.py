@@ -1,19 +1,22 @@
 """The metrics file, the progress line's arithmetic, and the machine's figures."""
 
+import importlib.machinery
 import io
 import json
 import math
+import struct
 import sys
 import types
+import uuid
 
 import fsspec
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tensorboardX
 
 from gptneo_jax import metrics
+from gptneo_jax.errors import UserError
 
 
 def _lines(folder):
@@ -82,9 +85,9 @@ def test_disabled_writes_nothing(tmp_path):
   assert not (tmp_path / "run").exists()
 
 
-def test_an_object_store_gets_the_whole_file(monkeypatch):
-  monkeypatch.setattr(tensorboardX, "SummaryWriter", lambda *args, **options: _Recorder())
-  folder = "memory://metrics-test/run"
+def test_an_object_store_gets_the_whole_files():
+  """Lines and TensorBoard's events alike, through fsspec alone."""
+  folder = f"memory://metrics-test/{uuid.uuid4().hex}"
   writer = metrics.MetricWriter(folder)
   for step in (1, 2, 3):
     writer.write(step, {"train/loss": step})
@@ -94,6 +97,53 @@ def test_an_object_store_gets_the_whole_file(monkeypatch):
   writer.close()
   with fsspec.open(f"{folder}/metrics.jsonl", "r") as file:
     assert [json.loads(line)["train/loss"] for line in file] == [1, 2, 30]
+  fs, root = fsspec.core.url_to_fs(folder)
+  events = sorted(fs.glob(f"{root}/tensorboard/events.*"))
+  # The second process says from which step on the first one's are void, and then its own.
+  assert [_scalars(fs.cat_file(path)) for path in events] in (
+    [[(1, 1.0), (2, 2.0), (3, 3.0)], [(3, 30.0)]],
+    [[(3, 30.0)], [(1, 1.0), (2, 2.0), (3, 3.0)]],  # both within one second
+  )
+
+
+def _scalars(data: bytes) -> list[tuple[int, float]]:
+  """(step, value) of each scalar in a file of events, whose records are length, checksum, data,
+  checksum."""
+  from tensorboardX.proto.event_pb2 import Event
+
+  found, at = [], 0
+  while at < len(data):
+    (size,) = struct.unpack("<Q", data[at : at + 8])
+    event = Event.FromString(data[at + 12 : at + 12 + size])
+    found += [(event.step, value.simple_value) for value in event.summary.value]
+    at += 12 + size + 4
+  return found
+
+
+def test_an_object_store_is_written_now_and_then(monkeypatch):
+  clock = _Clock()
+  monkeypatch.setattr(metrics, "time", types.SimpleNamespace(monotonic=clock))
+  folder = f"memory://metrics-test/{uuid.uuid4().hex}"
+  writer = metrics.MetricWriter(folder)
+  fs, root = fsspec.core.url_to_fs(folder)
+
+  def written() -> tuple[int, int]:
+    """Lines, and files of events."""
+    lines = fs.cat_file(f"{root}/metrics.jsonl").count(b"\n")
+    return lines, len(fs.glob(f"{root}/tensorboard/events.*"))
+
+  writer.write(1, {"train/loss": 1.0})
+  clock.now += 5
+  writer.write(2, {"train/loss": 2.0})
+  assert written() == (1, 0)
+  clock.now += 30
+  writer.write(3, {"train/loss": 3.0})
+  assert written() == (3, 1)
+  writer.write(4, {"train/loss": 4.0})
+  writer.close()
+  assert written() == (4, 1)
+  (events,) = fs.glob(f"{root}/tensorboard/events.*")
+  assert [step for step, _ in _scalars(fs.cat_file(events))] == [1, 2, 3, 4]
 
 
 class _Recorder:
@@ -113,20 +163,37 @@ def test_wandb_goes_on_with_the_same_run(tmp_path, monkeypatch):
     runs.append((options, _Recorder()))
     return runs[-1][1]
 
-  monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
-  for resume_step in (0, 3, 0):
+  module = types.ModuleType("wandb")
+  module.init, module.__spec__ = init, importlib.machinery.ModuleSpec("wandb", None)
+  monkeypatch.setitem(sys.modules, "wandb", module)
+  for resume_step in (None, 3, 0, None):  # 0: saved at step 1, whose line is written anew
     writer = metrics.MetricWriter(tmp_path / "run", resume_step=resume_step, wandb_project="neo")
-    writer.write(resume_step + 1, {"train/loss": 1.0})
+    writer.write((resume_step or 0) + 1, {"train/loss": 1.0})
     writer.close()
-  first, resumed, anew = (options["id"] for options, _ in runs)
-  assert first == resumed != anew
+  first, *resumed, anew = (options["id"] for options, _ in runs)
+  assert resumed == [first, first] and first != anew
   assert runs[0][0]["project"] == "neo" and runs[0][0]["name"] == "run"
   assert runs[0][1].calls == [("log", ({"train/loss": 1.0},), {"step": 1}), ("finish", (), {})]
 
 
-def test_wandb_missing_is_a_clear_error(tmp_path, monkeypatch):
-  monkeypatch.setitem(sys.modules, "wandb", None)  # then `import wandb` fails
-  with pytest.raises(ModuleNotFoundError, match="wandb, which is not installed: pip install"):
+def test_wandb_missing_is_said_before_anything_is_made(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
+  metrics.check_wandb("")
+  with pytest.raises(UserError, match="wandb_project is 'neo', and wandb is not installed: pip"):
+    metrics.check_wandb("neo")
+  with pytest.raises(UserError):
+    metrics.MetricWriter(tmp_path / "run", wandb_project="neo")
+  assert not (tmp_path / "run").exists()
+
+
+def test_wandb_that_does_not_start_is_one_line(tmp_path, monkeypatch):
+  def init(**_):
+    raise RuntimeError("no API key configured\nsee the manual")
+
+  module = types.ModuleType("wandb")
+  module.init, module.__spec__ = init, importlib.machinery.ModuleSpec("wandb", None)
+  monkeypatch.setitem(sys.modules, "wandb", module)
+  with pytest.raises(UserError, match=r"wandb cannot be had: no API key configured$"):
     metrics.MetricWriter(tmp_path, wandb_project="neo")
 
 
