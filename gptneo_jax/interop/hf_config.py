@@ -153,7 +153,7 @@ def to_hf(
     # No field of GPT-2's config, but one that the class with this head asks for.
     if config.head != "token_classification" or config.classifier_dropout == 0.1:
       fields.pop("classifier_dropout")
-  activation = original.get("activation_function")
+  activation = original.get("activation_function", "")
   if ALIASES.get(activation) == config.activation_function:
     fields["activation_function"] = activation  # the name that it came with
   intermediate = _FIELDS[family]["intermediate_size"][0][0]
