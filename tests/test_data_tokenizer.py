@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import random
+import shutil
 import time
 
 import numpy as np
@@ -316,3 +317,75 @@ def test_tokenizer_that_is_not_there(tmp_path, monkeypatch):
   monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
   with pytest.raises(DataError, match=r"'nobody/nothing': no such folder.*no route to the hub$"):
     load_tokenizer("nobody/nothing")
+
+
+@pytest.fixture(scope="module")
+def saved(learned, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("saved")
+  learned.save_pretrained(folder)
+  return folder
+
+
+DAMAGES = {
+  "empty": ("tokenizer.json", lambda text: "", "tokenizer.json: the file is empty"),
+  "cut off": ("tokenizer.json", lambda text: text[:500], r"tokenizer.json: damaged \("),
+  "LFS": (
+    "tokenizer.json",
+    lambda text: "version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+    "tokenizer.json: a Git LFS pointer",
+  ),
+  "unknown type": (
+    "tokenizer.json",
+    lambda text: text.replace('"BPE"', '"Other"'),
+    "cannot be loaded: data did not match",
+  ),
+  "settings": ("tokenizer_config.json", lambda text: text[:9], "tokenizer_config.json: damaged"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_folder_is_one_line_that_names_the_file(saved, tmp_path, damage):
+  name, change, message = DAMAGES[damage]
+  folder = tmp_path / "tokenizer"
+  shutil.copytree(saved, folder)
+  (folder / name).write_text(change((folder / name).read_text()))
+  for load in (load_tokenizer, tokenizer_module.saved_tokenizer):
+    with pytest.raises(DataError, match=message) as caught:
+      load(str(folder))
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+  if name == "tokenizer.json":  # a file by itself too
+    with pytest.raises(DataError, match=message.removeprefix("tokenizer.json: ")):
+      load_tokenizer(str(folder / name))
+
+
+def test_file_by_itself(saved, tmp_path, learned):
+  path = tmp_path / "20B_tokenizer.json"
+  shutil.copy(saved / "tokenizer.json", path)
+  tokenizer = load_tokenizer(str(path))
+  assert tokenizer.get_vocab() == learned.get_vocab()
+  assert DocumentEncoder(tokenizer).fingerprint() == DocumentEncoder(learned).fingerprint()
+
+
+def test_vocabulary_and_merges_by_themselves(tmp_path, shared_data):
+  whole = shared_data / "gpt2_tokenizer"
+  for name in ("vocab.json", "merges.txt"):
+    shutil.copy(whole / name, tmp_path / name)
+  encoders = [DocumentEncoder(load_tokenizer(str(folder))) for folder in (tmp_path, whole)]
+  assert encoders[0].fingerprint() == encoders[1].fingerprint()
+  assert encoders[0].encode([TEXT])[0].tolist() == encoders[1].encode([TEXT])[0].tolist()
+  (tmp_path / "vocab.json").write_text('{"<s>": 0, "a": 1}')
+  with pytest.raises(
+    DataError, match=r"are not GPT-2's; tokenizer_config\.json or tokenizer\.json"
+  ):
+    load_tokenizer(str(tmp_path))
+  (tmp_path / "vocab.json").write_text('{"<s>": 0')
+  with pytest.raises(DataError, match=r"vocab\.json: damaged"):
+    load_tokenizer(str(tmp_path))
+
+
+def test_message_of_several_lines_is_not_cut(tmp_path):
+  (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+  (tmp_path / "vocab.json").write_text("{}")
+  with pytest.raises(DataError, match="cannot be loaded") as caught:
+    load_tokenizer(str(tmp_path))
+  assert "\n" not in str(caught.value) and not str(caught.value).endswith(("of:", "of: "))

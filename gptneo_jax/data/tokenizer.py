@@ -18,7 +18,8 @@ from gptneo_jax.data.documents import DataError, Document
 from gptneo_jax.data.files import file_system
 
 END_OF_TEXT = "<|endoftext|>"
-_FILES = ("tokenizer_config.json", "special_tokens_map.json", "tokenizer.json")
+_SETTINGS = "tokenizer_config.json"
+_FILES = (_SETTINGS, "special_tokens_map.json", "tokenizer.json")
 # More threads than cores evict one another's caches; more than this many wait for Python's lock.
 _MOST_THREADS = 16
 _SHORT_DOCUMENT = 1000  # characters
@@ -37,7 +38,7 @@ def load_tokenizer(
   """A fast Hugging Face tokenizer.
 
   Args:
-    name: hub id, local folder, or 'train'.
+    name: hub id, folder, file as tokenizer.json, or 'train'.
     documents: for 'train': what to learn from; the first 20 MB are used.
     vocab_size: for 'train': entries, the end of text among them.
 
@@ -56,12 +57,20 @@ def load_tokenizer(
 
 def _load(name: str) -> Any:
   local = os.path.expanduser(name)
-  if os.path.isfile(os.path.join(local, "tokenizer.json")):
-    return saved_tokenizer(local)  # whatever config.json there says of the model
-  if os.path.isdir(local):
+  holds = lambda *files: all(os.path.isfile(os.path.join(local, file)) for file in files)  # noqa: E731
+  if os.path.isfile(local):
+    return _from_file(local)
+  if "://" in name or holds("tokenizer.json"):
+    tokenizer = saved_tokenizer(local)  # whatever config.json there says of the model
+    if tokenizer is None:
+      raise DataError(f"tokenizer '{name}': no tokenizer.json there")
+    return tokenizer
+  if holds("vocab.json", "merges.txt") and not (holds("config.json") or holds(_SETTINGS)):
+    tokenizer = _from_vocabulary(local)
+  elif os.path.isdir(local):
     tokenizer = _from_pretrained(local, name, local_files_only=True)
   elif name.startswith(("/", ".", "~")) or name.count("/") > 1:
-    raise DataError(f"tokenizer '{name}': no such folder")
+    raise DataError(f"tokenizer '{name}': no such folder or file")
   else:
     tokenizer = _from_hub(name)
   if getattr(tokenizer, "backend_tokenizer", None) is None:
@@ -190,13 +199,60 @@ def _cores() -> int:
   return min(cores or 1, _MOST_THREADS)
 
 
+def _from_file(path: str) -> Any:
+  """The tokenizer in a file as tokenizer.json, such as 20B_tokenizer.json, which stands alone."""
+  from transformers import PreTrainedTokenizerFast
+
+  try:
+    return PreTrainedTokenizerFast(tokenizer_file=path)
+  except Exception as error:
+    raise _load_error(path, [path], error) from error
+
+
+def _from_vocabulary(folder: str) -> Any:
+  """GPT-2's, of its two files. Others have files of these names too, with other special tokens."""
+  from transformers import GPT2Tokenizer
+
+  files = [os.path.join(folder, file) for file in ("vocab.json", "merges.txt")]
+  try:
+    with open(files[0], encoding="utf-8") as file:
+      vocabulary = json.load(file)
+    if END_OF_TEXT not in vocabulary:
+      raise DataError(
+        f"tokenizer '{folder}': vocab.json and merges.txt without {END_OF_TEXT} are not GPT-2's;"
+        f" {_SETTINGS} or tokenizer.json would say whose they are"
+      )
+    return GPT2Tokenizer.from_pretrained(folder, local_files_only=True)
+  except DataError:
+    raise
+  except Exception as error:
+    raise _load_error(folder, files[:1], error) from error
+
+
 def _from_pretrained(path: str, name: str, **options):
   from transformers import AutoTokenizer
 
   try:
     return AutoTokenizer.from_pretrained(path, **options)
   except Exception as error:  # every back end raises its own
-    raise DataError(f"tokenizer '{name}': cannot be loaded: {_first_line(error)}") from error
+    files = [os.path.join(path, file) for file in (*_FILES, "vocab.json")]
+    raise _load_error(name, files, error) from error
+
+
+def _load_error(name: str, files: Sequence[str], error: Exception) -> DataError:
+  """What is wrong with the first of `files` that is no JSON; else what the library says."""
+  for path in filter(os.path.isfile, files):
+    shown = name if os.path.isfile(name) else f"{name}/{os.path.basename(path)}"
+    with open(path, "rb") as file:
+      content = file.read()
+    if content.startswith(b"version https://git-lfs.github.com/"):
+      return DataError(f"{shown}: a Git LFS pointer, not the tokenizer itself: git lfs pull")
+    try:
+      json.loads(content)
+    except ValueError as fault:
+      return DataError(f"{shown}: {f'damaged ({fault})' if content else 'the file is empty'}")
+  # Some messages are lists of several lines, in which the first says little.
+  return DataError(f"tokenizer '{name}': cannot be loaded: {' '.join(str(error).split())[:500]}")
 
 
 def _from_hub(name: str):
@@ -226,7 +282,11 @@ def saved_tokenizer(folder: str) -> Any:
     return None
   with tempfile.TemporaryDirectory() as copied:
     _copy_files(fs, root, copied)
-    return PreTrainedTokenizerFast.from_pretrained(copied)
+    try:
+      return PreTrainedTokenizerFast.from_pretrained(copied)
+    except Exception as error:
+      files = [os.path.join(copied, file) for file in _FILES]
+      raise _load_error(folder, files, error) from error
 
 
 def save_tokenizer(tokenizer, folder: str) -> None:
