@@ -1,4 +1,6 @@
-"""Checkpoints: numbered folders, each whole or not there at all. The one file that knows orbax.
+"""Checkpoints: numbered folders, each whole or not there at all.
+
+checkpoint_steps.py says which there are; these two and checkpoint_pieces.py know orbax.
 
 `FOLDER/STEP/` holds `params`, `optimizer` (any tree of arrays) and `data` (a JSON dictionary),
 and is renamed into place only when all of it is written: a process killed half-way leaves a
@@ -25,15 +27,19 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from gptneo_jax.errors import UserError
+from gptneo_jax.checkpoint_steps import (
+  BEST_METRIC,
+  CheckpointError,
+  absolute,
+  existing_step,
+  latest_step,
+  metrics_of,
+  saved_steps,
+)
 
-BEST_METRIC = "eval/loss"  # lower is better
+_TABLES = {"wte", "lm_head"}  # whose rows are the vocabulary's, with padding after them
 
 _log = logging.getLogger(__name__)
-
-
-class CheckpointError(UserError):
-  """A checkpoint could not be written, read, or does not fit; the message is one line."""
 
 
 class _DamagedError(Exception):
@@ -64,47 +70,40 @@ class _QuietOrbax(logging.Filter):
 logging.getLogger("absl").addFilter(_QuietOrbax())
 
 
-def saved_steps(folder: epath.PathLike) -> list[int]:
-  """Returns the steps of the committed checkpoints directly below `folder`, ascending."""
-  path = _absolute(folder)
-  return sorted(ocp.utils.checkpoint_steps(path)) if path.is_dir() else []
-
-
-def latest_step(folder: epath.PathLike) -> int | None:
-  """Returns the newest committed step below `folder`, None if there is none."""
-  return max(saved_steps(folder), default=None)
-
-
 def params_metadata(folder: str, step: int | None = None) -> Any:
   """Returns the saved parameters as nested dictionaries of ShapeDtypeStruct, reading none of them.
 
   Raises CheckpointError where the step (default: the newest) is not there or not readable.
   """
-  step = _existing_step(folder, step)
+  step = existing_step(folder, step)
   try:
     return jax.tree.map(
       lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
-      _saved_tree(_absolute(folder) / str(step) / "params"),
+      _saved_tree(absolute(folder) / str(step) / "params"),
     )
   except _DamagedError as error:
     raise CheckpointError(f"checkpoint {step} in {folder} is damaged: {error}") from error
 
 
-def restore_params(folder: str, abstract_params: Any, step: int | None = None) -> Any:
+def restore_params(
+  folder: str, abstract_params: Any, step: int | None = None, *, vocab_size: int | None = None
+) -> Any:
   """Returns the parameters of one checkpoint, for inference; changes nothing in the folder.
 
   Args:
     folder: holds the numbered checkpoints.
     abstract_params: tree of ShapeDtypeStruct; sharding and dtype are those of the result.
     step: default the newest.
+    vocab_size: the rows of `wte` and `lm_head` that mean something; of those past them, which pad
+      the tables, there may be more or fewer than were saved. None: as many as were saved.
 
   Raises:
     CheckpointError: no such checkpoint, another model in it, or damaged.
   """
-  step = _existing_step(folder, step)
-  path = _absolute(folder) / str(step)
+  step = existing_step(folder, step)
+  path = absolute(folder) / str(step)
   try:
-    _require_same_model(path, "params", abstract_params, same_dtype=False)
+    _require_same_model(path, "params", abstract_params, vocab_size, same_dtype=False)
     return _read(path, params=_restore_args(abstract_params))["params"]
   except _DamagedError as error:
     raise CheckpointError(f"checkpoint {step} in {folder} is damaged: {error}") from error
@@ -123,7 +122,7 @@ class Checkpointer:
   ):
     if keep_latest < 1 or keep_best < 0:
       raise ValueError(f"keep_latest is {keep_latest}, keep_best {keep_best}; at least 1 and 0")
-    self._folder = _absolute(folder)
+    self._folder = absolute(folder)
     self._saving: int | None = None
     self._losses: dict[int, float] = {}  # eval/loss by step, where this process measured it
     self._keep, self._asynchronous = (keep_latest, keep_best), asynchronous
@@ -201,7 +200,7 @@ class Checkpointer:
       file = path / "metrics" / "metrics"
       file.parent.mkdir(exist_ok=True)
       written = file.with_name("metrics.part")  # renamed: a process killed here leaves the old one
-      written.write_text(json.dumps(_metrics(path) | {k: float(v) for k, v in metrics.items()}))
+      written.write_text(json.dumps(metrics_of(path) | {k: float(v) for k, v in metrics.items()}))
       written.replace(file)
 
   def wait(self) -> None:
@@ -219,7 +218,9 @@ class Checkpointer:
     finally:
       self._manager.close()
 
-  def restore(self, abstract_params: Any, abstract_optimizer: Any) -> Restored | None:
+  def restore(
+    self, abstract_params: Any, abstract_optimizer: Any, *, vocab_size: int | None = None
+  ) -> Restored | None:
     """Returns the newest whole checkpoint, None if the folder has none.
 
     A damaged one (files missing or cut off) is renamed to `STEP.damaged`, with a warning, and
@@ -228,6 +229,7 @@ class Checkpointer:
     Args:
       abstract_params, abstract_optimizer: trees of ShapeDtypeStruct with the shardings wanted;
         the mesh need not be the one that wrote.
+      vocab_size: as in `restore_params`; the optimizer's arrays go with the tables.
 
     Raises:
       CheckpointError: the checkpoint holds another model (names the first tensor that differs;
@@ -239,7 +241,7 @@ class Checkpointer:
       path = self._folder / str(step)
       restored, reason = None, "unreadable in another process"
       try:
-        restored = self._restore_step(path, step, abstract_params, abstract_optimizer)
+        restored = self._restore_step(path, step, abstract_params, abstract_optimizer, vocab_size)
       except _DamagedError as error:
         reason = str(error)
       if _true_everywhere(restored is not None):
@@ -256,17 +258,17 @@ class Checkpointer:
     return None
 
   def _restore_step(
-    self, path: epath.Path, step: int, abstract_params: Any, abstract_optimizer: Any
+    self, path: epath.Path, step: int, abstract_params: Any, abstract_optimizer: Any, vocab_size
   ) -> Restored:
-    _require_same_model(path, "params", abstract_params, same_dtype=True)
-    _require_same_model(path, "optimizer", abstract_optimizer, same_dtype=True)
+    _require_same_model(path, "params", abstract_params, vocab_size, same_dtype=True)
+    _require_same_model(path, "optimizer", abstract_optimizer, vocab_size, same_dtype=True)
     items = _read(
       path,
       params=_restore_args(abstract_params),
       optimizer=_restore_args(abstract_optimizer),
       data=ocp.args.JsonRestore(),
     )
-    return Restored(step, items["params"], items["optimizer"], items["data"], _metrics(path))
+    return Restored(step, items["params"], items["optimizer"], items["data"], metrics_of(path))
 
   def _failed(self, error: Exception) -> CheckpointError:
     """Clears up after a failed save, so that the next may succeed, and words the error."""
@@ -305,31 +307,9 @@ class _LatestAndBest:
     if loss is None:
       metrics = info.metrics
       if metrics is None:  # saved without, or by an earlier process
-        metrics = _metrics(self._folder / str(info.step))
+        metrics = metrics_of(self._folder / str(info.step))
       loss = metrics.get(BEST_METRIC, math.inf)
     return loss if math.isfinite(loss) else math.inf
-
-
-def _metrics(path: epath.Path) -> dict[str, float]:
-  """Those of a checkpoint; none if it was saved without, or if they are damaged."""
-  try:
-    return json.loads((path / "metrics" / "metrics").read_text())
-  except (OSError, ValueError):
-    return {}
-
-
-def _absolute(folder: Any) -> epath.Path:
-  path = epath.Path(folder)
-  return path if "://" in str(folder) else epath.Path(os.path.abspath(path))
-
-
-def _existing_step(folder: str, step: int | None) -> int:
-  steps = saved_steps(folder)
-  if not steps:
-    raise CheckpointError(f"no checkpoint in {folder}")
-  if step is not None and step not in steps:
-    raise CheckpointError(f"no checkpoint {step} in {folder}; there are {steps}")
-  return steps[-1] if step is None else step
 
 
 def _free_name(path: epath.Path) -> epath.Path:
@@ -349,13 +329,16 @@ def _true_everywhere(flag: bool) -> bool:
 def _restore_args(abstract: Any) -> ocp.args.StandardRestore:
   """Asks for `abstract`; a leaf without a sharding goes to the first device.
 
-  Else orbax would take the sharding stored, which names the devices of the machine that wrote.
+  Else orbax would take the sharding stored, which names the devices of the machine that wrote. Not
+  strict: a shape that differs from the stored one, which `_require_same_model` allows for the
+  padding of tables alone, is cut or filled with zeros.
   """
   default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   return ocp.args.StandardRestore(
     jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or default), abstract
-    )
+    ),
+    strict=False,
   )
 
 
@@ -402,16 +385,32 @@ def _read(path: epath.Path, **items) -> ocp.args.Composite:
     return reader.restore(path, args=ocp.args.Composite(**items))
 
 
-def _require_same_model(path: epath.Path, item: str, abstract: Any, *, same_dtype: bool) -> None:
-  """Raises CheckpointError naming the first tensor that is missing, extra or of another shape."""
+def _require_same_model(
+  path: epath.Path, item: str, abstract: Any, vocab_size: int | None, *, same_dtype: bool
+) -> None:
+  """Raises CheckpointError naming the first tensor that is missing, extra or of another shape.
+
+  Arrays of the tables over the vocabulary may have other rows past `vocab_size`.
+  """
   saved, expected = _by_name(_saved_tree(path / item)), _by_name(abstract)
   for name in [*expected, *(name for name in saved if name not in expected)]:
-    ours, theirs = (_describe(tree.get(name), same_dtype) for tree in (expected, saved))
+    there = saved.get(name)
+    if vocab_size is not None and name in expected and there is not None:
+      there = _padded_alike(name, there, expected[name].shape, vocab_size)
+    ours, theirs = (_describe(array, same_dtype) for array in (expected.get(name), there))
     if ours != theirs:
       raise CheckpointError(
         f"checkpoint {path.name} in {path.parent} is of another model: "
         f"{item}/{name} is {theirs} there, {ours} here"
       )
+
+
+def _padded_alike(name: str, saved: Any, shape: tuple[int, ...], vocab_size: int) -> Any:
+  """`saved` with the length of `shape` where only the padding of a table's rows differs."""
+  if not _TABLES & set(name.split("/")) or len(saved.shape) != len(shape):
+    return saved
+  same = [n == m or min(n, m) >= vocab_size for n, m in zip(saved.shape, shape)]
+  return jax.ShapeDtypeStruct(shape, saved.dtype) if all(same) else saved
 
 
 def _by_name(tree: Any) -> dict[str, Any]:

@@ -20,7 +20,8 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from etils import epath
 
-from gptneo_jax.checkpoint import CheckpointError, latest_step, params_metadata
+from gptneo_jax.checkpoint import params_metadata
+from gptneo_jax.checkpoint_steps import CheckpointError, existing_step
 
 _ITEM = "params"
 
@@ -109,8 +110,8 @@ def open_params(folder: str | os.PathLike, step: int | None = None) -> dict[str,
   Raises:
     CheckpointError: no such checkpoint; on reading a piece, damage, naming the array.
   """
+  step = existing_step(folder, step)
   metadata = params_metadata(str(folder), step)
-  step = latest_step(str(folder)) if step is None else step
   path = epath.Path(os.path.abspath(folder)) / str(step) / _ITEM
   leaves = {
     tuple(key.key for key in keys): leaf

@@ -15,7 +15,11 @@ from gptneo_jax.errors import did_you_mean
 
 # How a model is run, as opposed to what it is: two folders that differ only here hold the same
 # model.
-_EXECUTION_FIELDS = ("dtype", "remat", "attention_impl", "initializer")
+_EXECUTION_FIELDS = (
+  "dtype", "remat", "attention_impl", "initializer", "initializer_range", "vocab_multiple",
+  "embed_dropout", "attention_dropout", "resid_dropout", "classifier_dropout",
+  "summary_first_dropout",
+)  # fmt: skip
 
 HEADS = (
   "lm",
@@ -251,11 +255,19 @@ class ModelConfig:
 
   def differences(self, other: ModelConfig) -> list[str]:
     """The fields, 'name: ours != theirs', in which `other` is a different model."""
+    ours, theirs = self._identity(), other._identity()
     return [
-      f"{f.name}: {getattr(self, f.name)!r} != {getattr(other, f.name)!r}"
-      for f in dataclasses.fields(self)
-      if f.name not in _EXECUTION_FIELDS and getattr(self, f.name) != getattr(other, f.name)
+      f"{name}: {ours.get(name)!r} != {theirs.get(name)!r}"
+      for name in {**ours, **theirs}
+      if ours.get(name) != theirs.get(name)
     ]
+
+  def _identity(self) -> dict[str, Any]:
+    """What makes the model that it is: no way of running it, nothing said in two ways."""
+    fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+    fields["intermediate_size"] = self.mlp_size
+    unused = () if "local" in self.attention_pattern else ("window_size",)
+    return {name: fields[name] for name in fields if name not in (*_EXECUTION_FIELDS, *unused)}
 
 
 def _neo(hidden_size: int, num_layers: int, num_heads: int) -> ModelConfig:

@@ -55,12 +55,12 @@ def _orbax_to_hf(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-  report = interop.verify(args.source, args.destination, length=args.length)
+  report = interop.verify(args.source, args.destination, length=args.length, step=args.step)
   difference = report["max_abs_difference"]
   print(
     f"largest difference of logits {difference:.2e} (relative {report['max_rel_difference']:.2e}),"
     f" greedy agreement {report['greedy_agreement']:.2%}, at {report['length']} tokens;"
-    f" {args.destination}/{interop.REPORT}"
+    f" {report['file']}"
   )
   if report["not_finite"]:
     weight = report["first_weight_not_finite"]
@@ -119,16 +119,6 @@ def _parser() -> argparse.ArgumentParser:
     "Makes a folder that transformers opens.",
     "It gets weights (in several files above 5 GB), configs, tokenizer and a model card.",
   )  # fmt: skip
-  to_hf.add_argument("--step", type=int, help="which checkpoint; default the newest")
-  for added in (to_orbax, to_hf):
-    added.add_argument(
-      "--dtype",
-      choices=("float32", "bfloat16", "float16"),
-      help="type of the weights in DST; default the one they are stored in",
-    )
-    added.add_argument(
-      "--no_tokenizer", action="store_true", help="do without a tokenizer if SRC has none"
-    )
   verify = command(
     "verify", _verify, "model or checkpoint folder", "the other of the two; gets parity.json",
     "Compares logits with PyTorch's.",
@@ -140,6 +130,21 @@ def _parser() -> argparse.ArgumentParser:
     type=int,
     help="tokens of a row; default twice the window of local attention and a few more",
   )
+  for added in (to_hf, verify):
+    added.add_argument(
+      "--step", metavar="N|best",
+      help="which checkpoint of a gptneo_jax folder, 'best' by eval/loss; default the newest;"
+      " FOLDER/N names it too",
+    )  # fmt: skip
+  for added in (to_orbax, to_hf):
+    added.add_argument(
+      "--dtype",
+      choices=("float32", "bfloat16", "float16"),
+      help="type of the weights in DST; default the one they are stored in",
+    )
+    added.add_argument(
+      "--no_tokenizer", action="store_true", help="do without a tokenizer if SRC has none"
+    )
   return parser
 
 

@@ -40,17 +40,19 @@ class Score(NamedTuple):
 
 def load(
   path_or_hub_id: str, dtype: str | None = None, mesh: Mesh | None = None, *,
-  adapter: str | None = None, quantise: str | None = None,
+  adapter: str | None = None, quantise: str | None = None, step: int | str | None = None,
 ) -> LanguageModel:  # fmt: skip
-  """Opens a model: the newest checkpoint of a folder of ours, a Hugging Face folder, or a hub id.
+  """Opens a model: a checkpoint of a folder of ours, a Hugging Face folder, or a hub id.
 
   Args:
+    path_or_hub_id: of a folder of ours the newest checkpoint is taken, of FOLDER/STEP that one.
     dtype: 'float32', 'bfloat16' or 'float16', of weights and computation; default: as stored. Only
       on GPUs is float16 computed in: elsewhere its weights are used in float32.
     mesh: devices to split it over (`sharding.make_mesh`); default the first one.
     adapter: folder of a LoRA adapter in PEFT's form, which is merged into the weights.
     quantise: 'int8', 'w8a8' or 'int4': weights for inference (quant.py). A folder that a quantised
       model was saved to is opened as such without it.
+    step: which checkpoint of a folder of ours, a number or 'best' (lowest eval/loss).
 
   Raises:
     UserError: not there, damaged, not supported, or not divisible over the mesh; in one line.
@@ -64,7 +66,7 @@ def load(
         " type or quantisation"
       )
     return LanguageModel(stored.weights, mesh, quantised=stored)
-  loaded = weights.load(str(path_or_hub_id), dtype, mesh)
+  loaded = weights.load(str(path_or_hub_id), dtype, mesh, step)
   if adapter is not None:
     merged = lora.merge(loaded.params, lora.read_adapter(adapter, loaded.config))
     # Laid out like the weights were: what is computed here is not.

@@ -47,12 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
   _check(args)
   config, split = _data(args) if args.data else (None, "")
-  lm = engine.load(args.checkpoint, args.dtype, _mesh(args), quantise=args.quantise)
+  lm = engine.load(args.checkpoint, args.dtype, _mesh(args), quantise=args.quantise, step=args.step)
   _check_model(args, lm)
   results: dict[str, Any] = {
     "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     "arguments": {key: value for key, value in vars(args).items() if value is not None},
-    "checkpoint": identity.of_checkpoint(args.checkpoint),
+    "checkpoint": identity.of_checkpoint(args.checkpoint, args.step),
     "model": lm.config.to_dict(),
     "parameters": lm.config.num_params(),
     "versions": identity.of_software(),
@@ -306,6 +306,7 @@ def _parser() -> argparse.ArgumentParser:
     "--checkpoint", metavar="DIR",
     help="checkpoint folder, such as a run's --workdir; a Hugging Face folder or hub id works too",
   )  # fmt: skip
+  add("--step", metavar="N|best", help="which checkpoint, 'best' by eval/loss; default the newest")
   add("--output", metavar="FILE.json", help="the report; FILE.md and FILE.png stand beside it")
   add("--compare", nargs="+", metavar="FILE.json", help="print reports side by side")
   types = ("float32", "bfloat16", "float16")

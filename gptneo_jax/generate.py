@@ -80,7 +80,7 @@ def _run(args: argparse.Namespace) -> None:
   elif not args.prompt and not args.prompts:
     raise UserError("no prompt; give --prompt TEXT, --prompt - for standard input, or --prompts")
   prompts = [] if args.chat else list(_prompts(args))
-  lm = engine.load(args.checkpoint, args.dtype, quantise=args.quantise)
+  lm = engine.load(args.checkpoint, args.dtype, quantise=args.quantise, step=args.step)
   if args.ignore_generation_config:
     lm.generation_config = {}
   if args.assistant:
@@ -240,6 +240,7 @@ def _parser() -> argparse.ArgumentParser:
     "--checkpoint", required=True, metavar="DIR",
     help="checkpoint folder, such as a run's --workdir; a Hugging Face folder or hub id works too",
   )  # fmt: skip
+  add("--step", metavar="N|best", help="which checkpoint, 'best' by eval/loss; default the newest")
   add("--prompt", action="append", metavar="TEXT", help="'-' reads standard input; may be repeated")
   add("--prompts", metavar="FILE", help="JSON lines: texts, or objects with \"prompt\"; '-' too")
   add("--chat", action="store_true", help="talk in the terminal; /reset forgets, Ctrl-D ends")

@@ -10,7 +10,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from gptneo_jax import data, hosts
-from gptneo_jax.checkpoint import latest_step
+from gptneo_jax.checkpoint_steps import find as find_checkpoint
+from gptneo_jax.checkpoint_steps import latest_step
 
 
 def find(config: ConfigDict, data_config: data.DataConfig, workdir: epath.Path) -> tuple[Any, str]:
@@ -37,18 +38,12 @@ def _new(config: ConfigDict, data_config: data.DataConfig) -> tuple[Any, str]:
   if name != "train":
     return data.load_tokenizer(name), name
   if config.init_from:  # a new one would have other ids for the tokens of these weights
-    tokenizer = data.saved_tokenizer(_folder(config.init_from))
+    tokenizer = data.saved_tokenizer(find_checkpoint(config.init_from)[0])
     return tokenizer or data.load_tokenizer(config.init_from), f"of {config.init_from}"
   learned = data.load_tokenizer(
     name, documents=data.mixed_documents(data_config), vocab_size=config.model.vocab_size
   )
   return learned, "learned from the training documents"
-
-
-def _folder(init_from: str) -> str:
-  """The folder of a run, if one of its numbered checkpoints is given."""
-  path = init_from.rstrip("/")
-  return os.path.dirname(path) if os.path.basename(path).isdecimal() else path
 
 
 def _difference(name: str, saved: Any) -> str:

@@ -46,7 +46,8 @@ from gptneo_jax import (
   sections,
   sharding,
 )
-from gptneo_jax.checkpoint import Checkpointer, latest_step, restore_params
+from gptneo_jax.checkpoint import Checkpointer, restore_params
+from gptneo_jax.checkpoint_steps import latest_step
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.errors import UserError
 from gptneo_jax.evals import validation
@@ -139,7 +140,9 @@ def _run(
   closing.enter_context(jax.set_mesh(mesh))
   checkpoints = Checkpointer(str(workdir), keep_latest=config.keep_latest)
   closing.callback(checkpoints.close)
-  restored = checkpoints.restore(abstract.params, _all_but_params(abstract))
+  restored = checkpoints.restore(
+    abstract.params, _all_but_params(abstract), vocab_size=model_config.vocab_size
+  )
   if restored:
     state = TrainState(params=restored.params, **restored.optimizer)
     batches.set_state(restored.data_state)

@@ -18,7 +18,8 @@ from jax.sharding import AxisType, Mesh
 
 from gptneo_jax import checkpoint, decode, heads, interop, layers
 from gptneo_jax.attention import KERNELS
-from gptneo_jax.checkpoint_pieces import LazyArray, open_params, write_params
+from gptneo_jax.checkpoint_pieces import LazyArray, write_params
+from gptneo_jax.checkpoint_steps import find
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.errors import UserError
 from gptneo_jax.folder import is_checkpoint_folder, load_config, save_config
@@ -52,14 +53,21 @@ class QuantisedWeights(NamedTuple):
   mode: str
 
 
-def load(name: str, dtype: str | None, mesh: Mesh) -> Weights:
+def load(name: str, dtype: str | None, mesh: Mesh, step: int | str | None = None) -> Weights:
   """Reads a folder of ours, a Hugging Face folder or a hub id, one tensor at a time where it can.
 
-  dtype: of the result; None for the type stored. Raises UserError.
+  Args:
+    name: of ours also FOLDER/STEP.
+    dtype: of the result; None for the type stored.
+    step: of a folder of ours, a number or 'best'; None for the newest.
+
+  Raises:
+    UserError: not there, damaged or not supported.
   """
-  return (
-    _load_ours(name, dtype, mesh) if is_checkpoint_folder(name) else _load_hf(name, dtype, mesh)
-  )
+  folder, number = find(name, step)
+  if is_checkpoint_folder(folder):
+    return _load_ours(folder, number, dtype, mesh)
+  return _load_hf(folder, dtype, mesh)
 
 
 def init(config: ModelConfig, seed: int, mesh: Mesh) -> Weights:
@@ -184,7 +192,7 @@ def _tokenizer_and_files(name: str) -> tuple[str | None, dict[str, str]]:
   )
 
 
-def _load_ours(name: str, dtype: str | None, mesh: Mesh) -> Weights:
+def _load_ours(name: str, step: int | None, dtype: str | None, mesh: Mesh) -> Weights:
   stored = load_config(name)
   config = _for_mesh(stored, mesh)
   if config.attention_impl in KERNELS.values():
@@ -196,11 +204,7 @@ def _load_ours(name: str, dtype: str | None, mesh: Mesh) -> Weights:
   if dtype is not None or config.param_dtype == "float16":
     config = config.replace(dtype=_compute_dtype(config.param_dtype, mesh))
   abstract = abstract_params(config, mesh)
-  if config.padded_vocab_size == stored.padded_vocab_size:
-    params = checkpoint.restore_params(name, abstract)
-  else:
-    lazy = open_params(name)
-    params = _placed(lambda path: lazy[path], abstract)
+  params = checkpoint.restore_params(name, abstract, step, vocab_size=config.vocab_size)
   return Weights(config, params, *_tokenizer_and_files(name))
 
 

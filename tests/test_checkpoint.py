@@ -236,6 +236,36 @@ def test_another_model_is_an_error_and_moves_nothing(two_steps):
   assert sorted(two_steps.rglob("*")) == before
 
 
+def test_padding_of_the_tables_may_differ(tmp_path):
+  """Rows past the vocabulary are cut or filled with zeros, those of the moments with them."""
+  rule = optax.adam(0.1)
+  params = {"wte": jnp.arange(1.0, 41).reshape(10, 4), "kernel": jnp.ones((10, 4))}
+  state = jax.tree.map(lambda x: x + 1, rule.init(params))
+  checkpointer = checkpoint.Checkpointer(tmp_path)
+  checkpointer.save(1, params=params, optimizer=state, data_state={})
+  for rows in (8, 10, 16):
+    wanted = params | {"wte": jnp.zeros((rows, 4))}
+    restored = checkpointer.restore(_abstract(wanted), _abstract(rule.init(wanted)), vocab_size=8)
+    for table, saved in (
+      (restored.params["wte"], params["wte"]),
+      (restored.optimizer[0].mu["wte"], state[0].mu["wte"]),
+      (restored.optimizer[0].nu["wte"], state[0].nu["wte"]),
+      (checkpoint.restore_params(tmp_path, _abstract(wanted), vocab_size=8)["wte"], params["wte"]),
+    ):
+      assert table.shape == (rows, 4)
+      np.testing.assert_array_equal(table[:10], saved[:rows])
+      assert not table[10:].any()
+  for wrong, vocab_size in (
+    ({"wte": (16, 4)}, None),
+    ({"wte": (7, 4)}, 8),
+    ({"kernel": (16, 4)}, 8),
+  ):
+    other = params | {name: jnp.zeros(shape) for name, shape in wrong.items()}
+    with pytest.raises(checkpoint.CheckpointError, match=f"params/{next(iter(wrong))} is"):
+      checkpoint.restore_params(tmp_path, _abstract(other), vocab_size=vocab_size)
+  checkpointer.close()
+
+
 @contextlib.contextmanager
 def _largest_file(size):
   """Writing past `size` bytes fails, as on a full disk, but with EFBIG."""

@@ -169,9 +169,13 @@ def test_foreign_folders_are_refused(tmp_path):
 def test_differences_name_what_the_model_is_and_not_how_it_runs():
   config = PRESETS["neo_125m"]
   assert config.differences(config) == []
-  runs = config.replace(dtype="bfloat16", remat="full", attention_impl="reference",
-                        initializer="hf")  # fmt: skip
+  runs = config.replace(
+    dtype="bfloat16", remat="full", attention_impl="reference", initializer="hf",
+    initializer_range=0.1, vocab_multiple=128, resid_dropout=0.1, intermediate_size=3072,
+  )  # fmt: skip
   assert config.differences(runs) == []
+  gpt2 = PRESETS["gpt2_small"]  # which has no local layer
+  assert gpt2.differences(gpt2.replace(window_size=7)) == []
   assert config.differences(config.replace(window_size=255, num_heads=6)) == [
     "num_heads: 12 != 6",
     "window_size: 256 != 255",

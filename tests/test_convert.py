@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gptneo_jax import cli, convert, interop
-from gptneo_jax.checkpoint import saved_steps
+from gptneo_jax.checkpoint_steps import saved_steps
 from gptneo_jax.folder import load_config
 from gptneo_jax.interop import verification
 

@@ -17,7 +17,7 @@ import tqdm
 from etils import epath
 
 from gptneo_jax import engine
-from gptneo_jax.checkpoint import latest_step
+from gptneo_jax.checkpoint_steps import find, latest_step
 from gptneo_jax.data.tokenizer import DocumentEncoder
 from gptneo_jax.folder import is_checkpoint_folder
 from gptneo_jax.interop import hub
@@ -29,15 +29,18 @@ _PACKAGES = (
 )  # fmt: skip
 
 
-def of_checkpoint(name: str, *, progress: bool = True) -> dict[str, Any]:
+def of_checkpoint(
+  name: str, step: int | str | None = None, *, progress: bool = True
+) -> dict[str, Any]:
   """Where the model comes from: name, step (of a folder of ours), sha256 by file.
 
-  The files are the weights, config.json and the tokenizer; of a folder of ours the newest step's.
+  The files are the weights, config.json and the tokenizer. name, step: as `engine.load` takes them.
   """
   about: dict[str, Any] = {"name": name}
-  if is_checkpoint_folder(name):
-    folder = epath.Path(name)
-    step = latest_step(name)
+  found, number = find(name, step)
+  if is_checkpoint_folder(found):
+    folder = epath.Path(found)
+    step = latest_step(found) if number is None else number
     if step is not None:
       about["step"] = step
       weights = list(_files_below(folder / str(step) / "params"))

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from gptneo_jax.checkpoint import latest_step
 from gptneo_jax.checkpoint_pieces import LazyArray, open_params
+from gptneo_jax.checkpoint_steps import existing_step, find
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.data.tokenizer import end_of_text_id, load_tokenizer
 from gptneo_jax.errors import UserError
@@ -50,7 +50,7 @@ def orbax_to_hf(
   source: str | os.PathLike,
   destination: str | os.PathLike,
   *,
-  step: int | None = None,
+  step: int | str | None = None,
   dtype: str | None = None,
   tokenizer: bool = True,
   progress: Callable[[int, int], object] = lambda done, total: None,
@@ -60,9 +60,9 @@ def orbax_to_hf(
   The model is never whole in memory. `destination` is there whole in the end, or not at all.
 
   Args:
-    source: a checkpoint folder.
+    source: a checkpoint folder, or FOLDER/STEP.
     destination: a folder that is empty or not there yet.
-    step: which checkpoint; default the newest.
+    step: which checkpoint, a number or 'best'; default the newest.
     dtype: 'float32', 'bfloat16' or 'float16', to have another type than the one stored.
     tokenizer: False to do without: else a source that has none is refused.
     progress: told the bytes written so far, and in all.
@@ -70,13 +70,12 @@ def orbax_to_hf(
   Raises:
     UserError: no such checkpoint, damage in it, no tokenizer, or the destination cannot be written.
   """
-  source = pathlib.Path(source)
-  config = load_config(source)
+  folder, number = find(source, step)
+  source, config = pathlib.Path(folder), load_config(folder)
+  step = existing_step(folder, number)
   leaves = open_params(source, step)
-  step = latest_step(source) if step is None else step
-  assert step is not None  # what `open_params` has found
   shapes = tables.leaf_shapes(config)
-  _check(source, leaves, shapes)
+  _check(source, leaves, shapes, config.vocab_size)
   if tokenizer and not (source / "tokenizer.json").is_file():
     raise UserError(f"{source} holds no tokenizer; --no_tokenizer converts the weights alone")
   config = config.replace(param_dtype=dtype or config.param_dtype)
@@ -123,10 +122,12 @@ def _bytes(spec: tuple[tuple[int, ...], np.dtype]) -> int:
   return math.prod(spec[0]) * spec[1].itemsize
 
 
-def _check(source, leaves: dict[str, LazyArray], shapes: dict[str, tuple[int, ...]]) -> None:
+def _check(source, leaves: dict[str, LazyArray], shapes: dict, vocab_size: int) -> None:
   for path in [*shapes, *(path for path in leaves if path not in shapes)]:
     saved = leaves[path].shape if path in leaves else "absent"
     expected = shapes.get(path, "absent")
+    if path in leaves and path in tables.OVER_VOCABULARY and saved[0] >= vocab_size:
+      saved = (expected[0], *saved[1:])  # padded by the config of its time
     if saved != expected:
       raise UserError(
         f"{source}: the checkpoint is of another model than config.json: {path} is {saved} there,"

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptneo_jax import heads
-from gptneo_jax.checkpoint import latest_step
 from gptneo_jax.checkpoint_pieces import open_params
+from gptneo_jax.checkpoint_steps import existing_step, find
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.errors import UserError
 from gptneo_jax.folder import load_config
-from gptneo_jax.interop import hub
+from gptneo_jax.interop import hub, tables
 from gptneo_jax.interop.hf_config import CLASSES
 from gptneo_jax.matmul import exact_products
 
@@ -33,7 +33,11 @@ _OUTPUTS = {
 
 
 def verify(
-  source: str, destination: str | os.PathLike, *, length: int | None = None
+  source: str,
+  destination: str | os.PathLike,
+  *,
+  length: int | None = None,
+  step: int | str | None = None,
 ) -> dict[str, Any]:
   """Runs both models on the same random ids, and writes DESTINATION/parity.json.
 
@@ -42,27 +46,31 @@ def verify(
   the conversion, and not a type's rounding.
 
   Args:
-    source, destination: one is a checkpoint folder of ours, the other a Hugging Face model.
+    source, destination: one is a checkpoint folder of ours, or FOLDER/STEP, the other a Hugging
+      Face model.
     length: tokens of a row; default twice the window of local attention and a few more, or as
       many as there are positions.
+    step: which checkpoint of ours, a number or 'best'; default the newest.
 
   Returns:
-    the report. `not_finite` counts the outputs that are NaN or infinite on either side: they are
-    in no difference, and agree with nothing.
+    the report, and the `file` that it is in. `not_finite` counts the outputs that are NaN or
+    infinite on either side: they are in no difference, and agree with nothing.
 
   Raises:
     UserError: neither or both are ours, no torch, or as `open_params`.
   """
-  destination = pathlib.Path(destination)
-  if not destination.is_dir():
+  if not pathlib.Path(destination).is_dir():
     raise UserError(f"{destination}: no such folder")
-  ours, theirs = (source, destination) if _is_ours(source) else (destination, source)
+  both = source, destination
+  ours, theirs = both if _is_ours(source) else reversed(both)
   if not _is_ours(ours) or _is_ours(theirs):
     raise UserError(
       f"of {source} and {destination} one is to be a gptneo_jax checkpoint folder and one a Hugging"
       " Face model"
     )
-  config = load_config(ours).replace(dtype="float32", param_dtype="float32")
+  folder, number = find(ours, step)
+  step = existing_step(folder, number)
+  config = load_config(folder).replace(dtype="float32", param_dtype="float32", vocab_multiple=1)
   T = length or min(config.max_position_embeddings, 2 * config.window_size + 16)
   if not 1 < T <= config.max_position_embeddings:
     raise UserError(
@@ -75,7 +83,7 @@ def verify(
   reference = pytorch.reference_outputs(
     hub.find(str(theirs)), CLASSES[config.head][config.model_type], ids_BxT, mask_BxT
   )
-  params = _params(ours)
+  params = _params(folder, step, config.vocab_size)
   found = _our_outputs(config, params, ids_BxT, mask_BxT)
   report = {
     **_compare(config, reference, found, mask_BxT),
@@ -85,14 +93,15 @@ def verify(
     "length": T,
     "window": config.window_size if "local" in config.attention_pattern else None,
     "padding": int(T - mask_BxT[1].sum()),
-    "step": latest_step(str(ours)),
+    "step": step,
     "versions": {
       **{name: importlib.metadata.version(name) for name in ("gptneo_jax", "jax", "jaxlib")},
       **pytorch.versions(),
     },
   }
-  (destination / REPORT).write_text(json.dumps(report, indent=2) + "\n")
-  return report
+  file = pathlib.Path(find(destination)[0]) / REPORT
+  file.write_text(json.dumps(report, indent=2) + "\n")
+  return report | {"file": str(file)}
 
 
 def first_not_finite(params: Any) -> str | None:
@@ -108,7 +117,7 @@ _all_finite = jax.jit(lambda x: jnp.isfinite(x).all())
 
 def _is_ours(folder: str | os.PathLike) -> bool:
   try:
-    fields = json.loads((pathlib.Path(folder) / "config.json").read_text())
+    fields = json.loads((pathlib.Path(find(folder)[0]) / "config.json").read_text())
     return isinstance(fields, dict) and fields.get("format") == "gptneo_jax"
   except (OSError, ValueError):
     return False
@@ -122,15 +131,16 @@ def _inputs(config: ModelConfig, T: int) -> tuple[np.ndarray, np.ndarray]:
   return np.where(mask_BxT, ids_BxT, max(config.pad_token_id, 0)).astype(np.int32), mask_BxT
 
 
-def _params(folder: str | os.PathLike) -> dict[str, Any]:
-  """The parameters of the newest checkpoint, float32."""
+def _params(folder: str, step: int, vocab_size: int) -> dict[str, Any]:
+  """The parameters of a checkpoint, float32, without padding."""
   params: dict[str, Any] = {}
-  for path, leaf in open_params(folder).items():
+  for path, leaf in open_params(folder, step).items():
     *parents, name = path.split("/")
     node = params
     for parent in parents:
       node = node.setdefault(parent, {})
-    node[name] = jnp.asarray(leaf.load(), jnp.float32)
+    rows = vocab_size if path in tables.OVER_VOCABULARY else None
+    node[name] = jnp.asarray(leaf.load()[:rows], jnp.float32)
   return params
 
 
