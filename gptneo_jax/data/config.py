@@ -26,7 +26,8 @@ class DataConfig:
     validation_fraction, test_fraction: shares of the documents, by a hash of the text, so that
       equal texts lie on one side. The standard library holds out whole packages instead.
     mixture: (weight, source, path), ...; weights are shares of the tokens.
-    tokenizer: hub id, folder, file as tokenizer.json, or 'train' to learn one from the training split.
+    tokenizer: hub id, folder, file as tokenizer.json, or 'train' to learn one from the training
+      split.
     num_streams: virtual streams S; S divides the batch size and the hosts divide S. 0: see
       `for_batch`.
     shuffle_window: documents shuffled together, per stream; fewer if they hold 2**25 characters.
