@@ -57,12 +57,30 @@ class Parser(argparse.ArgumentParser):
   def parse_known_args(self, args=None, namespace=None):
     """A parser of its own has each command of a program: none leaves unknown flags to another."""
     namespace, rest = super().parse_known_args(args, namespace)
+    for action in self._actions:
+      # What a shell leaves of --output=~/x: values named as paths are expanded, texts are not.
+      if re.match("DIR|FILE|SRC|DST|GLOB|TRAIN_GLOB", str(action.metavar)):
+        setattr(namespace, action.dest, _expanded(getattr(namespace, action.dest, None)))
     if rest:
       self.error(_unknown(rest[0], [flag.lstrip("-") for flag in self._option_string_actions]))
     return namespace, rest
 
   def error(self, message: str) -> NoReturn:
     raise UserError(message)
+
+
+def _expanded(value):
+  """A path, or several, with the home for `~`."""
+  if isinstance(value, list):
+    return [_expanded(path) for path in value]
+  return os.path.expanduser(value) if isinstance(value, str) else value
+
+
+def seed(text: str) -> int:
+  """argparse's type of a --seed: random keys are made of 32 bits."""
+  if not text.isdecimal() or int(text) >= 2**32:
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2**32 - 1")
+  return int(text)
 
 
 def _unknown(argument: str, flag_names: Sequence[str]) -> str:
@@ -89,6 +107,23 @@ def _guarded(function):
     if not _silence_closed():
       raise  # a connection of another kind
     sys.exit(EXIT_CLOSED_PIPE)
+  except (RuntimeError, AssertionError) as error:
+    if not _is_of_platforms(error):
+      raise
+    asked = jax.config.jax_platforms  # pyrefly: ignore[missing-attribute]
+    why = str(error).splitlines()[0] if str(error) else "JAX has no plugin for it here"
+    print(
+      f"error: JAX cannot start{f' JAX_PLATFORMS={asked}' if asked else ''}: {why}; without the"
+      " variable JAX takes what is there; gptneo_jax[gpu] and gptneo_jax[tpu] bring the plugins",
+      file=sys.stderr,
+    )
+    sys.exit(1)
+
+
+def _is_of_platforms(error: Exception) -> bool:
+  """Whether JAX raised this in starting the platform that it was told to take."""
+  frames = traceback.extract_tb(error.__traceback__)
+  return bool(frames) and pathlib.Path(frames[-1].filename).name == "xla_bridge.py"
 
 
 def _escape_what_cannot_be_shown() -> None:
@@ -206,9 +241,15 @@ def load_config(value: str) -> ConfigDict:
 
 def _with_file(value: str) -> str:
   """`value` with the path of a file: configs/NAME.py is the package's where there is none here."""
+  value = os.path.expanduser(value)
   path, colon, arg = value.partition(":")
   if pathlib.Path(path).is_file():
     return value
+  if colon and any(pathlib.Path(file).is_file() for file in (value, value.rpartition(":")[0])):
+    raise UserError(
+      f"--config {value}: a ':' divides a config's file from its argument and cannot be part of the"
+      " path; move the file, or start in its folder"
+    )
   ours = pathlib.Path(__file__).parent / "configs"
   if (
     pathlib.Path(path).parent == pathlib.Path("configs") and pathlib.Path(ours, path[8:]).is_file()

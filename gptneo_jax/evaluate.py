@@ -315,7 +315,7 @@ def _parser() -> argparse.ArgumentParser:
   add("--mesh", metavar="AXES", help="as data=2,fsdp=2,tensor=1; default all devices on data")
   add("--batch_size", type=int, default=8, metavar="B", help="rows at once; default 8")
   add("--limit", type=int, metavar="N", help="only the first N documents, or items of a task")
-  add("--seed", type=int, default=0, help="of few-shot examples and of sampling; default 0")
+  add("--seed", type=cli.seed, default=0, help="of few-shot examples and of sampling; default 0")
   add(
     "--check_overlap", metavar="TRAIN_GLOB",
     help="which of the items evaluated share 13 words in a row with this training data",

@@ -255,7 +255,7 @@ def _parser() -> argparse.ArgumentParser:
     "--ignore_generation_config", action="store_true",
     help="without the defaults that the model's generation_config.json or config.json sets",
   )  # fmt: skip
-  add("--seed", type=int, default=0, help="of sampling; default 0")
+  add("--seed", type=cli.seed, default=0, help="of sampling; default 0")
   add("--negative_prompt", metavar="TEXT", help="of guidance_scale")
   add("--early_stopping", choices=("true", "false", "never"), help="of beam search")
   add("--assistant", metavar="DIR", help="a smaller model of the same vocabulary, which guesses")

@@ -14,7 +14,6 @@ import json
 import logging
 import math
 import os
-import resource
 import statistics
 import sys
 import tempfile
@@ -374,5 +373,9 @@ def memory_in_use_bytes(devices: Sequence[jax.Device]) -> int:
   stats = [device.memory_stats() or {} for device in devices]
   if stats and all("peak_bytes_in_use" in each for each in stats):
     return max(each["peak_bytes_in_use"] for each in stats)
+  try:
+    import resource
+  except ImportError:  # not on Windows
+    return 0
   unit = 1 if sys.platform == "darwin" else 1024
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

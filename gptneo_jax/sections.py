@@ -47,6 +47,8 @@ def read(config: ConfigDict) -> Sections:
   for name in ("steps", "batch_size", "seq_len", "log_every", "keep_latest"):
     if config[name] < 1:
       raise UserError(f"{name} is {config[name]}; it must be at least 1")
+  if not 0 <= config.seed < 2**32:
+    raise UserError(f"seed is {config.seed}; it must be from 0 to 2**32 - 1, the bits of a key")
   settings = run_config.flat(config)
   for name in _FROM_ZERO:
     if settings[name] < 0:
@@ -70,6 +72,17 @@ def read(config: ConfigDict) -> Sections:
     )
   data_config = data_config.for_batch(config.batch_size)
   return Sections(model_config, data_config, optimizer, learning_rate)
+
+
+def warmup_warning(config: ConfigDict) -> str:
+  """What to say of a run that ends before its learning rate has risen to the peak, else ''."""
+  warmup = config.schedule.warmup_steps
+  if config.steps > warmup:
+    return ""
+  return (
+    f"warning: steps {config.steps} do not exceed schedule.warmup_steps {warmup}: the learning rate"
+    f" rises to {config.steps / warmup:.0%} of its peak at most"
+  )
 
 
 def layout(config: ConfigDict, sections: Sections, mesh: Mesh | AbstractMesh) -> TrainState:

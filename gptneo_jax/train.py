@@ -112,8 +112,8 @@ def _run(
   _check_workdir(workdir, model_config)
   say = _say if hosts.is_first() else lambda _: None
   say(_summary(asked, config, model_config, mesh, abstract, workdir))
-  if warning:
-    say(warning)
+  for text in filter(None, (warning, sections.warmup_warning(config))):
+    say(text)
   closing.enter_context(advice.when_out_of_memory(config, mesh.size, memory))
 
   # --- data -------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """What every program gets: mistakes as one line, and compiled programs kept."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -179,6 +180,66 @@ def test_flags_of_programs_with_a_config(arguments, message, tmp_path, monkeypat
   config_flags.DEFINE_config_file("config", flag_values=flag_values)
   with pytest.raises(UserError, match=message):
     cli._parse(["train", *arguments.split()], flag_values)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+  ("platform", "message"),
+  [("cuda", "JAX has no plugin for it here"), ("zzz", "'zzz' is not in the")],
+)
+def test_a_platform_that_cannot_be_started_is_one_line(platform, message):
+  if importlib.util.find_spec("jax_plugins"):
+    pytest.skip("this machine has a plugin")
+  done = run(
+    "import jax\nfrom gptneo_jax import cli\ncli.guarded(jax.devices)", JAX_PLATFORMS=platform
+  )
+  assert done.returncode == 1 and done.stdout == ""
+  assert message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+  assert f"error: JAX cannot start JAX_PLATFORMS={platform}" in done.stderr
+
+
+def test_an_error_of_another_kind_is_not_taken_for_one_of_platforms():
+  def fails():
+    raise RuntimeError("something else")
+
+  with pytest.raises(RuntimeError, match="something else"):
+    cli.guarded(fails)
+
+
+@pytest.mark.parametrize("text", ["-1", "4294967296", "1" * 30, "1.5", "x"])
+@pytest.mark.parametrize(
+  ("program", "rest"), [(generate, "--checkpoint a"), (evaluate, "--data b")]
+)
+def test_seeds_that_no_key_holds(program, rest, text):
+  with pytest.raises(UserError, match=r"--seed.*from 0 to 2\*\*32 - 1"):
+    program.main([*rest.split(), f"--seed={text}"])
+
+
+def test_home_in_paths_and_not_in_texts(monkeypatch, tmp_path):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  parser = cli.Parser()
+  parser.add_argument("--checkpoint", metavar="DIR")
+  parser.add_argument("--compare", nargs="+", metavar="FILE.json")
+  parser.add_argument("--prompt", action="append", metavar="TEXT")
+  parser.add_argument("--absent", metavar="FILE")
+  args = parser.parse_args(["--checkpoint=~/a", "--compare", "~/b", "c", "--prompt=~/d"])
+  assert args.checkpoint == f"{tmp_path}/a" and args.compare == [f"{tmp_path}/b", "c"]
+  assert args.prompt == ["~/d"] and args.absent is None
+
+
+def test_home_and_colons_in_the_path_of_a_config(monkeypatch, tmp_path, repository):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  (tmp_path / "a:b").mkdir()
+  text = (repository / "configs" / "tiny.py").read_text()
+  for folder in (tmp_path, tmp_path / "a:b"):
+    (folder / "own.py").write_text(text)
+  assert cli.load_config("~/own.py") == cli.load_config(f"{tmp_path}/own.py")
+  assert cli.load_config("~/own.py:runlocal").steps < cli.load_config("~/own.py").steps
+  for argument in ("", ":runlocal"):
+    with pytest.raises(UserError, match="a ':' divides a config's file from its argument"):
+      cli.load_config(f"{tmp_path}/a:b/own.py{argument}")
+  monkeypatch.chdir(tmp_path / "a:b")
+  assert cli.load_config("own.py").steps == cli.load_config("~/own.py").steps
 
 
 @pytest.mark.parametrize("program", [evaluate, generate, convert])

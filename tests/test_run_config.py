@@ -123,3 +123,25 @@ def test_help_is_no_error(repository, tmp_path):
     assert run.returncode == 0 and not run.stderr
     assert f"python -m gptneo_jax.{program} --config configs/" in run.stdout
     assert "--config" in run.stdout
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 10**30])
+def test_a_seed_that_no_key_holds(seed):
+  """Cut to 32 bits, 2**32 would give the weights of 0, and 10**30 a traceback."""
+  config = cli.load_config("configs/tiny.py")
+  config.seed = seed
+  with pytest.raises(UserError, match=r"seed is -?\d+; it must be from 0 to 2\*\*32 - 1"):
+    sections.read(config)
+
+
+def test_a_run_that_ends_within_its_warm_up_is_warned_of():
+  config = cli.load_config("configs/tiny.py")
+  assert sections.warmup_warning(config) == ""
+  config.steps = config.schedule.warmup_steps + 1
+  assert sections.warmup_warning(config) == ""
+  config.steps = config.schedule.warmup_steps // 4
+  assert "warmup_steps 100: the learning rate rises to 25% of its peak" in sections.warmup_warning(
+    config
+  )
+  config.schedule.warmup_steps = 0
+  assert sections.warmup_warning(config) == ""
