@@ -3,16 +3,14 @@
   python experiments/plan_table.py            fills in what plan_table.json lacks, then the page
   python experiments/plan_table.py --again    all cells anew
 
-Needs TPU's compiler, no TPU: pip install -e '.[tpu]'. A cell takes up to two minutes on one core:
-the config as it stands, and where that does not fit the first settings that the planner advises.
-Steps are compiled with little effort for speed, which changes no memory.
+Needs TPU's compiler, no TPU: pip install -e '.[tpu]'. A cell is the config as it stands, and where
+that does not fit the first settings that the planner advises; each compilation takes some minutes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import pathlib
 import re
 import shlex
@@ -30,55 +28,53 @@ TOPOLOGIES = ("v5e:1x1", "v6e:1x1", "v5p:2x2x1", "v5e:2x4", "v5e:4x4")
 
 def plan(arguments: list[str]) -> list[str]:
   """Lines of the planner's page."""
-  # With little effort libtpu 0.0.42 dies on some programs (rotated_pincer_fusion_emitter.cc).
-  for effort in ("-1.0", "0.0"):
-    done = subprocess.run(
-      [sys.executable, "-m", "gptneo_jax.plan", *arguments],
-      cwd=HERE.parent, env=os.environ | {"JAX_EXEC_TIME_OPTIMIZATION_EFFORT": effort},
-      stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    lines = done.stdout.splitlines()
-    if lines and re.match(r"(fits|does not fit): ", lines[-1]):
-      return lines
+  done = subprocess.run(
+    [sys.executable, "-m", "gptneo_jax.plan", *arguments],
+    cwd=HERE.parent, stdout=subprocess.PIPE, text=True,
+  )  # fmt: skip
+  lines = done.stdout.splitlines()
+  if lines and re.match(r"(fits|does not fit): ", lines[-1]):
+    return lines
   raise SystemExit(f"the planner failed: {shlex.join(arguments)}")
 
 
 def cell(model: str, topology: str) -> dict:
-  """Whether it fits, with which settings, and the bytes: of the config, else of what is advised."""
+  """Whether it fits, with which settings, and GiB: of the config, else of what is advised."""
   given = [f"--config=configs/{model}.py", f"--topology={topology}"]
   lines, settings = plan(given), []
   if not lines[-1].startswith("fits"):
     commands = [line for line in lines if line.startswith("  python -m gptneo_jax.plan")]
-    here = [c for c in commands if c.count("--topology") == 1 and f"--topology={topology}" in c]
+    here = [c for c in commands if f"--topology={topology}" in c]
     if not here:
       return {"fits": False}
     settings = [a.removeprefix("--config.") for a in shlex.split(here[0]) if "--config." in a]
     lines = plan([*given, *(f"--config.{setting}" for setting in settings)])
   verdict = re.match(r"fits: ([\d.]+) GiB .*; ([\d.]+) GiB there", lines[-1])
   assert verdict, lines[-1]
+  page = "\n".join(lines)  # what was chosen stands there last as it was compiled
   return {
-    "fits": True, "needed": float(verdict[1]), "there": float(verdict[2]), "settings": settings
-  }  # fmt: skip
+    "fits": True,
+    "needed": float(verdict[1]),
+    "there": float(verdict[2]),
+    "settings": settings,
+    "grad_accumulation": int(re.findall(r"^  taken in +(\d+) part", page, re.MULTILINE)[-1]),
+    "remat": re.findall(r"^  remat +(\w+)", page, re.MULTILINE)[-1],
+  }
 
 
 _SHORT = {
   "optimizer.name=adafactor": "Adafactor",
   "model.param_dtype=bfloat16": "bfloat16 weights",
-  "model.remat=full": "remat full",
 }
 
 
 def text_of(found: dict) -> str:
   if not found["fits"]:
     return "no"
-  words = [f"{found['needed']:.1f}"]
-  for setting in found["settings"]:
-    name, _, value = setting.partition("=")
-    parts = f"{value} parts" if name == "grad_accumulation" and value != "1" else None
-    batch = f"batch {value}" if name == "batch_size" else None
-    if word := _SHORT.get(setting) or parts or batch:
-      words.append(word)
-  return ", ".join(words)
+  changed = [_SHORT.get(one) or one.replace("batch_size=", "batch ") for one in found["settings"]]
+  parts = found["grad_accumulation"]
+  how = [f"{parts} part{'s' * (parts > 1)}", found["remat"], *changed]
+  return f"{found['needed']:.1f}: {', '.join(how)}"
 
 
 def training_table(cells: dict) -> str:
