@@ -159,7 +159,9 @@ def when_out_of_memory(config: ConfigDict, num_devices: int, memory: float) -> I
     problem = error if isinstance(error, TooLarge) else compilation.too_large(error)
     if problem is None:
       raise
-    said = f"the compiler needs {size_text(problem.needed)}" if problem.needed else str(problem)
+    said = (
+      f"the compiler needs at least {size_text(problem.needed)}" if problem.needed else str(problem)
+    )
     needs = estimate(config, num_devices)
     figures = needs_text(needs, memory, num_devices)
     settings_ = would_fit(config, num_devices, 0.85 * min(memory, total(needs)))

@@ -20,7 +20,7 @@ from gptneo_jax.state import TrainState
 
 
 class TooLarge(Exception):
-  """A program does not fit, as a compiler or a device says; needed: bytes of a device, if said."""
+  """A program does not fit, as a compiler or a device says; needed: bytes of a device at least."""
 
   def __init__(self, text: str, needed: float | None = None):
     super().__init__(text)

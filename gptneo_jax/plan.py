@@ -93,6 +93,7 @@ def _run_command(config: ConfigDict) -> int:
       plan_report.print_report(report, seconds, chosen, target)
     except TooLarge as error:
       print("\nthe compiler found no way to fit the step")
+      estimated = preflight.total(fitting.estimate(config, target.size))
       needed = max(error.needed or estimated, available + 1)
   plan_report.print_speed(report, chosen, target)
   fits = needed <= available

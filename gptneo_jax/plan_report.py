@@ -55,7 +55,10 @@ def _choice_rows(
 
 
 def print_estimate(needs: dict[str, int], available: float) -> None:
-  print("\nA training step on each device, by estimate")
+  low, high = (f"{share:.0%}" for share in preflight.NEARNESS)
+  print(
+    f"\nA training step on each device, by estimate ({low} to {high} of TPU's compiler's count)"
+  )
   _print_rows(
     *((name, f"{size_text(size):>12}") for name, size in needs.items()),
     ("sum", f"{size_text(preflight.total(needs)):>12} of {size_text(available)}"),

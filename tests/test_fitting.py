@@ -111,7 +111,7 @@ def test_running_out_is_one_line_with_figures_and_advice():
   assert "GiB on each of 8 device(s) (parameters 0.61 GiB" in line and "there are 15.75 GiB" in line
   assert "By estimate this fits: --config.grad_accumulation=" in line and "\n" not in line
 
-  with pytest.raises(UserError, match=r"the compiler needs 16\.50 GiB"):
+  with pytest.raises(UserError, match=r"the compiler needs at least 16\.50 GiB"):
     with advice.when_out_of_memory(config, 8, V5E):
       raise TooLarge("Ran out of memory", 16.5 * GIB)
 

@@ -136,11 +136,12 @@ def test_a_tpu_step_that_does_not_fit_gets_compiled_advice():
   assert result.returncode == 1, result.stdout + result.stderr
   *page, verdict = result.stdout.splitlines()
   assert verdict.startswith("does not fit: ")
-  assert any(re.match(r"This fits \([\d.]+ GiB, compiled\):", line) for line in page), page
+  (said,) = re.findall(r"^This fits \(([\d.]+ GiB), compiled\):$", result.stdout, re.MULTILINE)
   (command,) = [line for line in page if line.startswith("  python -m gptneo_jax.plan")]
   assert "--config.grad_accumulation=" in command and "adafactor" not in command
   followed = plan(*shlex.split(command.strip())[3:])
   assert followed.returncode == 0, followed.stdout + followed.stderr
+  assert followed.stdout.splitlines()[-1].startswith(f"fits: {said} needed")  # what was promised
 
 
 @needs_libtpu
