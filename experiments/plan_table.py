@@ -68,7 +68,9 @@ _SHORT = {
 }
 
 
-def text_of(found: dict) -> str:
+def text_of(found: dict | None) -> str:
+  if found is None:
+    return "not compiled yet"
   if not found["fits"]:
     return "no"
   changed = [_SHORT.get(one) or one.replace("batch_size=", "batch ") for one in found["settings"]]
@@ -81,7 +83,7 @@ def training_table(cells: dict) -> str:
   there = [f"{t} ({chips.CHIPS[t.partition(':')[0]].memory_gib:.2f})" for t in TOPOLOGIES]
   rows = [["config", *there], ["---"] * (1 + len(TOPOLOGIES))]
   for model in MODELS:
-    rows.append([f"`{model}`", *(text_of(cells[f"{model} {t}"]) for t in TOPOLOGIES)])
+    rows.append([f"`{model}`", *(text_of(cells.get(f"{model} {t}")) for t in TOPOLOGIES)])
   return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

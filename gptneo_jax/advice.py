@@ -160,7 +160,9 @@ def when_out_of_memory(config: ConfigDict, num_devices: int, memory: float) -> I
     if problem is None:
       raise
     said = (
-      f"the compiler needs at least {size_text(problem.needed)}" if problem.needed else str(problem)
+      f"the compiler needs at least {size_text(problem.needed)}"
+      if problem.needed
+      else str(problem).rstrip(".")
     )
     needs = estimate(config, num_devices)
     figures = needs_text(needs, memory, num_devices)
