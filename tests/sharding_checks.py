@@ -20,11 +20,7 @@ NEO = ModelConfig(
   num_heads=4, window_size=7,
 )  # fmt: skip
 GPT2 = NEO.replace(
-  model_type="gpt2",
-  attention_pattern=("global",),
-  tie_word_embeddings=False,
-  remat="dots",
-  scale_attn_by_inverse_layer_idx=True,
+  model_type="gpt2", attention_pattern=("global",), tie_word_embeddings=False, remat="dots"
 )
 CASES = {
   "neo, data=8": (NEO, {"data": 8}),
