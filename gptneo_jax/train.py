@@ -21,11 +21,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import shlex
 import signal
 import sys
-import time
 from typing import Any
 
 import jax
@@ -56,11 +54,11 @@ from gptneo_jax.metrics import (
   MetricWriter,
   Progress,
   check_wandb,
-  memory_in_use_bytes,
   peak_flops_per_second,
 )
 from gptneo_jax.model import Decoder
 from gptneo_jax.state import TrainState, init_state
+from gptneo_jax.step_report import StepReports
 from gptneo_jax.steps import place_batch
 
 
@@ -132,8 +130,8 @@ def _run(
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
   evaluate = validation.Validation(config, data_config, model, shardings.params, mesh, tokenizer)
 
-  if not data.has_split(data_config, "validation"):
-    say("no validation: trains on everything (data.validation_fraction is 0)")
+  if hosts.is_first():
+    say(data.amount_of_data(data_config, tokenizer, config.batch_size * (config.seq_len + 1)))
   peak_flops, _ = peak_flops_per_second(jax.local_devices()[0], model_config.dtype)  # no mesh yet
 
   # --- state: what this folder holds, else init_from, else fresh ----------------------------------
@@ -182,42 +180,20 @@ def _run(
     enabled=hosts.is_first(),
   )
   closing.callback(writer.close)
-  flops_per_token = model_config.flops_per_token(config.seq_len)
-  waited, clock = batches.wait_seconds, time.perf_counter()
 
-  def report(step: int, metrics: dict[str, jax.Array]) -> dict[str, float]:
-    """Waits for a step; its line of metrics.jsonl, empty if none is due. Stops at NaN."""
-    nonlocal waited, clock
-    loss, grad_norm = float(metrics["loss"]), float(metrics["grad_norm"])
-    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-      checkpoints.wait()
-      good = latest_step(str(workdir))
-      stands = (
-        "No checkpoint stands" if good is None else f"The last good checkpoint is step {good}"
-      )
-      raise UserError(
-        f"step {step}: loss {loss}, gradient norm {grad_norm}; stopped before anything of it was"
-        f" saved. {stands}"
-      )
-    due = step % config.log_every == 0 or step == config.steps
-    progress.update(step, loss if due else None)
-    if not due:
-      return {}
-    now = time.perf_counter()
-    line = {
-      "train/loss": loss,
-      "train/perplexity": math.exp(min(loss, 700.0)),
-      "train/grad_norm": grad_norm,
-      "train/learning_rate": float(learning_rate(step - 1)),
-      "perf/data_wait_fraction": (batches.wait_seconds - waited) / (now - clock),
-      "perf/memory_gib": memory_in_use_bytes(jax.local_devices()) / preflight.GIB,
-    }
-    waited, clock = batches.wait_seconds, now
-    if (seconds := progress.step_seconds) and (rate := progress.tokens_per_second):
-      line["perf/step_seconds"] = seconds
-      line["perf/tokens_per_second"] = rate
-      line["perf/mfu"] = rate * flops_per_token / (peak_flops * jax.device_count())
-    return line
+  def last_saved() -> int | None:
+    checkpoints.wait()
+    return latest_step(str(workdir))
+
+  report = StepReports(
+    config,
+    model_config,
+    learning_rate=learning_rate,
+    batches=batches,
+    progress=progress,
+    peak_flops=peak_flops,
+    last_saved=last_saved,
+  )
 
   def save(step: int, line: dict[str, float]) -> None:
     with progress.section("checkpoint"):
@@ -258,7 +234,7 @@ def _run(
       writer.write(step, written)
 
   # --- the loop: the report of a step is made while the next one runs -----------------------------
-  waited, clock = batches.wait_seconds, time.perf_counter()
+  report.begin()
   while step < config.steps and not stopping:
     step += 1
     trace.before(step)
@@ -266,7 +242,7 @@ def _run(
     state, metrics = train_step(state, batch)
     if previous and (line := report(*previous)):
       writer.write(previous[0], line)
-    previous = step, metrics
+    previous = step, metrics, batches.epochs
 
     stopping, last = stop(), step == config.steps
     evaluates = not stopping and (last or _due(step, config.eval_every))
@@ -274,7 +250,7 @@ def _run(
     if not (evaluates or saves):
       continue
     # From here on this step is waited for: nothing is saved before its loss is known to be finite.
-    line, previous = report(step, metrics), None
+    line, previous = report(*previous), None
     if saves:
       save(step, line)
     results: dict[str, float] | None = {}
@@ -293,7 +269,7 @@ def _run(
       checkpoints.add_metrics(step, results)
     if line := line | results:
       writer.write(step, line)
-    waited, clock = batches.wait_seconds, time.perf_counter()
+    report.begin()
 
   checkpoints.wait()
   progress.close()

@@ -283,3 +283,26 @@ def test_encoder_matches_the_tokenizer(shared_data):
   for text, ids in zip(texts, DocumentEncoder(gpt2).encode(texts)):
     assert ids.dtype == np.int32
     assert ids.tolist() == gpt2.backend_tokenizer.encode(text).ids
+
+
+@pytest.mark.parametrize("window", [4, 1000])
+def test_epochs_count_what_was_read(window, tokenizer, tmp_path):
+  """After as many tokens as the documents have, one; in between, their share; a resumed run too."""
+  path = write_shards(tmp_path, [[f"document {n} of the corpus" for n in range(40)]])
+  config = config_of(path, num_streams=2, shuffle_window=window)
+  iterator = batches_of(config, tokenizer, batch_size=2, seq_len=7)
+  tokens = sum(len(f"document {n} of the corpus") + 1 for n in range(40))
+  read, states = [], []
+  for _ in range(3 * tokens // 16):
+    next(iterator)
+    read.append(iterator.epochs)
+    states.append(iterator.get_state())
+  iterator.close()
+  ((name,),) = {tuple(epochs) for epochs in read}
+  for number, epochs in enumerate(read, start=1):
+    assert epochs[name] == pytest.approx(number * 16 / tokens, abs=0.05)
+  again = batches_of(config, tokenizer, batch_size=2, seq_len=7)
+  again.set_state(states[30])
+  next(again)
+  assert again.epochs == read[31]
+  again.close()

@@ -89,6 +89,8 @@ def test_an_evaluation_is_stored_with_its_checkpoint(config, tmp_path):
   for step in (4, 6):
     stored = evaluated(tmp_path / "run", step)
     assert {"step": step, **stored} == by_step[step]
+  epochs = [by_step[step]["data/epoch"] for step in range(1, 7)]
+  assert 0 < epochs[0] < epochs[5] and sorted(epochs) == epochs
 
 
 @pytest.mark.parametrize("at", [2, 4])  # where only an evaluation is due, and where a save is too
@@ -136,7 +138,8 @@ def test_a_signal_ends_an_evaluation_between_batches(
   assert run(config, str(tmp_path / "run")) == 0
   stopped = exact(tmp_path / "run")
   assert [line.keys() for line in stopped] == [line.keys() for line in whole]
-  assert [line["train/loss"] for line in stopped] == [line["train/loss"] for line in whole]
+  for key in ("train/loss", "data/epoch"):
+    assert [line[key] for line in stopped] == [line[key] for line in whole]
 
 
 def test_a_run_that_is_done_has_nothing_to_do(config, tmp_path, capsys):

@@ -12,6 +12,7 @@ from gptneo_jax.data.evaluation import (
   mixed_documents,
 )
 from gptneo_jax.data.sources import check_sources, has_split, holds_records, source_files
+from gptneo_jax.data.survey import amount_of_data
 from gptneo_jax.data.tokenizer import (
   DocumentEncoder,
   check_vocabulary,
@@ -31,6 +32,7 @@ __all__ = [
   "EvaluationBatches",
   "KeptBatches",
   "TrainBatches",
+  "amount_of_data",
   "byte_unigram_bits_per_byte",
   "check_sources",
   "check_vocabulary",

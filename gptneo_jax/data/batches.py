@@ -10,7 +10,13 @@ import numpy as np
 
 from gptneo_jax.data.config import DataConfig
 from gptneo_jax.data.documents import BadRecords, DataError
-from gptneo_jax.data.sources import files_fingerprint, held_out, open_components, shared_out
+from gptneo_jax.data.sources import (
+  files_fingerprint,
+  held_out,
+  open_components,
+  shared_out,
+  source_name,
+)
 from gptneo_jax.data.streams import RowStream, document_streams
 from gptneo_jax.data.tokenizer import DocumentEncoder
 
@@ -81,6 +87,7 @@ class TrainBatches:
     }
     self._fingerprint = json.loads(json.dumps(self._fingerprint))  # as it looks when restored
     components = shared_out(components, number)
+    self._names = _unlike([source_name(kind, path) for _, kind, path in config.entries])
     rows = _Batches(
       {
         str(stream): document_streams(
@@ -136,6 +143,15 @@ class TrainBatches:
     self._iterator.set_state({stream: copy.deepcopy(state["streams"][stream]) for stream in own})
 
   @property
+  def epochs(self) -> dict[str, float]:
+    """Passes over each source so far, by its name: the mean over this host's streams."""
+    states = self._iterator.get_state().values()
+    return {
+      name: sum(state["sources"][n]["epochs"] for state in states) / len(states)
+      for n, name in enumerate(self._names)
+    }
+
+  @property
   def bad_records(self) -> dict[str, int]:
     return dict(self._bad_records.counts)
 
@@ -167,6 +183,14 @@ def _compare(saved: Mapping, present: Mapping) -> None:
       raise DataError(
         f"cannot resume the data: {name} was {saved.get(name)!r} and is {present.get(name)!r} now"
       )
+
+
+def _unlike(names: list[str]) -> list[str]:
+  """The names, with a number where one comes again."""
+  return [
+    f"{name}.{names[:n].count(name) + 1}" if name in names[:n] else name
+    for n, name in enumerate(names)
+  ]
 
 
 def _close(iterator, encoder: DocumentEncoder) -> None:

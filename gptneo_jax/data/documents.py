@@ -30,10 +30,13 @@ class Document:
 
 
 class BadRecords:
-  """Stops at the first bad record or file, or counts the distinct ones that were left out."""
+  """Stops at the first bad record or file, or counts the distinct ones that were left out.
 
-  def __init__(self, policy: str):
-    self._skip = policy == "skip"
+  quiet: says nothing of those.
+  """
+
+  def __init__(self, policy: str, *, quiet: bool = False):
+    self._skip, self._quiet = policy == "skip", quiet
     self._seen: set[str] = set()
     self.counts: dict[str, int] = {}  # what is wrong -> distinct records, or files, left out
 
@@ -59,7 +62,9 @@ class BadRecords:
       return
     self._seen.add(location)
     count = self.counts[reason] = self.counts.get(reason, 0) + 1
-    if str(count).strip("0") == "1":  # 1, 10, 100, ... of a kind: a line now and then, no flood
+    if (
+      not self._quiet and str(count).strip("0") == "1"
+    ):  # 1, 10, 100, ... of a kind: a line now and then, no flood
       logger.warning("passed over in the data so far: %s; the last: %s", self, location)
 
   def log_summary(self) -> None:

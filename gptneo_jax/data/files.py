@@ -131,3 +131,11 @@ def _warn_once(message: str) -> None:
 def _is_source(below: str) -> bool:
   parts = below.strip("/").split("/")
   return not any(part.startswith(".") or part == _NOT_SOURCE for part in parts)
+
+
+def file_size(fs, path: str) -> int:
+  """Bytes, 0 where the store does not say."""
+  try:
+    return fs.size(path) or 0
+  except OSError:
+    return 0

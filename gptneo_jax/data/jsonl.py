@@ -13,7 +13,7 @@ from gptneo_jax.data.contents import (
   utf8_chunks,
 )
 from gptneo_jax.data.documents import EMPTY_TEXT, BadRecords, Document
-from gptneo_jax.data.files import match_files, opened
+from gptneo_jax.data.files import file_size, match_files, opened
 from gptneo_jax.data.parquet import read_rows
 
 _SPACE = " \t\r\n"
@@ -31,6 +31,10 @@ class JsonLines:
   def __init__(self, path: str, name: str, text_key: str, bad_records: BadRecords):
     self._fs, self.shards = match_files(path, folders=False)
     self._name, self._text_key, self._bad_records = name, text_key, bad_records
+
+  def size(self, shard: int) -> int:
+    """Bytes of a file, 0 where that is not known."""
+    return file_size(self._fs, self.shards[shard])
 
   def read(
     self, shard: int, start: tuple[int, int], mine: Callable[[int], bool]

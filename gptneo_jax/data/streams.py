@@ -6,8 +6,9 @@ Its state is a few integers: the block of documents in hand is read again after 
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
+from typing import Any
 
 import numpy as np
 
@@ -36,10 +37,14 @@ def permutation(size: int, *key: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class _Piece:
-  """Documents that are encoded together: from `index` on in the block that begins at `start`."""
+  """Documents that are encoded together: from `index` on in the block that begins at `start`.
+
+  epochs: passes over the data by the block's beginning, and what each of its documents adds.
+  """
 
   start: dict[str, int]
   index: int
+  epochs: tuple[float, float]
   characters: int
   ids: Future[list[np.ndarray]]
 
@@ -81,18 +86,22 @@ class DocumentStream:
     self._shards = [*range(stream, self._whole, num_streams), *range(self._whole, number)]
     self._pieces_ahead = max(2, -(-_PIECES_AHEAD // num_streams))
     self._ahead: deque[_Piece] = deque()
-    self.set_state({"epoch": 0, "block": 0, "shard": 0, "record": 0, "offset": 0, "index": 0})
+    start = {"epoch": 0, "block": 0, "shard": 0, "record": 0, "offset": 0}
+    self.set_state({**start, "index": 0, "epochs": 0.0})
 
-  def get_state(self) -> dict[str, int]:
-    """Where the block in hand begins (epoch, block, shard, record, byte offset) and `index`, how
-    many of its documents were taken."""
-    return {**self._start, "index": self._index}
+  def get_state(self) -> dict[str, Any]:
+    """Where the block in hand begins (epoch, block, shard, record, byte offset), `index`, how many
+    of its documents were taken, and `epochs`, passes over the data so far."""
+    return {**self._start, "index": self._index, "epochs": self.epochs}
 
-  def set_state(self, state: dict[str, int]) -> None:
+  def set_state(self, state: Mapping[str, Any]) -> None:
     for piece in self._ahead:
       piece.ids.cancel()
-    self._start = {name: int(value) for name, value in state.items() if name != "index"}
-    self._index = int(state["index"])
+    self._start = {
+      name: int(state[name]) for name in ("epoch", "block", "shard", "record", "offset")
+    }
+    self._index, self.epochs = int(state["index"]), float(state["epochs"])
+    self.epochs_a_document = 0.0
     self._encoded: deque[np.ndarray] = deque()  # what is left of the piece in hand
     self._ahead = deque()
     self._pieces = self._guarded_pieces(self._start, self._index)
@@ -104,6 +113,7 @@ class DocumentStream:
       if not self._encoded:
         self._take_piece()
       self._index += 1
+      self.epochs = self._block_epochs + self._index * self.epochs_a_document
       ids = self._encoded.popleft()
       if len(ids) > 1:
         return ids
@@ -121,6 +131,7 @@ class DocumentStream:
     end = np.array([self._encoder.end_of_text], np.int32)
     self._encoded.extend(np.concatenate([ids, end]) for ids in piece.ids.result())
     self._start, self._index = piece.start, piece.index
+    self._block_epochs, self.epochs_a_document = piece.epochs
 
   def _guarded_pieces(self, start: dict[str, int], index: int) -> Iterator["_Piece"]:
     """What fails in reading ahead is raised when its turn comes: all before it is still given."""
@@ -130,7 +141,7 @@ class DocumentStream:
       failed: Future[list[np.ndarray]] = Future()
       failed.set_exception(error)
       while True:
-        yield _Piece(start, index, 0, failed)
+        yield _Piece(start, index, (0.0, 0.0), 0, failed)
 
   def _read_pieces(self, start: dict[str, int], index: int) -> Iterator["_Piece"]:
     """Pieces without end, from document `index` of the block that begins at `start`."""
@@ -144,13 +155,16 @@ class DocumentStream:
           f"stream {self._stream}: the data state counts {index} documents in a block that holds"
           f" {len(block)} now: {self._source.shards[0]} … changed since it was saved"
         )
+      following = self._start_after(start, len(block), full, end)
+      begin = self._epochs_at(start)
+      epochs = begin, (self._epochs_at(following) - begin) / max(len(block), 1)
       while index < len(block):
         count = _piece_size(block, index)
         texts = block[index : index + count]
         size = sum(map(len, texts))
-        yield _Piece(start, index, size, self._encoder.encode_later(texts))
+        yield _Piece(start, index, epochs, size, self._encoder.encode_later(texts))
         index += count
-      start, index = self._start_after(start, len(block), full, end), 0
+      start, index = following, 0
       if start["block"] == 0:
         reader = None
 
@@ -186,6 +200,15 @@ class DocumentStream:
         " fewer documents than streams? lower data.num_streams"
       )
     return {"epoch": start["epoch"] + 1, "block": 0, "shard": 0, "record": 0, "offset": 0}
+
+  def _epochs_at(self, start: dict[str, int]) -> float:
+    """Passes over the data by the beginning of a block; within a packed file they stand still."""
+    shard, within = start["shard"], 0.0
+    if start["offset"]:
+      order = permutation(len(self._shards), *self._key, 0, start["epoch"])
+      size = self._source.size(self._shards[order[shard]])
+      within = min(start["offset"] / size, 1.0) if size else 0.0
+    return start["epoch"] + (shard + within) / len(self._shards)
 
   def _read(self, epoch: int, first: int, cursor: tuple[int, int]) -> Iterator:
     """Yields ((shard in the epoch's order, cursor), document) to the end of the epoch."""
@@ -242,7 +265,10 @@ class RowStream:
     """State of every source, the tokens emitted of each, and the place in the document in hand."""
     sources = [source.get_state() for source in self._sources]
     if self._current is not None:
-      sources[self._current]["index"] -= 1  # the document in hand is taken again
+      in_hand = sources[self._current]
+      in_hand["index"] -= 1  # the document in hand is taken again
+      left = 1 - self._position / len(self._tokens)
+      in_hand["epochs"] -= left * self._sources[self._current].epochs_a_document
     return {
       "sources": sources,
       "emitted": list(self._emitted),

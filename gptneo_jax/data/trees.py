@@ -12,7 +12,7 @@ from gptneo_jax.data.contents import (
   utf8_chunks,
 )
 from gptneo_jax.data.documents import BadRecords, DataError, Document
-from gptneo_jax.data.files import match_files, opened
+from gptneo_jax.data.files import file_size, match_files, opened
 
 # Held out of the standard library as whole packages: files of one package resemble each other.
 STDLIB_VALIDATION = ("json", "logging", "urllib")  # about 390 kB in Python 3.11
@@ -36,6 +36,10 @@ class TextFiles:
   ):
     self._fs, self.shards, self._name, self._bad_records = fs, files, name, bad_records
     self._document_is = document
+
+  def size(self, shard: int) -> int:
+    """Bytes of a file, 0 where that is not known."""
+    return file_size(self._fs, self.shards[shard])
 
   def read(
     self, shard: int, start: tuple[int, int], mine: Callable[[int], bool]

@@ -1,0 +1,127 @@
+"""How much data a run has: counted where that is quick, else what the files weigh."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from gptneo_jax.data.config import DataConfig
+from gptneo_jax.data.documents import BadRecords, Document
+from gptneo_jax.data.files import file_size, match_files
+from gptneo_jax.data.sources import Component, has_split, held_out, open_components
+from gptneo_jax.data.splits import Listed, position
+from gptneo_jax.data.tokenizer import DocumentEncoder
+
+_COUNTED_BYTES = 30_000_000  # of files, packed ones taken four times: a second or two to read
+_SAMPLE_BYTES = 200_000  # of text, from which the tokens of all are estimated
+_PACKED = (".zst", ".zstd", ".gz", ".xz", ".bz2", ".parquet")
+
+
+class _Amount(NamedTuple):
+  documents: int
+  bytes: int
+
+  def __str__(self) -> str:
+    return f"{self.documents:,} document{'s'[: self.documents != 1]}, {_size(self.bytes)}"
+
+
+def amount_of_data(config: DataConfig, tokenizer, tokens_a_step: int) -> str:
+  """A line: documents, bytes and about how many tokens and steps an epoch has; what is held out.
+
+  Sources whose files are large, and data sets of the hub, are not counted. Raises DataError.
+  """
+  files = _files(config, "train")
+  if files is None:
+    train = "training data: not counted"
+  elif _weight(files) > _COUNTED_BYTES:
+    train = f"training data: {_named(files)}, not counted"
+  else:
+    documents = _documents(_open(config, "train"))
+    sample, rest = _sample(documents)
+    amount = _amount(itertools.chain(sample, rest))
+    ids = DocumentEncoder(tokenizer).encode([document.text for document in sample])
+    sampled = sum(len(document.text.encode()) for document in sample)
+    tokens = sum(map(len, ids)) * amount.bytes / max(sampled, 1) + amount.documents
+    steps = f"{tokens / tokens_a_step:,.1f} steps an epoch"
+    train = f"training data: {amount}, about {_rounded(tokens)} tokens, {steps}"
+  return f"{train}; {_validation(config)}"
+
+
+def _validation(config: DataConfig) -> str:
+  if not has_split(config, "validation"):
+    return "no validation: trains on everything (data.validation_fraction is 0)"
+  files = _files(config, "validation")
+  if files is None or _weight(files) > _COUNTED_BYTES:
+    named = f"{_named(files)} of " if files and config.validation_path else ""
+    return f"validation: {named}{config.validation_path or 'held out by hash'}, not counted"
+  components = _open(config, "validation")
+  documents = list(_documents(components))
+  low, high = held_out(config).bounds("validation")
+  how = ""
+  if any(isinstance(component.source, Listed) for component in components):
+    how = ", the end of the only document of a source"
+  elif low < high and documents and not low <= position(documents[0].text) < high:
+    how = f", those of the smallest hashes: data.validation_fraction {high - low:g} left none"
+  return f"validation: {_amount(documents)}{how}"
+
+
+def _open(config: DataConfig, split: str) -> list[Component]:
+  return open_components(config, split, BadRecords(config.on_bad_record, quiet=True))
+
+
+def _documents(components: list[Component]) -> Iterator[Document]:
+  return itertools.chain.from_iterable(component.documents() for component in components)
+
+
+def _amount(documents: Iterable[Document]) -> _Amount:
+  count = size = 0
+  for document in documents:
+    count += 1
+    size += len(document.text.encode())
+  return _Amount(count, size)
+
+
+def _sample(documents: Iterator[Document]) -> tuple[list[Document], Iterator[Document]]:
+  """The first documents, up to _SAMPLE_BYTES of them, and the others."""
+  sample, size = [], 0
+  for document in documents:
+    sample.append(document)
+    size += len(document.text)
+    if size >= _SAMPLE_BYTES:
+      break
+  return sample, documents
+
+
+def _files(config: DataConfig, split: str) -> dict[str, int] | None:
+  """Bytes of each file that a split is read from, those of the standard library left out; None
+  where a source is no files."""
+  sizes = {}
+  for _, kind, path in config.entries:
+    if kind == "datasets":
+      return None
+    if kind in ("jsonl", "text"):
+      fs, names = match_files(config.own_path(split) or path, folders=kind == "text")
+      sizes |= {name: file_size(fs, name) for name in names}
+  return sizes
+
+
+def _weight(files: dict[str, int]) -> int:
+  return sum(size * (4 if name.endswith(_PACKED) else 1) for name, size in files.items())
+
+
+def _named(files: dict[str, int]) -> str:
+  packed = " packed" if any(name.endswith(_PACKED) for name in files) else ""
+  return f"{len(files):,} file{'s'[: len(files) != 1]}, {_size(sum(files.values()))}{packed}"
+
+
+def _size(size: int) -> str:
+  for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+    if size >= factor:
+      return f"{size / factor:,.1f} {unit}"
+  return f"{size} bytes"
+
+
+def _rounded(tokens: float) -> str:
+  """To three digits: it is an estimate."""
+  return f"{float(f'{tokens:.3g}'):,.0f}"
