@@ -330,7 +330,7 @@ def _parser() -> argparse.ArgumentParser:
   of_data("--split", choices=_SPLITS, help="of stdlib and config:FILE; default validation")
   of_data(
     "--source", choices=("jsonl", "text", "datasets"),
-    help="what --data is, where its name does not say; datasets: NAME_OR_FOLDER[#SPLIT]",
+    help="what --data is, where its name does not say; datasets: NAME_OR_PATH[#SPLIT]",
   )  # fmt: skip
   of_data("--text_key", metavar="KEY", help="field of a record that holds the text; default text")
   of_data("--seq_len", type=int, metavar="T", help="tokens of a window; default the model's")

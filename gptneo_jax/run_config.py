@@ -49,7 +49,7 @@ def base(model: ModelConfig) -> ConfigDict:
   config.data = ConfigDict(
     dict(
       source="jsonl",  # stdlib, jsonl, text, datasets, mixture
-      path="",  # glob, several with commas; text: also folders; datasets: NAME_OR_FOLDER[#SPLIT]
+      path="",  # glob, several with commas; text: also folders; datasets: NAME_OR_PATH[#SPLIT]
       document="file",  # of a `text` source: file, line or paragraph
       validation_path="",  # empty: documents held out of `path`
       test_path="",

@@ -54,3 +54,15 @@ def test_datasets_that_is_not_there(tmp_path):
     check_sources(config)
   with pytest.raises(DataError, match="none"):
     evaluation_documents(config, "train")
+
+
+def test_datasets_of_one_file(tmp_path, monkeypatch):
+  monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+  (tmp_path / "a[1].csv").write_text('text,n\na,1\n"b, c",2\n')
+  (tmp_path / "other.csv").write_text("text\nnot this\n")
+  write_lines(tmp_path / "b.jsonl", ["x", "", "y"], "Sub")
+  for path, expected in (("a[1].csv", ["a", "b, c"]), ("b.jsonl#test", ["x", "y"])):
+    documents = evaluation_documents(hub_config(tmp_path / path), "train")
+    assert [document.text for document in documents] == expected
+  monkeypatch.chdir(tmp_path)
+  assert len(list(evaluation_documents(hub_config("b.jsonl"), "train"))) == 2

@@ -18,7 +18,7 @@ class DataConfig:
       'mixture'.
     path: jsonl: glob of JSON lines, JSON arrays or parquet (local, gs://, s3://); text: folder or
       glob of text files, whose documents `<|endoftext|>` divides; packed or not, several with
-      commas; datasets: `NAME_OR_FOLDER[#SPLIT]`, SPLIT 'train' unless given.
+      commas; datasets: `NAME_OR_PATH[#SPLIT]`, SPLIT 'train' unless given.
     document: of the source 'text': 'file' (what `<|endoftext|>` divides is several), 'line' or
       'paragraph' (between blank lines).
     validation_path, test_path: a separate source of the same kind, used whole; '' takes that

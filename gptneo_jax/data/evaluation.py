@@ -37,10 +37,11 @@ def _documents(components, own_path, split, limit_documents, bad_records):
   documents = itertools.chain.from_iterable(part.documents() for part in components)
   first = next(documents, None)
   if first is None:
+    passed_over = f" (passed over: {bad_records})" if bad_records.counts else ""
     raise DataError(
-      f"{own_path} holds no document"
+      f"{own_path} holds no document{passed_over}"
       if own_path
-      else f"the {split} split holds no document: raise data.{split}_fraction"
+      else f"the {split} split holds no document{passed_over}: raise data.{split}_fraction"
     )
   yield from itertools.islice(itertools.chain([first], documents), limit_documents or None)
   bad_records.log_summary()

@@ -1,5 +1,6 @@
 """Sources that the `datasets` library reads: the hub, local folders, saved data sets."""
 
+import glob
 import os
 from collections.abc import Callable, Iterator
 
@@ -29,8 +30,13 @@ class HubDataset:
         if isinstance(data, datasets.DatasetDict):
           data = data[split]
       else:
+        files = {}
+        if os.path.isfile(local):  # of a folder's files, the one; its ending says what it is
+          local, file = os.path.split(os.path.abspath(local))
+          files = {"data_files": {split: glob.escape(file)}}
+        name_or_folder = local if os.path.exists(local) else path
         data = datasets.load_dataset(
-          local if os.path.exists(local) else path, config_name or None, split=split, streaming=True
+          name_or_folder, config_name or None, split=split, streaming=True, **files
         )
     except Exception as error:  # the library raises what its many back ends raise
       raise DataError(f"{path}#{split}: cannot be opened: {_first_line(error)}") from error
