@@ -1,6 +1,7 @@
 """Stopped anywhere and started again, a run ends as the one that was never stopped, bit for bit."""
 
 import random
+import shlex
 import signal
 import subprocess
 import time
@@ -62,7 +63,7 @@ def start(workdir, settings) -> subprocess.Popen:
   return subprocess.Popen(
     train_runs.train_command(workdir, **settings),
     cwd=train_runs.REPOSITORY, env=train_runs.environment(),
-    stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
   )  # fmt: skip
 
 
@@ -79,6 +80,7 @@ def test_killed_at_random_moments(settings, whole_run, tmp_path):
     time.sleep(chance.uniform(0, 0.2))  # within a step, or within the save that goes on beside it
     process.send_signal(signal.SIGKILL)
     kills += process.wait() == -signal.SIGKILL
+    process.stdout.close()
     process.stderr.close()
   assert kills >= 2  # the last may have come to its end first
   result = train_runs.train(tmp_path, **settings)
@@ -86,13 +88,18 @@ def test_killed_at_random_moments(settings, whole_run, tmp_path):
   assert_same_run(tmp_path, whole_run)
 
 
-def test_stopped_by_sigterm(settings, whole_run, tmp_path):
-  settings = settings | {"checkpoint_every": 0}  # what SIGTERM saves is all there is
-  process = start(tmp_path, settings)
-  wait_for_step(process, tmp_path, 7)
-  process.send_signal(signal.SIGTERM)
-  _, stderr = process.communicate(timeout=60)
-  assert process.returncode == 143, stderr
+def test_stopped_by_signals(settings, whole_run, tmp_path):
+  """By Ctrl-C, then by SIGTERM, wherever they come; the line of the first is the command."""
+  settings = settings | {"checkpoint_every": 0}  # what a signal saves is all there is
+  for step, sent, status in ((7, signal.SIGINT, 130), (20, signal.SIGTERM, 143)):
+    process = start(tmp_path, settings)
+    wait_for_step(process, tmp_path, step)
+    process.send_signal(sent)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == status, stderr
+    assert "Traceback" not in stderr
+    assert f"stopped by {sent.name}, saved at step" in stdout
+    assert stdout.rstrip().endswith(shlex.join(train_runs.train_command(tmp_path, **settings)[3:]))
   assert steps_done(tmp_path) < 40
   result = train_runs.train(tmp_path, **settings)
   assert result.returncode == 0, result.stderr
