@@ -1,6 +1,7 @@
 """Checkpoints: exact, whole or not there, and clear about what went wrong."""
 
 import contextlib
+import json
 import logging
 import os
 import pathlib
@@ -126,6 +127,25 @@ def test_keeps_the_latest_and_the_best(tmp_path):
   _save(checkpointer, 7)
   checkpointer.close()
   assert checkpoint.saved_steps(tmp_path) == [5, 7]
+
+
+@pytest.mark.parametrize("metrics", [None, {"train/loss": 9.0}])
+def test_metrics_measured_after_the_save_rank_it(metrics, tmp_path):
+  """As an evaluation does, in this process or in one that owed it."""
+  losses = {1: 3.0, 2: 1.0, 3: 2.0}
+  for steps in ((1, 2), (3, 4, 5)):
+    checkpointer = checkpoint.Checkpointer(tmp_path, keep_latest=1, keep_best=1)
+    for step in steps:
+      _save(checkpointer, step, metrics)
+      if step in losses:
+        checkpointer.add_metrics(step, {"eval/loss": losses[step]})
+    checkpointer.close()
+  assert checkpoint.saved_steps(tmp_path) == [2, 5]
+  stored = json.loads((tmp_path / "2" / "metrics" / "metrics").read_text())
+  assert stored == {**(metrics or {}), "eval/loss": 1.0}
+  restored = _restore(tmp_path)
+  _assert_is_step(restored, 5)
+  assert restored.metrics == (metrics or {})
 
 
 def test_an_asynchronous_save_survives_donation(tmp_path):

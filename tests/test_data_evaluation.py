@@ -13,6 +13,7 @@ from gptneo_jax.data.baselines import byte_unigram_bits_per_byte, gzip_bits_per_
 from gptneo_jax.data.config import DataConfig
 from gptneo_jax.data.documents import DataError, Document
 from gptneo_jax.data.evaluation import (
+  KeptBatches,
   evaluation_batches,
   evaluation_documents,
   evaluation_windows,
@@ -175,6 +176,31 @@ def test_batches_come_before_all_documents_are_read(tokenizer):
 
   next(evaluation_batches(endless(), tokenizer, batch_size=2, seq_len=16))
   assert len(read) < 100
+
+
+@pytest.mark.parametrize("limit", [1 << 20, 500])  # 500 bytes: two batches are too many
+def test_kept_batches_are_made_once_unless_they_are_too_large(tokenizer, limit):
+  documents, read = documents_of(["one two three " * 9, "", "ção one", "two"]), []
+
+  def make():
+    reading = (read.append(1) or document for document in documents)
+    return evaluation_batches(reading, tokenizer, batch_size=2, seq_len=8)
+
+  expected = [{k: v.tolist() for k, v in batch.items()} for batch in make()]
+  assert len(expected) > 2
+  read.clear()
+  kept = KeptBatches(make, limit)
+  assert read == []
+  next(iter(kept))  # drawn, and no more
+  for _ in range(3):
+    given = []
+    for batch in kept:
+      given.append({k: v.tolist() for k, v in batch.items()})
+      batch.pop("row_document")  # what is done to a batch is not done to the kept one
+    assert given == expected
+    assert kept.subsets == [document.subset for document in documents]
+    assert kept.tokens_per_document[1] == 0 and len(kept.bytes_per_document) == 4
+  assert len(read) == (4 if limit > 500 else 12)
 
 
 def test_validation_file_in_source_order(shared_data):

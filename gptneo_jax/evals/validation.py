@@ -57,6 +57,7 @@ class Validation:
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     rows = config.eval.batch_size or config.batch_size // config.grad_accumulation
     self._rows = math.ceil(rows / ways) * ways
+    self._own_rows = hosts.local_rows(mesh, self._rows)
     self._batches = None
     if data.has_split(data_config, "validation"):
       self._batches = data.KeptBatches(
@@ -91,15 +92,15 @@ class Validation:
     try:
       return results, self._sample(params)
     except Exception as error:
-      return results, f"(no sample of text: {str(error).splitlines()[0]})"
+      reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+      return results, f"(no sample of text: {reason})"
 
   def _row_nll(
     self, params: Any, stop: Callable[[], bool], batch: dict[str, np.ndarray]
   ) -> np.ndarray:
     if stop():
       raise _Interrupted
-    local = hosts.local_rows(self._mesh, self._rows)
-    own = {key: value[local] for key, value in batch.items()}
+    own = {key: value[self._own_rows] for key, value in batch.items()}
     nll_BxT = self._eval_step(params, place_batch(own, self._mesh, self._rows)).nll_BxT
     return np.asarray(nll_BxT, np.float64).sum(-1)
 
