@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import tqdm
 
 from gptneo_jax import cli, interop
+from gptneo_jax.progress import progress_bar
 
 _EXAMPLES = """\
 examples:
@@ -82,7 +83,7 @@ class _Bar:
 
   def at(self, done: int, total: int) -> None:
     if self._bar is None:
-      self._bar = tqdm.tqdm(total=total, unit="B", unit_scale=True, mininterval=0.5)
+      self._bar = progress_bar(total=total, unit="B", unit_scale=True)
     self._bar.update(done - self._bar.n)
 
   def __exit__(self, *_) -> None:

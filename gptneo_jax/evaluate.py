@@ -6,7 +6,7 @@
   python -m gptneo_jax.evaluate --checkpoint DIR --tasks lambada_openai,piqa --output tasks.json
   python -m gptneo_jax.evaluate --checkpoint DIR --tasks gptneo_paper --output paper.json
   python -m gptneo_jax.evaluate --checkpoint DIR --answers FILE.jsonl --judge MODEL --output a.json
-  python -m gptneo_jax.evaluate --compare a.json b.json
+  python -m gptneo_jax.evaluate --compare a.json b.json --output both.json
 
 Beside FILE.json, which holds all that is needed to have the numbers again, a table (FILE.md) and a
 picture (FILE.png) are written. A long --data run that was stopped goes on when the same command is
@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import itertools
-import json
 import os
 import pathlib
 import re
@@ -28,7 +27,7 @@ from typing import Any
 
 from gptneo_jax import cli, data, engine, sections, sharding, weights
 from gptneo_jax.errors import UserError
-from gptneo_jax.evals import identity, perplexity, report
+from gptneo_jax.evals import comparison, identity, perplexity, report
 from gptneo_jax.evals.partial import Partial
 from gptneo_jax.tasks import require_tokenizer
 
@@ -43,8 +42,7 @@ _ONLY_WITH = {
 def main(argv: Sequence[str] | None = None) -> int:
   args = _parser().parse_args(argv)
   if args.compare:
-    print(report.compare([report.read(path) for path in args.compare]), end="")
-    return 0
+    return _compare(args)
   _check(args)
   config, split = _data(args) if args.data else (None, "")
   lm = engine.load(args.checkpoint, args.dtype, _mesh(args), quantise=args.quantise, step=args.step)
@@ -53,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     "arguments": {key: value for key, value in vars(args).items() if value is not None},
     "checkpoint": identity.of_checkpoint(args.checkpoint, args.step),
+    "tokenizer": identity.of_tokenizer(lm),
     "model": lm.config.to_dict(),
     "parameters": lm.config.num_params(),
     "versions": identity.of_software(),
@@ -68,13 +67,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     items += _answers(args, lm, results)
   if args.check_overlap:
     _overlap(args, config, split, items, results)
+  if not results["results"]:
+    missing = results["tasks"]["missing"].items()
+    raise UserError("nothing was measured: " + "; ".join(f"{task}: {why}" for task, why in missing))
   notes = report.write(results, args.output)
   if partial is not None:
     partial.remove()
   print(report.markdown(results), end="")
+  _say_where(args.output, notes)
+  if lost := list(report.not_finite(results)):
+    print(f"error: not finite, null in {args.output}: {', '.join(lost)}", file=sys.stderr)
+    return 1
+  return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+  _check_output(args, "comparison")
+  reports = [report.read(path) for path in args.compare]
+  notes = comparison.write(reports, args.compare, args.output)
+  print(comparison.markdown(reports), end="")
+  _say_where(args.output, notes)
+  return 0
+
+
+def _say_where(output: str, notes: Sequence[str]) -> None:
   for note in notes:
     print(note, file=sys.stderr)
-  return 0
+  print(f"written to {output}, with a table and a picture beside it", file=sys.stderr)
 
 
 # --- what is measured -----------------------------------------------------------------------------
@@ -147,9 +166,7 @@ def _tasks(
   samples = found.pop("samples", {})
   results["tasks"] = found
   if args.log_samples:
-    with pathlib.Path(args.output).with_suffix(".samples.jsonl").open("w") as file:
-      for task, rows in samples.items():
-        file.writelines(json.dumps({"task": task, **row}, default=str) + "\n" for row in rows)
+    report.write_samples(samples, pathlib.Path(args.output).with_suffix(".samples.jsonl"))
   if not args.check_overlap:
     return []
   return [
@@ -256,13 +273,7 @@ def _check(args: argparse.Namespace) -> None:
     raise UserError("no --checkpoint; give a run's --workdir, a Hugging Face folder or a hub id")
   if not (args.data or args.tasks or args.answers):
     raise UserError("nothing to evaluate; give --data GLOB, --tasks NAMES or --answers FILE.jsonl")
-  if not args.output or not args.output.endswith(".json"):
-    raise UserError(f"--output is {args.output!r}; give the report's file, NAME.json")
-  folder = pathlib.Path(args.output).parent
-  if not folder.is_dir():
-    raise UserError(f"--output {args.output}: there is no folder {folder}; make it first")
-  if not os.access(folder, os.W_OK):
-    raise UserError(f"--output {args.output}: the folder {folder} cannot be written to")
+  _check_output(args, "evaluation")
   for flag in ("batch_size", "seq_len", "limit", "max_new_tokens"):
     value = getattr(args, flag)
     if value is not None and value < 1:
@@ -272,6 +283,20 @@ def _check(args: argparse.Namespace) -> None:
       given = getattr(args, flag) is not None and getattr(args, flag) is not False
       if given and not getattr(args, needed):
         raise UserError(f"--{flag} is for --{needed}")
+
+
+def _check_output(args: argparse.Namespace, default: str) -> None:
+  """Sets --output where it is not given, to a name that is free; raises UserError for a bad one."""
+  if args.output is None:
+    names = (f"{default}_{n}.json" if n > 1 else f"{default}.json" for n in itertools.count(1))
+    args.output = next(name for name in names if not os.path.exists(name))
+  if not args.output.endswith(".json"):
+    raise UserError(f"--output is {args.output!r}; give the report's file, NAME.json")
+  folder = pathlib.Path(args.output).parent
+  if not folder.is_dir():
+    raise UserError(f"--output {args.output}: there is no folder {folder}; make it first")
+  if not os.access(folder, os.W_OK):
+    raise UserError(f"--output {args.output}: the folder {folder} cannot be written to")
 
 
 def _check_model(args: argparse.Namespace, lm: engine.LanguageModel) -> None:
@@ -307,8 +332,12 @@ def _parser() -> argparse.ArgumentParser:
     help="checkpoint folder, such as a run's --workdir; a Hugging Face folder or hub id works too",
   )  # fmt: skip
   add("--step", metavar="N|best", help="which checkpoint, 'best' by eval/loss; default the newest")
-  add("--output", metavar="FILE.json", help="the report; FILE.md and FILE.png stand beside it")
-  add("--compare", nargs="+", metavar="FILE.json", help="print reports side by side")
+  add(
+    "--output", metavar="FILE.json",
+    help="the report; a table (FILE.md) and a picture (FILE.png) come beside it; default"
+    " evaluation.json (comparison.json), with a number where that is there already",
+  )  # fmt: skip
+  add("--compare", nargs="+", metavar="FILE.json", help="put reports side by side")
   types = ("float32", "bfloat16", "float16")
   add("--dtype", choices=types, help="of weights and computation; default as stored")
   add("--quantise", choices=("int8", "w8a8", "int4"), help="weights of 8 or 4 bits")

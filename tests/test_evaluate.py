@@ -87,12 +87,54 @@ def test_strided_and_compared(checkpoint, corpus, tmp_path, capsys):
   assert strided["results"]["data"]["loss"] != disjoint["results"]["data"]["loss"]
   assert strided["data"]["text_sha256"] == disjoint["data"]["text_sha256"]
   capsys.readouterr()
-  assert (
-    evaluate.main(["--compare", *(str(tmp_path / n) for n in ("disjoint.json", "out.json"))]) == 0
-  )
+  both = [str(tmp_path / name) for name in ("disjoint.json", "out.json")]
+  output = tmp_path / "both.json"
+  assert evaluate.main(["--compare", *both, "--output", str(output)]) == 0
   shown = capsys.readouterr().out
+  assert (tmp_path / "both.md").read_text() == shown
+  assert [entry["file"] for entry in json.loads(output.read_text())["compared"]] == both
+  assert (tmp_path / "both.png").exists()
   assert "disjoint windows of 32 tokens" in shown and "strided by 4" in shown
   assert f"{strided['results']['data']['loss']:.4f}" in shown
+
+
+def test_output_has_a_default_that_overwrites_nothing(
+  checkpoint, corpus, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.chdir(tmp_path)
+  command = ["--checkpoint", checkpoint, "--data", corpus, "--limit", "1"]
+  for _ in range(2):
+    assert evaluate.main(command) == 0
+  assert "written to evaluation_2.json" in capsys.readouterr().err
+  assert evaluate.main(["--compare", "evaluation.json", "evaluation_2.json"]) == 0
+  written = {path.name for path in tmp_path.iterdir()}
+  for name in ("evaluation", "evaluation_2", "comparison"):
+    assert {f"{name}.json", f"{name}.md", f"{name}.png"} < written
+
+
+def test_nothing_measured_is_an_error(checkpoint, tmp_path):
+  """With the reason, and no report that holds nothing."""
+  pytest.importorskip("lm_eval", reason="tasks need lm-evaluation-harness")
+  output = tmp_path / "r.json"
+  with pytest.raises(UserError, match=r"nothing was measured: piqa_local: .*piqa_val"):
+    evaluate.main(
+      ["--checkpoint", checkpoint, "--tasks", "piqa_local", "--task_data", str(tmp_path),
+       "--output", str(output)]
+    )  # fmt: skip
+  assert not output.exists()
+
+
+def test_a_model_whose_numbers_are_not_finite(checkpoint, corpus, tmp_path):
+  pytest.importorskip("lm_eval", reason="tasks need lm-evaluation-harness")
+  lm = gptneo_jax.load(checkpoint)
+  lm.params["ln_f"]["scale"] = lm.params["ln_f"]["scale"].at[0].set(math.nan)
+  folder = str(tmp_path / "broken")
+  lm.save(folder)
+  with pytest.raises(UserError, match="losses are not finite"):
+    run(folder, tmp_path, "--data", corpus)
+  with pytest.raises(UserError, match=r"nothing was measured: stdlib_cloze: .* is nan"):
+    run(folder, tmp_path, "--tasks", "stdlib_cloze", "--limit", "2")
+  assert not (tmp_path / "out.json").exists()
 
 
 ON_FOUR_DEVICES = """

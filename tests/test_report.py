@@ -2,13 +2,14 @@
 
 import copy
 import json
+import math
 import sys
 
 import pytest
 
 from gptneo_jax.config import PRESETS
 from gptneo_jax.errors import UserError
-from gptneo_jax.evals import published, report
+from gptneo_jax.evals import comparison, published, report
 
 FIGURES = {
   "loss": 2.5, "perplexity": 12.182, "word_perplexity": 3.1e7, "byte_perplexity": 2.3,
@@ -17,13 +18,14 @@ FIGURES = {
 }  # fmt: skip
 REPORT = {
   "date": "2026-01-01T00:00:00+00:00",
-  "arguments": {"checkpoint": "runs/mine", "quantise": "int8"},
+  "arguments": {"checkpoint": "runs/mine", "quantise": "int8", "limit": 400},
   "checkpoint": {"name": "runs/mine", "step": 70, "sha256": {"70/params/a": "00"}},
   "model": PRESETS["neo_1p3b"].to_dict(),
   "parameters": 1_315_575_808,
   "versions": {"gptneo_jax": "0.1.0", "jax": "0.10"},
   "hardware": {"device": "TPU v5e (tpu)", "mesh": {"data": 8, "fsdp": 1, "tensor": 1}},
   "seed": 0,
+  "tokenizer": "0123456789abcdef",
   "data": {
     "source": "pile/test.jsonl.zst", "windows": "disjoint windows of 2048 tokens",
     "by_position": [
@@ -35,6 +37,8 @@ REPORT = {
   },
   "tasks": {
     "missing": {"mathqa": "no data"},
+    "num_fewshot": {"lambada": 5},
+    "items": {"lambada": 400},
     "columns": [
       {"column": "LAMBADA PPL", "task": "lambada", "metric": "perplexity", "value": 7.498},
       {"column": "LAMBADA acc", "task": "lambada", "metric": "acc", "value": 0.5723},
@@ -77,9 +81,12 @@ def test_tables():
   assert text.startswith("# mine int8\n")
   assert "disjoint windows of 2048 tokens" in text
   table = rows(text)
-  assert table["all"][:6] == ["2.5000", "12.182", "1.2025", "3.1e+07", "0.3750", "1,203"]
-  assert table["Books\\|3"][0] == "3.2500"
-  assert table["lambada"] == ["acc", "0.5723", "0.0068"]  # the last of its rows
+  assert table["all"][:6] == ["1.2025", "2.5000", "12.182", "3.1e+07", "0.3750", "1,203"]
+  assert table["Books\\|3"][1] == "3.2500"
+  # the last of its rows, with the number of examples shown and of items
+  assert table["lambada"] == ["acc", "0.5723", "0.0068", "5", "400"]
+  assert "pile/test.jsonl.zst, the first 400 documents: disjoint" in text
+  assert "The first 400 items of each." in text
   assert "- mathqa: no data" in text
   # The published row of the same size, in the same units, in the same column.
   ours, theirs = table["mine int8"], table["GPT-Neo 1.3B, published"]
@@ -94,19 +101,89 @@ def test_a_model_of_another_shape_stands_beside_all_released_ones():
   assert all(len(row) == len(published.COLUMNS) for row in published.ROWS.values())
 
 
-def test_side_by_side():
+def changed(**places) -> dict:
+  """The report with other values at 'data__windows' and the like."""
   other = copy.deepcopy(REPORT)
-  other["data"]["windows"] = "windows of 2048 tokens, strided by 512"
-  other["results"]["data"]["loss"] = 2.25
+  for place, value in places.items():
+    *path, last = place.split("__")
+    part = other
+    for key in path:
+      part = part[key]
+    part[last] = value
+  return other
+
+
+def test_side_by_side():
+  other = changed(data__windows="windows of 2048 tokens, strided by 512", results__data__loss=2.25)
   del other["results"]["lambada"], other["tasks"]
-  table = rows(report.compare([REPORT, other]))
-  head = report.compare([REPORT, other]).splitlines()[0].strip("| ").split("|")
+  text = comparison.markdown([REPORT, other])
+  table = rows(text)
+  head = text.splitlines()[0].strip("| ").split("|")
   assert [cell.strip() for cell in head] == ["mine int8 (1)", "mine int8 (2)"]
   assert table["windows"] == [REPORT["data"]["windows"], other["data"]["windows"]]
+  assert table["limit"] == ["400", "400"]
   assert table["data loss"] == ["2.5000", "2.2500"]
-  assert table["lambada acc"] == ["0.5723", "-"]
+  assert table["lambada acc, 5 shots"] == ["0.5723", "-"]
   assert table["GPT-Neo 1.3B, published"][4] == "57.2300" == table["mine int8 (1)"][4]
   assert "mine int8 (2)" not in table  # it has nothing of that table
+  order = [name for name in table if name.startswith("data ")]
+  assert order[0] == "data bits_per_byte"
+  assert "The windows are not the same" in text and "*" not in text
+
+
+def test_side_by_side_with_another_tokenizer_and_other_documents():
+  """What cannot be compared is marked, what can be is not."""
+  other = changed(
+    tokenizer="fedcba9876543210", tasks__num_fewshot__lambada=0, arguments__limit=10,
+    data__text_sha256="00",
+  )  # fmt: skip
+  text = comparison.markdown([REPORT, other])
+  table = rows(text)
+  assert table["data perplexity"] == ["12.1820", "12.1820*"]
+  assert table["data/Books\\|3 loss"] == ["3.2500", "3.2500*"]
+  assert table["data bits_per_byte"] == ["1.2025", "1.2025"]
+  assert table["lambada acc, 5 shots"] == ["0.5723", "-"]  # other examples, another row
+  assert table["lambada acc, 0 shots"] == ["-", "0.5723"]
+  for note in ("* Of another tokenizer", "The limits are not", "The documents are not"):
+    assert note in text
+
+
+def test_a_comparison_is_written(tmp_path):
+  path = tmp_path / "both.json"
+  other = changed(checkpoint__name="runs/other", tokenizer="fedcba9876543210")
+  assert comparison.write([REPORT, other], ["a.json", "b.json"], str(path)) == []
+  content = json.loads(path.read_text())
+  assert [(c["file"], c["name"]) for c in content["compared"]] == [
+    ("a.json", "mine int8"), ("b.json", "other int8"),
+  ]  # fmt: skip
+  assert {"task": "data", "metric": "loss", "shots": None, "values": [2.5, 2.5]} in content["rows"]
+  assert (tmp_path / "both.md").read_text() == comparison.markdown([REPORT, other])
+  assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
+  with pytest.raises(UserError, match="has no results"):
+    report.read(str(path))
+
+
+def test_what_is_not_finite_is_null(tmp_path):
+  """JSON has no NaN: strict readers refuse it."""
+  bad = changed(
+    results__lambada__acc=math.nan, results__data__loss=math.inf,
+    data__calibration=[{**REPORT["data"]["calibration"][0], "accuracy": -math.inf}],
+  )  # fmt: skip
+  report.write(bad, str(tmp_path / "r.json"))
+
+  def refuse(name):
+    raise AssertionError(name)
+
+  written = json.loads((tmp_path / "r.json").read_text(), parse_constant=refuse)
+  assert written["results"]["lambada"]["acc"] is None is written["results"]["data"]["loss"]
+  assert written["results"]["lambada"]["perplexity"] == 7.498
+  assert set(report.not_finite(bad)) == {
+    "results.lambada.acc", "results.data.loss", "data.calibration.0.accuracy"
+  }  # fmt: skip
+  samples = {"lambada": [{"doc_id": 0, "logprob": math.nan, "where": tmp_path}]}
+  report.write_samples(samples, tmp_path / "s.jsonl")
+  line = json.loads((tmp_path / "s.jsonl").read_text(), parse_constant=refuse)
+  assert line == {"task": "lambada", "doc_id": 0, "logprob": None, "where": str(tmp_path)}
 
 
 @pytest.mark.parametrize("text", ["{", json.dumps({"loss": 1}), json.dumps([])])

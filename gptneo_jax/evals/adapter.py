@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import collections
 import json
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import tqdm
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
@@ -21,6 +21,7 @@ from gptneo_jax import data, engine
 from gptneo_jax.data.tokenizer import DocumentEncoder
 from gptneo_jax.errors import UserError
 from gptneo_jax.evals.scoring import Asked, Scorer
+from gptneo_jax.progress import progress_bar
 from gptneo_jax.tasks import require_tokenizer
 
 _NEW_TOKENS = 256  # the harness' default
@@ -152,14 +153,17 @@ class HarnessModel(TemplateLM):
         )
       ids = (*context, *targets)[-(self.max_length + 1) :]
       asked.append(Asked(ids[:-1], tuple(targets)))
-    with tqdm.tqdm(total=len(requests), desc=what, disable=quiet) as bar:
+    with progress_bar(total=len(requests), desc=what, disable=quiet) as bar:
       for i, question in enumerate(asked):
         if not question.targets:  # an empty text is certain
           bar.update()
           yield i, (0.0, True)
       for i, (logprob_K, greedy_K) in self._scorer.answers(asked):
         bar.update()
-        yield i, (float(logprob_K.sum(dtype=np.float64)), bool(greedy_K.all()))
+        logprob = float(logprob_K.sum(dtype=np.float64))
+        if not math.isfinite(logprob):
+          raise UserError(f"a log-likelihood is {logprob}; try the model with --dtype float32")
+        yield i, (logprob, bool(greedy_K.all()))
 
   # --- generation ---------------------------------------------------------------------------------
 
@@ -179,7 +183,7 @@ class HarnessModel(TemplateLM):
       key = text, json.dumps(settings, sort_keys=True)
       groups.setdefault((key[1], seen[key]), []).append(i)
       seen[key] += 1
-    with tqdm.tqdm(total=len(requests), desc="generation", disable=disable_tqdm) as bar:
+    with progress_bar(total=len(requests), desc="generation", disable=disable_tqdm) as bar:
       for (settings, time), group in groups.items():
         until, new_tokens, options = self._options(json.loads(settings))
         for start in range(0, len(group), self._batch_size):

@@ -13,13 +13,12 @@ import string
 from collections.abc import Hashable, Iterable, Sequence
 from typing import IO, Any
 
-import tqdm
-
 from gptneo_jax import engine
 from gptneo_jax.errors import UserError
 from gptneo_jax.evals import identity
 from gptneo_jax.evals import judge as judges
 from gptneo_jax.evals.questions import Question, read
+from gptneo_jax.progress import progress_bar
 from gptneo_jax.tasks import require_tokenizer
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -281,7 +280,7 @@ def _answer_all(
         " max_new_tokens or shorten it"
       )
   rest = [key for key in todo if key not in kept]
-  with tqdm.tqdm(total=len(todo), initial=len(todo) - len(rest), desc="answers") as bar:
+  with progress_bar(total=len(todo), initial=len(todo) - len(rest), desc="answers") as bar:
     for stops, keys in _grouped(rest, lambda key: todo[key].stops):
       keys.sort(key=lambda key: len(ids[key]), reverse=True)
       for start in range(0, len(keys), batch_size):
@@ -318,7 +317,7 @@ def _judge_all(
 
   total = len(set(keys))
   pool = concurrent.futures.ThreadPoolExecutor(judge.at_once)
-  with tqdm.tqdm(total=total, initial=total - len(todo), desc="judgements") as bar:
+  with progress_bar(total=total, initial=total - len(todo), desc="judgements") as bar:
     try:
       for key, judgement in zip(todo, pool.map(grade, todo.values())):
         kept.add({key: list(judgement)})

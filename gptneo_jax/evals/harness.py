@@ -50,8 +50,8 @@ def evaluate_tasks(
   Returns:
     results: {task: {metric: value}}; _stderr behind a metric's name is its standard error, and a
       filter of the harness' stands behind a comma where it is not 'none'.
-    versions, num_fewshot: of each task. missing: {task: reason}. compiled_shapes: programs that
-    log-likelihoods needed.
+    versions, num_fewshot, items (how many were asked): of each task. missing: {task: reason}.
+    compiled_shapes: programs that log-likelihoods needed.
     columns: of gptneo_paper, dicts of column, task, metric, value (None if missing; accuracies are
       shares of 1) and published_task_name (None: GPT-Neo's own evaluator).
     samples: {task: items with answers}, if asked for.
@@ -74,7 +74,8 @@ def evaluate_tasks(
   with _quiet():
     model = adapter.HarnessModel(lm, batch_size, seed)
     manager = _manager(wanted, include_path)
-    report: dict[str, Any] = {"results": {}, "versions": {}, "num_fewshot": {}, "missing": {}}
+    report: dict[str, Any] = {"results": {}, "versions": {}, "num_fewshot": {}}
+    report |= {"items": {}, "missing": {}}
     samples: dict[str, Any] = {}
     with _cached(model, lm, cache) as answering, _offline_if_unreachable(wanted):
       for name, most in wanted.items():
@@ -90,6 +91,8 @@ def evaluate_tasks(
           _evaluate(answering, loaded, most, report, samples)
         except UserError as error:  # the model cannot do this task
           report["missing"][name] = str(error)
+        except OverflowError:  # of an exponential
+          report["missing"][name] = "a perplexity of it is larger than any number"
   report["columns"] = [_row(column, choice, report["results"]) for column, choice in choices]
   report["compiled_shapes"] = model.compiled_shapes
   if log_samples:
@@ -222,6 +225,7 @@ def _evaluate(
     report["results"][name] |= _standard_errors(task, found["samples"][name])
     report["versions"][name] = found["versions"][name]
     report["num_fewshot"][name] = found["n-shot"][name]
+    report["items"][name] = found["n-samples"][name]["effective"]
   samples |= found["samples"]
 
 

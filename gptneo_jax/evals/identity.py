@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from etils import epath
 
 from gptneo_jax import engine
@@ -22,6 +21,7 @@ from gptneo_jax.data.tokenizer import DocumentEncoder
 from gptneo_jax.folder import is_checkpoint_folder
 from gptneo_jax.interop import hub
 from gptneo_jax.interop.tensors import TOKENIZER_FILES, weights_file
+from gptneo_jax.progress import progress_bar
 
 _PIECE = 1 << 20
 _PACKAGES = (
@@ -60,7 +60,7 @@ def of_checkpoint(
 def of_files(files: Mapping[str, Callable[[], Any]], *, progress: bool = True) -> dict[str, str]:
   """sha256 of each file, by name; files: what opens each."""
   hashes = {}
-  with tqdm.tqdm(
+  with progress_bar(
     desc="hashing files", unit="B", unit_scale=True, delay=3, disable=not progress
   ) as bar:
     for name, opened in files.items():
@@ -71,6 +71,11 @@ def of_files(files: Mapping[str, Callable[[], Any]], *, progress: bool = True) -
           bar.update(len(piece))
       hashes[name] = digest.hexdigest()
   return hashes
+
+
+def of_tokenizer(lm: engine.LanguageModel) -> str | None:
+  """A hash of the vocabulary: equal where a token is the same thing."""
+  return None if lm.tokenizer is None else DocumentEncoder(lm.tokenizer).fingerprint()
 
 
 def of_model(lm: engine.LanguageModel) -> str:

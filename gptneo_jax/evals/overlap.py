@@ -17,13 +17,13 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-import tqdm
 
 from gptneo_jax.data import DataConfig, Document
 from gptneo_jax.data.documents import BadRecords
 from gptneo_jax.data.files import match_files
 from gptneo_jax.data.sources import holds_records, open_components
 from gptneo_jax.errors import UserError
+from gptneo_jax.progress import progress_bar
 
 _PIECE = 1 << 17  # characters hashed at once: few enough to stay in the processor's cache
 _CODE_POINTS = 0x110000
@@ -60,9 +60,7 @@ def find(
     raise UserError("no evaluation item to look for in the training data")
   bad_records = BadRecords("skip")
   count = size = 0
-  with tqdm.tqdm(
-    desc="training text", unit="B", unit_scale=True, mininterval=0.5, disable=not progress
-  ) as bar:
+  with progress_bar(desc="training text", unit="B", unit_scale=True, disable=not progress) as bar:
 
     def read() -> Iterator[Document]:
       nonlocal count, size

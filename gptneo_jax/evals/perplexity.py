@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
-import tqdm
 
 from gptneo_jax import data
 from gptneo_jax.data import EvaluationBatches, KeptBatches
 from gptneo_jax.engine import LanguageModel
 from gptneo_jax.errors import UserError
 from gptneo_jax.evals.partial import Partial
+from gptneo_jax.progress import progress_bar
 from gptneo_jax.tasks import require_tokenizer
 from gptneo_jax.vocab_loss import TokenPredictions
 
@@ -101,7 +101,9 @@ def measure(
   )
   sums = _Sums(seq_len)
   kept = partial.read() if partial else None
-  with tqdm.tqdm(desc="evaluating", unit=" tokens", unit_scale=True, disable=not progress) as bar:
+  with progress_bar(
+    desc="evaluating", unit=" tokens", unit_scale=True, disable=not progress
+  ) as bar:
     if kept is not None:
       _pass_over(batches, kept["batches"], reading, kept["read"], partial)
       sums.set_state(kept["sums"])
