@@ -121,7 +121,7 @@ def test_side_by_side():
   head = text.splitlines()[0].strip("| ").split("|")
   assert [cell.strip() for cell in head] == ["mine int8 (1)", "mine int8 (2)"]
   assert table["windows"] == [REPORT["data"]["windows"], other["data"]["windows"]]
-  assert table["limit"] == ["400", "400"]
+  assert table["limit"] == ["400", "400"] and table["step"] == ["70", "70"]
   assert table["data loss"] == ["2.5000", "2.2500"]
   assert table["lambada acc, 5 shots"] == ["0.5723", "-"]
   assert table["GPT-Neo 1.3B, published"][4] == "57.2300" == table["mine int8 (1)"][4]
@@ -129,6 +129,14 @@ def test_side_by_side():
   order = [name for name in table if name.startswith("data ")]
   assert order[0] == "data bits_per_byte"
   assert "The windows are not the same" in text and "*" not in text
+
+
+@pytest.mark.parametrize(
+  ("place", "name"),
+  [("runs/mine/70", "mine int8"), ("org/neo-125m", "neo-125m int8"), ("70", "70 int8")],
+)
+def test_a_model_is_called_by_its_folder(place, name):
+  assert report.name(changed(checkpoint__name=place)) == name
 
 
 def test_side_by_side_with_another_tokenizer_and_other_documents():

@@ -94,6 +94,9 @@ def markdown(reports: Sequence[_Report]) -> str:
   other = _of_another_tokenizer(reports)
   number = reports_of.number
   table = [["parameters", *(number(report["parameters"]) for report in reports)]]
+  steps = [report["checkpoint"].get("step") for report in reports]
+  if any(step is not None for step in steps):
+    table.append(["step", *(number(step) for step in steps)])
   for key in ("source", "windows"):
     if any("data" in report for report in reports):
       table.append([key, *(report.get("data", {}).get(key, "") for report in reports)])

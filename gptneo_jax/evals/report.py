@@ -141,7 +141,9 @@ def name(report: Mapping[str, Any]) -> str:
   """The model's name, for a title: the last part of where it came from, and what was done to it."""
   arguments = report["arguments"]
   made = [arguments[key] for key in ("dtype", "quantise") if arguments.get(key)]
-  short = pathlib.PurePath(report["checkpoint"]["name"]).name or report["checkpoint"]["name"]
+  where = pathlib.PurePath(report["checkpoint"]["name"])
+  folder = where.parent if where.name.isdecimal() else where  # FOLDER/STEP
+  short = folder.name or str(where)
   return " ".join([short, *made])
 
 
