@@ -1,5 +1,7 @@
 """The data section of a config: what is refused, and how it is named."""
 
+import importlib
+
 import pytest
 
 from gptneo_jax.data.config import DataConfig
@@ -54,3 +56,9 @@ def test_streams_for_a_batch(batch_size, number):
 def test_streams_that_do_not_divide_the_batch(batch_size):
   with pytest.raises(DataError, match=rf"data.num_streams 8 .* {batch_size}; data.num_streams=0 "):
     DataConfig(num_streams=8).for_batch(batch_size)
+
+
+@pytest.mark.parametrize("recipe", ["neo_125m", "neo_350m", "neo_1p3b", "neo_2p7b", "gpt2_small"])
+def test_the_recipes_have_streams_for_many_hosts(recipe):
+  config = importlib.import_module(f"gptneo_jax.configs.{recipe}").get_config()
+  assert DataConfig(**config.data).for_batch(config.batch_size).num_streams == 64
