@@ -15,6 +15,7 @@ from gptneo_jax.errors import UserError
 from gptneo_jax.evals import validation
 from gptneo_jax.model import Decoder
 from gptneo_jax.sharding import make_mesh
+from gptneo_jax.state import init_state
 from gptneo_jax.train import run
 
 
@@ -213,6 +214,22 @@ def test_the_sample_fits_the_length(seq_len, sample_tokens, prompt, expected, co
   length, new = len(validation_._prompt), validation_._new_tokens
   assert length >= 1 and length + new <= seq_len
   assert (length, new) == (expected or (length, sample_tokens))
+
+
+def test_a_run_that_is_to_stop_ends_tasks_between_batches(config, drawn):
+  pytest.importorskip("lm_eval", reason="tasks need lm-evaluation-harness")
+  config.eval.update(tasks=("stdlib_cloze",), task_items=4)
+  measure, parts = drawn(), sections.read(config)
+  mesh = make_mesh(data=-1, fsdp=1, tensor=1)
+  params = init_state(Decoder(parts.model), parts.optimizer, mesh, 0).params
+  asked = []
+  results, _ = measure(params, lambda: bool(asked.append(1)))
+  assert any(key.startswith("eval/stdlib_cloze/") for key in results)
+  in_documents = len(list(measure._batches))
+  assert len(asked) > in_documents
+  last = len(asked)
+  asked.clear()
+  assert measure(params, lambda: asked.append(1) or len(asked) == last) is None
 
 
 def test_a_first_validation_document_without_text(config, drawn, tmp_path):

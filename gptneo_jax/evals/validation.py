@@ -29,6 +29,23 @@ class _Interrupted(Exception):
   """The run is to stop; what was measured so far is dropped."""
 
 
+class _Stoppable(LanguageModel):
+  """A model that ends the tasks it is measured by between two batches, which ask for its
+  parameters."""
+
+  stop: Callable[[], bool] = staticmethod(lambda: False)
+
+  @property
+  def params(self) -> Any:
+    if self.stop():
+      raise _Interrupted
+    return super().params
+
+  @params.setter
+  def params(self, params: Any) -> None:
+    self._params = params
+
+
 class Validation:
   """What a run measures of its parameters: validation documents, tasks, and a sample of text.
 
@@ -76,19 +93,18 @@ class Validation:
   def __call__(
     self, params: Any, stop: Callable[[], bool] = lambda: False
   ) -> tuple[dict[str, float], str] | None:
-    """Metrics and the sample; None if `stop`, asked before each batch and the tasks, said so.
+    """Metrics and the sample; None if `stop`, asked before each batch, said so.
 
     A sample that fails says why: it is there to be looked at, and ends no run.
     """
     results = {}
-    if self._batches is not None:
-      try:
+    try:
+      if self._batches is not None:
         results = perplexity.evaluate(functools.partial(self._row_nll, params, stop), self._batches)
-      except _Interrupted:
-        return None
-    if stop():
+      if self._config.eval.tasks:
+        results |= self._tasks(params, stop)
+    except _Interrupted:
       return None
-    results |= _tasks(self._config, self._model, params, self._mesh, self._tokenizer)
     try:
       return results, self._sample(params)
     except Exception as error:
@@ -103,6 +119,20 @@ class Validation:
     own = {key: value[self._own_rows] for key, value in batch.items()}
     nll_BxT = self._eval_step(params, place_batch(own, self._mesh, self._rows)).nll_BxT
     return np.asarray(nll_BxT, np.float64).sum(-1)
+
+  def _tasks(self, params: Any, stop: Callable[[], bool]) -> dict[str, float]:
+    """`eval/TASK/METRIC` of each of the config's tasks that can be had."""
+    from gptneo_jax.evals import harness
+
+    tasks, limit = self._config.eval.tasks, self._config.eval.task_items or None
+    lm = _Stoppable(Weights(self._model.config, params), self._mesh)
+    lm.stop, lm.tokenizer = stop, self._tokenizer
+    found = harness.evaluate_tasks(lm, tasks, limit=limit)
+    return {
+      f"eval/{task}/{metric}": value
+      for task, metrics in found["results"].items()
+      for metric, value in metrics.items()
+    }
 
   def _sample_prompt(self) -> tuple[list[int], int]:
     """Ids of the sample's beginning, and how many to add: together at most seq_len."""
@@ -148,24 +178,6 @@ def _check_tasks(config: ConfigDict) -> None:
   from gptneo_jax.evals import harness
 
   harness.check(config.eval.tasks)
-
-
-def _tasks(
-  config: ConfigDict, model: Decoder, params: Any, mesh: Mesh, tokenizer: Any
-) -> dict[str, float]:
-  """`eval/TASK/METRIC` of each of the config's tasks that can be had."""
-  if not config.eval.tasks:
-    return {}
-  from gptneo_jax.evals import harness
-
-  lm = LanguageModel(Weights(model.config, params), mesh)
-  lm.tokenizer = tokenizer
-  found = harness.evaluate_tasks(lm, config.eval.tasks, limit=config.eval.task_items or None)
-  return {
-    f"eval/{task}/{metric}": value
-    for task, metrics in found["results"].items()
-    for metric, value in metrics.items()
-  }
 
 
 def baselines(config: ConfigDict, data_config: data.DataConfig) -> dict[str, float]:
