@@ -23,7 +23,7 @@ class _Lines(tqdm.tqdm):
     options |= {"mininterval": _SECONDS, "maxinterval": _SECONDS, "miniters": 1, "ncols": 0}
     super().__init__(file=sys.stderr, **options)
 
-  def display(self, *_: Any) -> None:
+  def display(self, msg: str | None = None, pos: int | None = None) -> None:
     if self.n != self._shown:
       self._shown = self.n
       print(self, file=self.fp, flush=True)
@@ -34,5 +34,5 @@ class _Lines(tqdm.tqdm):
   def close(self) -> None:
     if not self.disable:
       self.display()
-      self.disable = True
-      self._decr_instances(self)
+      self.leave = False  # no line end after it
+    super().close()

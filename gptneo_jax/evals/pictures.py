@@ -39,10 +39,11 @@ def drawing(
   Raises ModuleNotFoundError where there is no matplotlib.
   """
   import matplotlib
+  from cycler import cycler
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
-  with matplotlib.rc_context({**_STYLE, "axes.prop_cycle": matplotlib.cycler(color=COLOURS)}):
+  with matplotlib.rc_context({**_STYLE, "axes.prop_cycle": cycler(color=COLOURS)}):
     figure = Figure(figsize=(width * count, height))
     FigureCanvasAgg(figure)
     yield figure.subplots(1, count, squeeze=False)[0]
