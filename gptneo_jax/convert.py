@@ -34,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _hf_to_orbax(args: argparse.Namespace) -> int:
   with _Bar() as bar:
     model = interop.hf_to_orbax(
-      args.source, args.destination, dtype=args.dtype, tokenizer=not args.no_tokenizer,
-      progress=bar.at,
+      args.source, args.destination, dtype=args.dtype, ignore=args.ignore,
+      tokenizer=not args.no_tokenizer, tokenizer_from=args.tokenizer, progress=bar.at,
     )  # fmt: skip
   config = model.config
   print(
@@ -49,7 +49,7 @@ def _orbax_to_hf(args: argparse.Namespace) -> int:
   with _Bar() as bar:
     interop.orbax_to_hf(
       args.source, args.destination, step=args.step, dtype=args.dtype,
-      tokenizer=not args.no_tokenizer, progress=bar.at,
+      tokenizer=not args.no_tokenizer, tokenizer_from=args.tokenizer, progress=bar.at,
     )  # fmt: skip
   print(f"{args.destination}: ready for transformers' from_pretrained")
   return 0
@@ -115,6 +115,13 @@ def _parser() -> argparse.ArgumentParser:
     "Brings a Hugging Face GPT-Neo or GPT-2 in.",
     "DST becomes a checkpoint folder, with step 0.",
   )  # fmt: skip
+  to_orbax.add_argument(
+    "--ignore",
+    action="append",
+    default=[],
+    metavar="PATTERN",
+    help="leave out tensors that are no part of the model, such as 'v_head.*'; may be repeated",
+  )
   to_hf = command(
     "orbax-to-hf", _orbax_to_hf, ours, new,
     "Makes a folder that transformers opens.",
@@ -143,7 +150,11 @@ def _parser() -> argparse.ArgumentParser:
       choices=("float32", "bfloat16", "float16"),
       help="type of the weights in DST; default the one they are stored in",
     )
-    added.add_argument(
+    tokenizer = added.add_mutually_exclusive_group()
+    tokenizer.add_argument(
+      "--tokenizer", metavar="DIR_OR_ID", help="take this tokenizer; default the one of SRC"
+    )
+    tokenizer.add_argument(
       "--no_tokenizer", action="store_true", help="do without a tokenizer if SRC has none"
     )
   return parser

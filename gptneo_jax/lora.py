@@ -23,10 +23,12 @@ import numpy as np
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.errors import UserError
 from gptneo_jax.interop import tables
-from gptneo_jax.interop.safetensors_file import open_safetensors, write_safetensors
+from gptneo_jax.interop.safetensors_file import write_safetensors
+from gptneo_jax.interop.tensors import open_file
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+_BIN_FILE = "adapter_model.bin"  # of older versions of PEFT
 
 _PREFIX = "base_model.model."
 _TASKS = {
@@ -94,12 +96,12 @@ def read_adapter(folder: str | os.PathLike, config: ModelConfig) -> Adapter:
   """
   folder = pathlib.Path(os.path.expanduser(folder))
   settings = _read_settings(folder / CONFIG_FILE)
-  path = folder / WEIGHTS_FILE
-  if not path.is_file():
+  path = next((folder / f for f in (WEIGHTS_FILE, _BIN_FILE) if (folder / f).is_file()), None)
+  if path is None:
     raise UserError(f"{folder} holds no {WEIGHTS_FILE}: it is no LoRA adapter in PEFT's form")
   tensors = {
     _our_name(name): np.asarray(tensor.read(), np.float32)
-    for name, tensor in open_safetensors(path).items()
+    for name, tensor in open_file(path).items()
   }
   head = _take_head(config, settings, tensors, path)
   pairs = _take_pairs(config, tensors, path)

@@ -56,6 +56,21 @@ def test_there_and_back(tmp_path, hf, capsys):
   ]
 
 
+def test_a_tokenizer_from_elsewhere(tmp_path, hf, capsys):
+  """Both ways, for a source that has none or another."""
+  other = tmp_path / "other"
+  hf_folders.word_tokenizer(other, 50)
+  ours, back = tmp_path / "ours", tmp_path / "back"
+  assert convert.main(["hf-to-orbax", hf, str(ours), "--tokenizer", str(other)]) == 0
+  assert (ours / "tokenizer.json").read_bytes() == (other / "tokenizer.json").read_bytes()
+  assert convert.main(["orbax-to-hf", str(ours), str(back), "--tokenizer", hf]) == 0
+  assert (back / "tokenizer.json").read_bytes() == (tmp_path / "hf/tokenizer.json").read_bytes()
+  capsys.readouterr()
+  message = fails(capsys, "hf-to-orbax", hf, tmp_path / "no", "--tokenizer", tmp_path / "nowhere")
+  assert "nowhere': no such folder" in message
+  assert not (tmp_path / "no").exists()
+
+
 def test_mistakes_are_one_line(tmp_path, hf, capsys):
   nowhere, full = tmp_path / "nowhere", tmp_path / "full"
   full.mkdir()

@@ -173,6 +173,134 @@ def test_a_head_of_its_own_is_kept_whatever_the_config_says(tmp_path, says, capl
   assert ("lm_head.weight is not the embedding" in caplog.text) == says
 
 
+def test_the_head_alone_of_a_tied_pair(tmp_path):
+  """What safetensors' save_model keeps of two names for one tensor."""
+  weights = hf_folders.tensors()
+  stored = dict(weights)
+  stored["lm_head.weight"] = stored.pop("transformer.wte.weight")
+  name = hf_folders.save(tmp_path / "hf", hf_folders.config(), stored)
+  hf_folders.assert_same(there_and_back(tmp_path, name), weights)
+  assert our_folder.load_config(tmp_path / "ours").tie_word_embeddings
+  fields = hf_folders.config(tie_word_embeddings=False)
+  untied = hf_folders.save(tmp_path / "untied", fields, stored)
+  assert "lacks transformer.wte.weight" in error(interop.open_hf, untied)
+
+
+WRAPPED = {
+  "module": lambda name: f"module.{name}",
+  "several": lambda name: f"module._orig_mod.model.{name}",
+  "within": lambda name: name.replace(".h.1.", ".h.1._orig_mod.").replace(".mlp.", ".module.mlp."),
+  "renamed": lambda name: name.replace("transformer.", "model."),
+}
+
+
+@pytest.mark.parametrize("wrapped", WRAPPED.values(), ids=WRAPPED)
+def test_what_wrappers_put_into_names_is_taken_off_and_said(tmp_path, wrapped, caplog):
+  weights = hf_folders.tensors()
+  stored = {wrapped(name): x for name, x in weights.items()}
+  name = hf_folders.save(tmp_path / "hf", hf_folders.config(), stored)
+  opened = interop.open_hf(name)
+  np.testing.assert_array_equal(
+    opened.params["blocks"]["layer_1"]["mlp"]["c_fc"]["kernel"].load()[0],
+    weights["transformer.h.1.mlp.c_fc.weight"].T,
+  )
+  np.testing.assert_array_equal(opened.params["wte"].load(), weights["transformer.wte.weight"])
+  assert "names are read without what a wrapper added to them" in caplog.text
+
+
+def test_tensors_beside_the_model(tmp_path):
+  """Named with the flag that leaves them out, alone and in front of a prefix."""
+  weights = hf_folders.tensors()
+  beside = {
+    "v_head.summary.weight": np.ones((1, 24), np.float32),
+    "v_head.summary.bias": np.ones(1, np.float32),
+    "lm_head.bias": np.ones(61, np.float32),
+  }
+  fields = hf_folders.config(architectures=["GPTNeoForCausalLMWithValueHead"])
+  name = hf_folders.save(tmp_path / "hf", fields, weights | beside)
+  message = error(interop.open_hf, name, ignore=["v_head.*"])
+  assert "holds lm_head.bias, which a gpt_neo with 4 layers has not" in message
+  assert "--ignore 'lm_head.bias'` leaves it out" in message
+  message = error(interop.open_hf, name, ignore=["lm_head.bias"])
+  assert "--ignore 'v_head.*'` leaves it out" in message
+  message = error(interop.open_hf, name, ignore=["v_haed.*"])
+  assert "--ignore 'v_haed.*' matches none of the tensors, such as lm_head.bias" in message
+  ignore = ["lm_head.bias", "v_head.*"]
+  hf_folders.assert_same(there_and_back(tmp_path, name, ignore=ignore), weights)
+  back = json.loads((tmp_path / "back/config.json").read_text())
+  assert back["architectures"] == ["GPTNeoForCausalLM"]
+  wrapped = {f"pretrained_model.{name}": x for name, x in weights.items()} | beside
+  name = hf_folders.save(tmp_path / "wrapped", fields, wrapped)
+  message = error(interop.open_hf, name, ignore=["v_head.*"])
+  assert "begin with 'pretrained_model.', but lm_head.bias does not" in message
+  found = interop.open_hf(name, ignore=ignore).params["ln_f"]["bias"].load()
+  np.testing.assert_array_equal(found, weights["transformer.ln_f.bias"])
+
+
+def test_float64(tmp_path):
+  weights = {name: x.astype(np.float64) for name, x in hf_folders.tensors().items()}
+  weights["transformer.ln_f.bias"] *= 1 + 1e-12
+  name = hf_folders.save(tmp_path / "hf", hf_folders.config(), weights)
+  assert "is stored as float64: choose a type with --dtype" in error(interop.open_hf, name)
+  expected = {name: x.astype(np.float32) for name, x in weights.items()}
+  hf_folders.assert_same(there_and_back(tmp_path, name, dtype="float32"), expected)
+  weights["transformer.ln_f.bias"][2] = 1e300
+  name = hf_folders.save(tmp_path / "hf", hf_folders.config(), weights)
+  message = error(interop.hf_to_orbax, name, tmp_path / "no", dtype="float32", tokenizer=False)
+  assert "transformer.ln_f.bias has values beyond the range of float32" in message
+
+
+def test_numbers_that_are_not_finite_are_said_once_each_way_and_kept(tmp_path, caplog):
+  weights = hf_folders.tensors("gpt2")
+  weights["transformer.h.1.attn.c_attn.weight"][3, 4:6] = np.nan, -np.inf
+  name = hf_folders.save(tmp_path / "hf", hf_folders.config("gpt2"), weights)
+  hf_folders.assert_same(there_and_back(tmp_path, name), weights)
+  said = "transformer.h.1.attn.c_attn.weight holds 2 numbers that are not finite"
+  assert [text for text in caplog.messages if "finite" in text] == [said] * 2
+
+
+@pytest.mark.parametrize(
+  "file", ["config.json", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"]
+)
+def test_a_pointer_of_git_lfs_is_called_one(tmp_path, file):
+  name = hf_folders.save(tmp_path / "hf", hf_folders.config())
+  pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+  (tmp_path / "hf" / file).write_text(pointer)
+  message = error(interop.open_hf, name)
+  assert f"{file} is a Git LFS pointer, not the file itself: fetch that" in message
+
+
+def test_an_adapter_is_no_model(tmp_path):
+  (tmp_path / "adapter_config.json").write_text("{}")
+  (tmp_path / "adapter_model.bin").write_bytes(b"")
+  assert "holds an adapter, not a model: generate" in error(interop.open_hf, str(tmp_path))
+  name = hf_folders.save(tmp_path, hf_folders.config())
+  assert "holds an adapter, not a model: generate" in error(interop.open_hf, name)
+
+
+@pytest.mark.parametrize(
+  "file, content",
+  [
+    ("added_tokens.json", {"<a>": 61, "<b>": 62}),
+    ("tokenizer_config.json", {"added_tokens_decoder": {"62": {"content": "<b>"}}}),
+    ("tokenizer.json", {"model": {"vocab": {"a": 0}}, "added_tokens": [{"id": 62}]}),
+    ("tokenizer.json", {"model": {"vocab": [["a", 0.0]] * 63}}),
+  ],
+)
+def test_rows_of_added_tokens_are_no_padding(tmp_path, file, content):
+  weights = hf_folders.tensors()
+  table = weights["transformer.wte.weight"]
+  weights["transformer.wte.weight"] = np.concatenate([table, table[:3]])
+  name = hf_folders.save(tmp_path / "hf", hf_folders.config(), weights)
+  (tmp_path / "hf" / file).write_text(json.dumps(content))
+  message = error(interop.open_hf, name)
+  assert "the embedding has 64 rows and the tokenizer 63 ids: set vocab_size to 64" in message
+  hf_folders.save(tmp_path / "hf", hf_folders.config(vocab_size=64), weights)
+  np.testing.assert_array_equal(
+    interop.open_hf(name).params["wte"].load(), weights["transformer.wte.weight"]
+  )
+
+
 def test_padding_of_the_vocabulary_is_dropped_and_said(tmp_path, caplog):
   weights = hf_folders.tensors()
   table = weights["transformer.wte.weight"]
@@ -211,7 +339,7 @@ def test_float16_refuses_what_it_cannot_hold(tmp_path):
   weights["transformer.ln_f.bias"][3] = 1e6
   name = hf_folders.save(tmp_path / "hf", hf_folders.config(), weights)
   message = error(interop.hf_to_orbax, name, tmp_path / "ours", dtype="float16", tokenizer=False)
-  assert "transformer.ln_f.bias has values beyond float16" in message
+  assert "transformer.ln_f.bias has values beyond the range of float16" in message
   assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
@@ -582,10 +710,10 @@ def test_one_form_of_the_weights_is_fetched(tmp_path, monkeypatch):
 def test_no_tokenizer(tmp_path):
   name = hf_folders.save(tmp_path / "hf", hf_folders.config(), hf_folders.tensors())
   message = error(interop.hf_to_orbax, name, tmp_path / "ours")
-  assert "holds no tokenizer; --no_tokenizer" in message
+  assert "holds no tokenizer; --tokenizer gives one, --no_tokenizer" in message
   interop.hf_to_orbax(name, tmp_path / "ours", tokenizer=False)
   message = error(interop.orbax_to_hf, tmp_path / "ours", tmp_path / "back")
-  assert "holds no tokenizer; --no_tokenizer" in message
+  assert "holds no tokenizer; --tokenizer gives one, --no_tokenizer" in message
 
 
 def test_the_tokenizer_goes_along(tmp_path):
@@ -609,6 +737,8 @@ def test_a_destination_that_is_not_empty(tmp_path):
   assert "full is there already and not empty" in message
   assert (tmp_path / "full/notes").read_text() == "mine"
   assert "not a local folder" in error(interop.hf_to_orbax, name, "gs://a/b", tokenizer=False)
+  message = error(interop.orbax_to_hf, "gs://bucket/run", tmp_path / "back")
+  assert message.startswith("gs://bucket/run is not a local folder: copy it here first")
 
 
 def test_too_little_space_is_said_before_anything_is_written(tmp_path, monkeypatch):

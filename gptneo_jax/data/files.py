@@ -13,6 +13,7 @@ from gptneo_jax.data.documents import BadRecords, DataError
 logger = logging.getLogger(__name__)
 
 _NOT_SOURCE = "__pycache__"
+_GIT_LFS = b"version https://git-lfs"
 
 
 def file_system(path: str) -> tuple[Any, str]:
@@ -23,6 +24,18 @@ def file_system(path: str) -> tuple[Any, str]:
     return fsspec.core.url_to_fs(os.path.expanduser(path))
   except (ImportError, ValueError) as error:  # a missing gcsfs or s3fs, or an unknown scheme
     raise DataError(f"{path}: {str(error).splitlines()[0]}") from error
+
+
+def refuse_pointer(path: str | os.PathLike) -> None:
+  """Raises DataError where a local file is what Git left in place of a large one."""
+  if not os.path.isfile(path):
+    return
+  with open(path, "rb") as file:
+    if file.read(len(_GIT_LFS)) == _GIT_LFS:
+      raise DataError(
+        f"{path} is a Git LFS pointer, not the file itself: fetch that with `git lfs pull` in its"
+        " repository, or with `hf download`"
+      )
 
 
 def match_files(path: str, *, folders: bool) -> tuple[Any, list[str]]:

@@ -84,6 +84,7 @@ CLASSES = {
   "double_heads": {"gpt2": "GPT2DoubleHeadsModel"},
 }
 _HEADS = {name: head for head, names in CLASSES.items() for name in names.values()}
+_VALUE_HEAD = "WithValueHead"  # trl's: a language model with tensors beside it, v_head.*
 _BASE_CLASSES = ("GPTNeoModel", "GPT2Model")  # the decoder alone: a language model with a tied head
 
 
@@ -182,7 +183,7 @@ def to_hf(
 
 def _head(fields: Mapping[str, Any], path: Any) -> str:
   names = fields.get("architectures") or []
-  if not names or names[0] in _BASE_CLASSES:
+  if not names or names[0] in _BASE_CLASSES or names[0].endswith(_VALUE_HEAD):
     return "lm"
   if names[0] not in _HEADS:
     raise UserError(

@@ -8,9 +8,8 @@ import json
 import logging
 import os
 import pathlib
-import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -18,14 +17,21 @@ import numpy as np
 
 from gptneo_jax.checkpoint_pieces import LazyArray, write_params
 from gptneo_jax.config import ModelConfig
-from gptneo_jax.data.tokenizer import load_tokenizer
+from gptneo_jax.data.files import refuse_pointer
 from gptneo_jax.errors import UserError
 from gptneo_jax.folder import save_config
 from gptneo_jax.interop import hub, tables
 from gptneo_jax.interop.destination import new_folder
 from gptneo_jax.interop.hf_config import from_hf
+from gptneo_jax.interop.names import ignore_pattern, plain_names
 from gptneo_jax.interop.tables import Entry
-from gptneo_jax.interop.tensors import TOKENIZER_FILES, Tensor, open_tensors
+from gptneo_jax.interop.tensors import Tensor, open_tensors, refuse_adapter
+from gptneo_jax.interop.tokenizer_files import (
+  bring_tokenizer,
+  has_tokenizer,
+  no_tokenizer,
+  tokenizer_ids,
+)
 
 # Their files, kept in our folder for the way back.
 HF_CONFIG = "hf_config.json"
@@ -61,12 +67,13 @@ class HuggingFaceModel:
   has_tokenizer: bool
 
 
-def open_hf(name: str, dtype: str | None = None) -> HuggingFaceModel:
+def open_hf(name: str, dtype: str | None = None, ignore: Sequence[str] = ()) -> HuggingFaceModel:
   """Opens a local folder or a hub id, and checks each tensor's name, shape and type.
 
   Args:
     name: hub id or local folder.
     dtype: 'float32', 'bfloat16' or 'float16', to have another type than the one stored.
+    ignore: patterns of the names of tensors that are no part of the model ('v_head.*').
 
   Raises:
     UserError: no such model, or one that is damaged, contradicts its config.json, or is not of a
@@ -75,7 +82,7 @@ def open_hf(name: str, dtype: str | None = None) -> HuggingFaceModel:
   folder = hub.find(name)
   hf_config = _read_config(folder)
   config = from_hf(hf_config, folder / "config.json")
-  tensors = _with_prefix(open_tensors(folder))
+  tensors = plain_names(open_tensors(folder), ignore)
   config = _with_lm_head(config, tensors)
   _check_vocabulary(config, folder, tensors)
   stored = _stored_dtype(tensors, dtype)
@@ -85,7 +92,7 @@ def open_hf(name: str, dtype: str | None = None) -> HuggingFaceModel:
     dtype="bfloat16" if (dtype or stored) == "bfloat16" else "float32",
   )
   params = _params(config, tensors)
-  return HuggingFaceModel(folder, config, params, hf_config, _has_tokenizer(folder))
+  return HuggingFaceModel(folder, config, params, hf_config, has_tokenizer(folder))
 
 
 def hf_to_orbax(
@@ -93,7 +100,9 @@ def hf_to_orbax(
   destination: str | os.PathLike,
   *,
   dtype: str | None = None,
+  ignore: Sequence[str] = (),
   tokenizer: bool = True,
+  tokenizer_from: str | None = None,
   progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> HuggingFaceModel:
   """Writes a model of theirs as a checkpoint folder of ours: step 0, config.json, tokenizer.
@@ -101,17 +110,18 @@ def hf_to_orbax(
   The model is never whole in memory. `destination` is there whole in the end, or not at all.
 
   Args:
-    source, dtype: as in `open_hf`.
+    source, dtype, ignore: as in `open_hf`.
     destination: a folder that is empty or not there yet.
     tokenizer: False to do without: else a source that has none is refused.
+    tokenizer_from: folder or hub id whose tokenizer is taken; default the source's own.
     progress: told the bytes written so far, and in all.
 
   Raises:
     UserError: as `open_hf`; or the destination cannot be written.
   """
-  model = open_hf(source, dtype)
-  if tokenizer and not model.has_tokenizer:
-    raise UserError(f"{source} holds no tokenizer; --no_tokenizer converts the weights alone")
+  model = open_hf(source, dtype, ignore)
+  if tokenizer and tokenizer_from is None and not model.has_tokenizer:
+    raise UserError(no_tokenizer(source))
   leaves = _leaves(model.params)
   total, done = sum(leaf.nbytes for leaf in leaves), 0
 
@@ -126,20 +136,30 @@ def hf_to_orbax(
     if (model.folder / GENERATION_CONFIG).exists():
       shutil.copyfile(model.folder / GENERATION_CONFIG, folder / GENERATION_CONFIG)
     if tokenizer:
-      _bring_tokenizer(model.folder, folder)
+      bring_tokenizer(tokenizer_from or str(model.folder), folder)
     write_params(folder, model.params, on_written=on_written)
   return model
 
 
-def cast(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
-  """The array in another type. Raises UserError where finite numbers become infinite."""
-  if array.dtype == dtype:
-    return array
-  with np.errstate(over="ignore"):
-    result = array.astype(dtype)
-  if dtype == np.float16 and np.isinf(result).sum() > np.isinf(array).sum():
-    raise UserError(f"{name} has values beyond float16's range of 65504: take bfloat16")
-  return result
+class Caster:
+  """Casts arrays, and says once of each that it holds numbers that are not finite."""
+
+  def __init__(self):
+    self._said: set[str] = set()
+
+  def __call__(self, array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    """The array in another type. Raises UserError where finite numbers become infinite."""
+    finite = np.isfinite(array)
+    if not finite.all() and name not in self._said:
+      self._said.add(name)
+      _log.warning("%s holds %d numbers that are not finite", name, (~finite).sum())
+    if array.dtype == dtype:
+      return array
+    with np.errstate(over="ignore"):
+      result = array.astype(dtype)
+    if (np.isfinite(result) != finite).any():
+      raise UserError(f"{name} has values beyond the range of {dtype}: take another --dtype")
+    return result
 
 
 # --- what a folder holds --------------------------------------------------------------------------
@@ -147,7 +167,9 @@ def cast(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
 
 def _read_config(folder: pathlib.Path) -> dict[str, Any]:
   path = folder / "config.json"
+  refuse_pointer(path)
   if not path.is_file():
+    refuse_adapter(folder)
     if any((folder / name).is_file() for name in ("hparams.json", "model.ckpt.index")):
       open_tensors(folder)  # refuses OpenAI's own files by name
     raise UserError(f"{folder} holds no config.json: it is no Hugging Face model")
@@ -162,51 +184,18 @@ def _read_config(folder: pathlib.Path) -> dict[str, Any]:
   return fields
 
 
-def _has_tokenizer(folder: pathlib.Path) -> bool:
-  there = lambda name: (folder / name).is_file()  # noqa: E731
-  return there("tokenizer.json") or (there("vocab.json") and there("merges.txt"))
-
-
-def _bring_tokenizer(source: pathlib.Path, folder: pathlib.Path) -> None:
-  """Copies the tokenizer's files; where they do not stand alone, has transformers write them anew.
-
-  In older models the end of text, or the tokenizer itself, comes from the class that config.json
-  names, and is in no file.
-  """
-  tokenizer = load_tokenizer(str(source))  # raises where it cannot be read
-  try:
-    settings = json.loads((source / "tokenizer_config.json").read_text())
-  except (OSError, ValueError):
-    settings = {}
-  if (source / "tokenizer.json").is_file() and settings.get("eos_token"):
-    for file in TOKENIZER_FILES:
-      if (source / file).is_file():
-        shutil.copyfile(source / file, folder / file)
-  else:
-    tokenizer.save_pretrained(folder)
-
-
-def _with_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-  """The names as classes with a head have them: a decoder saved alone has no prefix."""
-  named = {}
-  for name, tensor in tensors.items():
-    if re.match(r"(wte|wpe|ln_f|h\.\d+)\.", name):
-      name = tables.PREFIX + name
-    if name in named:
-      raise UserError(f"{tensor.file} holds {name} twice, with the prefix and without")
-    named[name] = tensor
-  return named
-
-
 def _with_lm_head(config: ModelConfig, tensors: dict[str, Tensor]) -> ModelConfig:
   """Whether the output head is the embedding is decided by the weights, not by the config.
 
   A copy of the embedding beside it is dropped; a table of its own is kept, whatever config.json
   says: transformers too takes the weights.
   """
-  name, table = tables.LM_HEAD.theirs, tensors.get(f"{tables.PREFIX}wte.weight")
-  head = tensors.get(name)
-  if not config.has_lm_head or head is None or table is None or not config.tie_word_embeddings:
+  name, embedding = tables.LM_HEAD.theirs, f"{tables.PREFIX}wte.weight"
+  head, table = tensors.get(name), tensors.get(embedding)
+  if not config.has_lm_head or head is None or not config.tie_word_embeddings:
+    return config
+  if table is None:  # of two names for one tensor, safetensors' save_model keeps one
+    tensors[embedding] = tensors.pop(name)
     return config
   if _same(head, table):
     del tensors[name]
@@ -235,11 +224,11 @@ def _check_vocabulary(config: ModelConfig, folder: pathlib.Path, tensors) -> Non
   """
   table = tensors.get(f"{tables.PREFIX}wte.weight")
   if table is not None and _is_padding(table.shape[0], config.vocab_size):
-    ids = _tokenizer_ids(folder)
+    ids = tokenizer_ids(folder)
     if ids > config.vocab_size:
       raise UserError(
         f"{folder / 'config.json'}: vocab_size is {config.vocab_size}, but the embedding has"
-        f" {table.shape[0]} rows and the tokenizer {ids} ids"
+        f" {table.shape[0]} rows and the tokenizer {ids} ids: set vocab_size to {table.shape[0]}"
       )
     _log.warning(
       "%s: the embedding has %d rows, %d of them padding behind the vocabulary of config.json; they"
@@ -247,36 +236,31 @@ def _check_vocabulary(config: ModelConfig, folder: pathlib.Path, tensors) -> Non
     )  # fmt: skip
 
 
-def _tokenizer_ids(folder: pathlib.Path) -> int:
-  """One more than the largest id of the folder's tokenizer, 0 if it has none."""
-  if (folder / "tokenizer.json").is_file():
-    import tokenizers
-
-    backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    return max(backend.get_vocab().values()) + 1
-  if (folder / "vocab.json").is_file():
-    return max(json.loads((folder / "vocab.json").read_text()).values()) + 1
-  return 0
-
-
 def _is_padding(rows: int, vocab_size: int) -> bool:
   return rows > vocab_size and any(rows == -(-vocab_size // m) * m for m in _PADDINGS)
 
 
 def _stored_dtype(tensors: Mapping[str, Tensor], wanted: str | None) -> str:
-  """The one float type of the weights. Raises UserError if there are several and none is wanted."""
+  """The one float type of the weights.
+
+  Raises UserError if there are several, or one that is not computed in, and none is wanted.
+  """
   names = {dtype: name for name, dtype in FLOATS.items()}
   first: dict[str, str] = {}
   for name, tensor in tensors.items():
+    if tensor.dtype == np.float64:
+      if wanted is None:
+        raise UserError(f"{tensor.file}: {name} is stored as float64: choose a type with --dtype")
+      continue
     if tensor.dtype not in names:
       raise UserError(f"{tensor.file}: {name} is stored as {tensor.dtype}, which is not supported")
     first.setdefault(names[tensor.dtype], name)
-  if not first:
+  if not tensors:
     raise UserError("there are no tensors in the weights")
   if len(first) > 1 and wanted is None:
     found = ", ".join(f"{name} {dtype}" for dtype, name in first.items())
     raise UserError(f"the weights are of several types ({found}): choose one with --dtype")
-  return next(iter(first))
+  return next(iter(first), "float64")
 
 
 # --- the tree of ours -----------------------------------------------------------------------------
@@ -291,18 +275,19 @@ def _params(config: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, Any
     for part, path in enumerate(entry.paths):
       sources[path][entry.index] = (entry, part)
   tree: dict[str, Any] = {}
+  cast = Caster()
   for path, shape in shapes.items():
     *parents, leaf = path.split("/")
     node = functools.reduce(lambda node, key: node.setdefault(key, {}), parents, tree)
     stacked = None not in sources[path]
     read = _read_piece(
-      sources[path], tensors, shape[1:] if stacked else shape, FLOATS[config.param_dtype]
+      sources[path], tensors, shape[1:] if stacked else shape, FLOATS[config.param_dtype], cast
     )
     node[leaf] = LazyArray(shape, FLOATS[config.param_dtype], stacked, read)
   return tree
 
 
-def _read_piece(sources, tensors: Mapping[str, Tensor], shape: tuple[int, ...], dtype: np.dtype):
+def _read_piece(sources, tensors: Mapping[str, Tensor], shape, dtype: np.dtype, cast: Caster):
   def read(index: int | None) -> np.ndarray:
     entry, part = sources[index]
     # The type first: half the bytes are left to transpose.
@@ -335,8 +320,14 @@ def _check(config, entries: list[Entry], shapes, tensors: Mapping[str, Tensor]) 
     if name not in expected:
       raise UserError(
         f"{tensor.file} holds {name}, which a {config.model_type} with {config.num_layers} layers"
-        f"{_of_head(config)} has not"
+        f"{_of_head(config)} has not{_how_to_ignore(name)}"
       )
+
+
+def _how_to_ignore(name: str) -> str:
+  if name.startswith(tables.PREFIX):
+    return ""  # of more layers, or of another model
+  return f"; `convert hf-to-orbax … --ignore {ignore_pattern(name)!r}` leaves it out"
 
 
 def _of_head(config: ModelConfig) -> str:

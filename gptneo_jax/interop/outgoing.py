@@ -28,10 +28,11 @@ from gptneo_jax.interop.incoming import (
   FLOATS,
   GENERATION_CONFIG,
   HF_CONFIG,
-  cast,
+  Caster,
 )
 from gptneo_jax.interop.safetensors_file import write_safetensors
 from gptneo_jax.interop.tensors import TOKENIZER_FILES
+from gptneo_jax.interop.tokenizer_files import bring_tokenizer, no_tokenizer
 
 MAX_SHARD_BYTES = 5_000_000_000  # beyond it the weights go into several files
 
@@ -53,6 +54,7 @@ def orbax_to_hf(
   step: int | str | None = None,
   dtype: str | None = None,
   tokenizer: bool = True,
+  tokenizer_from: str | None = None,
   progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> None:
   """Writes a checkpoint of ours as a model of Hugging Face's: weights, configs, tokenizer, card.
@@ -65,25 +67,29 @@ def orbax_to_hf(
     step: which checkpoint, a number or 'best'; default the newest.
     dtype: 'float32', 'bfloat16' or 'float16', to have another type than the one stored.
     tokenizer: False to do without: else a source that has none is refused.
+    tokenizer_from: folder or hub id whose tokenizer is taken; default the source's own.
     progress: told the bytes written so far, and in all.
 
   Raises:
     UserError: no such checkpoint, damage in it, no tokenizer, or the destination cannot be written.
   """
+  if "://" in str(source):
+    raise UserError(f"{source} is not a local folder: copy it here first, then convert that")
   folder, number = find(source, step)
   source, config = pathlib.Path(folder), load_config(folder)
   step = existing_step(folder, number)
   leaves = open_params(source, step)
   shapes = tables.leaf_shapes(config)
   _check(source, leaves, shapes, config.vocab_size)
-  if tokenizer and not (source / "tokenizer.json").is_file():
-    raise UserError(f"{source} holds no tokenizer; --no_tokenizer converts the weights alone")
+  if tokenizer and tokenizer_from is None and not (source / "tokenizer.json").is_file():
+    raise UserError(no_tokenizer(source))
   config = config.replace(param_dtype=dtype or config.param_dtype)
   target = FLOATS[config.param_dtype]
   entries = tables.entries(config)
   specs = {e.name: (tables.their_shape(e, shapes, config.vocab_size), target) for e in entries}
   total = sum(map(_bytes, specs.values()))
   by_name = {entry.name: entry for entry in entries}
+  cast = Caster()
 
   def arrays(names: Iterable[str]) -> Iterator[np.ndarray]:
     for name in names:
@@ -108,11 +114,14 @@ def orbax_to_hf(
       write_safetensors(folder / file, {name: specs[name] for name in names}, made)
     if len(files) > 1:
       _write_json(folder / "model.safetensors.index.json", _index(files, specs, total))
-    if tokenizer:
+    if tokenizer and tokenizer_from is not None:
+      bring_tokenizer(tokenizer_from, folder)
+    elif tokenizer:
       for file in TOKENIZER_FILES:
         if (source / file).is_file():
           shutil.copyfile(source / file, folder / file)
-    hf_config = to_hf(config, _original(source, tokenizer), _version("transformers"))
+    original = _original(source, folder if tokenizer else None)
+    hf_config = to_hf(config, original, _version("transformers"))
     _write_json(folder / "config.json", hf_config)
     _write_generation_config(source, folder, hf_config)
     (folder / "README.md").write_text(_card(config, step))
@@ -176,14 +185,14 @@ def _ahead(items: Iterator[Item]) -> Iterator[Item]:
       yield taken[0]
 
 
-def _original(source: pathlib.Path, tokenizer: bool) -> dict[str, Any]:
+def _original(source: pathlib.Path, tokenizer: pathlib.Path | None) -> dict[str, Any]:
   """Their config.json that the model came with; of a model of ours, the ids of its tokenizer."""
   if (source / HF_CONFIG).is_file():
     try:
       return json.loads((source / HF_CONFIG).read_text())
     except ValueError as error:
       raise UserError(f"{source / HF_CONFIG} cannot be read: {error}") from None
-  end = end_of_text_id(load_tokenizer(str(source))) if tokenizer else None
+  end = end_of_text_id(load_tokenizer(str(tokenizer))) if tokenizer else None
   return {"bos_token_id": end, "eos_token_id": end, "use_cache": True}
 
 

@@ -6,14 +6,18 @@ a command that cannot do without it.
 
 from __future__ import annotations
 
+import logging
 import pathlib
 import pickle
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from gptneo_jax.errors import UserError
 from gptneo_jax.interop.tensors import Tensor
+
+_log = logging.getLogger(__name__)
 
 _INSTALL = 'pip install "gptneo_jax[torch]"'
 
@@ -45,15 +49,34 @@ def open_bin(path: pathlib.Path) -> dict[str, Tensor]:
     ) from None
   except Exception as error:  # zip errors, end of file, and whatever else damage leads to
     raise UserError(f"{path} is damaged or no PyTorch file: {_reason(error)}") from None
-  if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
-    raise UserError(f"{path} is no table of tensors by name")
   tensors = {}
-  for name, tensor in state.items():
+  for name, tensor in _state_dict(torch, state, path).items():
     dtype = _numpy_dtype(torch, tensor.dtype)
-    if dtype is None:
-      raise UserError(f"{path}: {name} is stored as {tensor.dtype}, which is not supported")
+    if dtype is None or tensor.layout != torch.strided:
+      kind = tensor.dtype if dtype is None else tensor.layout
+      raise UserError(f"{path}: {name} is stored as {kind}, which is not supported")
+    tensor = tensor.detach()  # a Parameter's values cannot be taken otherwise
     tensors[name] = Tensor(tuple(tensor.shape), dtype, path, _reader(torch, tensor, dtype))
   return tensors
+
+
+def _state_dict(torch, state: Any, path: pathlib.Path) -> dict[str, Any]:
+  """The table of tensors by name: what was saved, or the one such entry of what was saved."""
+
+  def is_table(x: Any) -> bool:
+    return isinstance(x, dict) and all(isinstance(t, torch.Tensor) for t in x.values())
+
+  if is_table(state):
+    return state
+  entries = state if isinstance(state, dict) else {}
+  tables = [key for key, value in entries.items() if is_table(value) and value]
+  if len(tables) == 1:
+    _log.warning("%s: the weights are taken from its entry %r", path, tables[0])
+    return entries[tables[0]]
+  holds = f" (it holds {', '.join(map(str, entries))[:200]})" if entries else ""
+  raise UserError(
+    f"{path} is no table of tensors by name{holds}: save the model's state_dict() alone"
+  )
 
 
 def _reader(torch, tensor, dtype: np.dtype):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-import re
 from collections.abc import Callable
 
 import numpy as np
 
+from gptneo_jax.data.files import refuse_pointer
 from gptneo_jax.errors import UserError
 
 
@@ -32,6 +32,9 @@ TOKENIZER_FILES = (
   "added_tokens.json",
   "vocab.json",
   "merges.txt",
+  "vocab.txt",
+  "spiece.model",
+  "tokenizer.model",
   "chat_template.jinja",
 )
 
@@ -54,24 +57,18 @@ _HUB_IDS = {
   ("gpt2", 48): "openai-community/gpt2-xl",
 }
 
-# Masks that older versions saved beside the weights, on any of the layers.
-_LEGACY_BUFFER = re.compile(r"(transformer\.)?h\.\d+\.attn\.(attention\.)?(bias|masked_bias)")
-
 
 def open_tensors(folder: pathlib.Path) -> dict[str, Tensor]:
-  """The weights in a folder, without buffers that are none.
+  """The tensors in a folder, by the names that they are stored under.
 
   Raises UserError where there are none, where a part is missing or damaged, or where they are in a
   form that is not read here.
   """
   name = weights_file({path.name for path in folder.iterdir()})
   if name is None:
+    refuse_adapter(folder)
     raise UserError(_why_not(folder))
-  if name.endswith(_INDEX):
-    tensors = _open_split(folder / name)
-  else:
-    tensors = _open_file(folder / name)
-  return {name: t for name, t in tensors.items() if not _LEGACY_BUFFER.fullmatch(name)}
+  return _open_split(folder / name) if name.endswith(_INDEX) else open_file(folder / name)
 
 
 def weights_file(names: set[str]) -> str | None:
@@ -79,7 +76,9 @@ def weights_file(names: set[str]) -> str | None:
   return next((n for file in FILES for n in (file, file + _INDEX) if n in names), None)
 
 
-def _open_file(path: pathlib.Path) -> dict[str, Tensor]:
+def open_file(path: pathlib.Path) -> dict[str, Tensor]:
+  """The tensors of a file, by its kind. Raises UserError if it is not sound."""
+  refuse_pointer(path)
   if path.suffix == ".safetensors":
     from gptneo_jax.interop.safetensors_file import open_safetensors
 
@@ -94,6 +93,7 @@ def _open_file(path: pathlib.Path) -> dict[str, Tensor]:
 
 
 def _open_split(index: pathlib.Path) -> dict[str, Tensor]:
+  refuse_pointer(index)
   try:
     files = json.loads(index.read_text())["weight_map"]
     parts = sorted(set(files.values()))
@@ -103,7 +103,7 @@ def _open_split(index: pathlib.Path) -> dict[str, Tensor]:
   for part in parts:
     if not (index.parent / part).is_file():
       raise UserError(f"{index} names {part}, which is not there")
-    tensors |= _open_file(index.parent / part)
+    tensors |= open_file(index.parent / part)
   for name, part in files.items():
     if part.endswith(".msgpack"):
       from gptneo_jax.interop.flax_msgpack import pytorch_name
@@ -112,6 +112,15 @@ def _open_split(index: pathlib.Path) -> dict[str, Tensor]:
     if name not in tensors:
       raise UserError(f"{index.parent / part} lacks {name}, which {index.name} says is there")
   return tensors
+
+
+def refuse_adapter(folder: pathlib.Path) -> None:
+  """Raises UserError where a folder holds PEFT's files."""
+  if any(folder.glob("adapter_model.*")) or (folder / "adapter_config.json").is_file():
+    raise UserError(
+      f"{folder} holds an adapter, not a model: generate and evaluate take it with --adapter,"
+      " beside the model that it was trained on"
+    )
 
 
 def _why_not(folder: pathlib.Path) -> str:

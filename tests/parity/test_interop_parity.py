@@ -164,6 +164,27 @@ def test_pytorch_bin(tmp_path, dtype, parts):
   assert all(torch.equal(p, state[name]) for name, p in again.state_dict().items())
 
 
+def test_bins_as_training_scripts_save_them(tmp_path, caplog):
+  """Parameters instead of tensors, and the weights as one entry of a training checkpoint."""
+  model = make("gpt_neo", transformers.GPTNeoForCausalLM)
+  model.config.save_pretrained(tmp_path)
+  parameters = dict(model.named_parameters())
+  optimizer = {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1}]}
+  checkpoint = {"epoch": 3, "optimizer_state_dict": optimizer, "model_state_dict": parameters}
+  for saved in (parameters, checkpoint):
+    torch.save(saved, tmp_path / "pytorch_model.bin")
+    found = interop.open_hf(str(tmp_path)).params["wte"].load()
+    assert np.array_equal(found, parameters["transformer.wte.weight"].detach())
+  assert "the weights are taken from its entry 'model_state_dict'" in caplog.text
+  torch.save({**checkpoint, "ema": parameters}, tmp_path / "pytorch_model.bin")
+  with pytest.raises(UserError, match=r"by name \(it holds epoch, .*, ema\): save the model's"):
+    interop.open_hf(str(tmp_path))
+  sparse = parameters["transformer.wte.weight"].detach().to_sparse()
+  torch.save({"transformer.wte.weight": sparse}, tmp_path / "pytorch_model.bin")
+  with pytest.raises(UserError, match=r"transformer.wte.weight is stored as torch\.sparse_coo"):
+    interop.open_hf(str(tmp_path))
+
+
 class Evil:
   def __reduce__(self):
     return (sys.exit, (3,))

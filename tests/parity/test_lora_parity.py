@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 
 import hf_models  # noqa: E402
+import safetensors.torch  # noqa: E402
 
 from gptneo_jax import heads, lora  # noqa: E402
 from gptneo_jax.errors import UserError  # noqa: E402
@@ -146,6 +147,20 @@ def test_embedding_adapters_are_refused_by_tensor(tmp_path):
     UserError, match=r"holds transformer\.wte\.lora_embedding_A, which this model"
   ):
     lora.read_adapter(tmp_path, config)
+
+
+def test_an_adapter_in_a_bin(tmp_path):
+  """As PEFT saved them before it had safetensors."""
+  model = make_model("gpt_neo")
+  config = hf_models.config_of(model)
+  make_adapter(model, tmp_path, task_type="CAUSAL_LM")
+  expected = lora.read_adapter(tmp_path, config)
+  file = tmp_path / "adapter_model.safetensors"
+  torch.save(safetensors.torch.load_file(file), tmp_path / "adapter_model.bin")
+  file.unlink()
+  jax.tree.map(
+    np.testing.assert_array_equal, lora.read_adapter(tmp_path, config).factors, expected.factors
+  )
 
 
 def test_another_kind_of_adapter(tmp_path):
