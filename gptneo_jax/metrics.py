@@ -52,6 +52,7 @@ class MetricWriter:
     *,
     resume_step: int | None = None,
     wandb_project: str | None = None,
+    run: Mapping[str, Any] | None = None,
     enabled: bool = True,
   ):
     """Opens the files; what an earlier process wrote past `resume_step` is removed.
@@ -60,6 +61,7 @@ class MetricWriter:
       folder: local, or a URL that fsspec knows.
       resume_step: the last step whose line is kept; None is a run from scratch and keeps nothing.
       wandb_project: log there too, going on with the run that this folder began.
+      run: what wandb is to show of the run: its settings, versions and command.
       enabled: False in all processes but one; then nothing is written anywhere.
 
     Raises:
@@ -69,7 +71,7 @@ class MetricWriter:
     if not enabled:
       return
     folder = str(folder)
-    self._wandb = _start_wandb(wandb_project, folder, resume_step) if wandb_project else None
+    self._wandb = _start_wandb(wandb_project, folder, resume_step, run) if wandb_project else None
     self._lines = _JsonLines(f"{folder}/metrics.jsonl", resume_step)
     self._events = _Events(f"{folder}/tensorboard", 0 if resume_step is None else resume_step + 1)
 
@@ -205,7 +207,9 @@ def check_wandb(project: str) -> None:
     )
 
 
-def _start_wandb(project: str, folder: str, resume_step: int | None) -> Any:
+def _start_wandb(
+  project: str, folder: str, resume_step: int | None, run: Mapping[str, Any] | None
+) -> Any:
   check_wandb(project)
   import wandb
 
@@ -219,7 +223,12 @@ def _start_wandb(project: str, folder: str, resume_step: int | None) -> Any:
     file.write(run_id)
   try:
     return wandb.init(
-      project=project, name=os.path.basename(folder.rstrip("/")), id=run_id, resume="allow"
+      project=project,
+      name=os.path.basename(folder.rstrip("/")),
+      id=run_id,
+      resume="allow",
+      config=dict(run or {}),
+      allow_val_change=True,  # a run that goes on may have another learning rate
     )
   except Exception as error:  # no key, no network: wandb has its own
     raise UserError(f"wandb cannot be had: {str(error).splitlines()[0]}") from error

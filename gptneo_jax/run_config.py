@@ -28,7 +28,7 @@ def base(model: ModelConfig) -> ConfigDict:
   config.seq_len = model.max_position_embeddings
   config.grad_accumulation = 1  # parts that the batch is taken in; 0: as few as fit the devices
   config.z_loss = 0.0
-  config.init_from = ""  # folder of a gptneo_jax checkpoint to start the weights from
+  config.init_from = ""  # weights to start from: a run, RUN/STEP, a Hugging Face folder or hub id
 
   config.log_every = 10
   config.eval_every = 500  # 0: only at the end

@@ -3,6 +3,7 @@ one that its config asks for."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Any
 
@@ -12,6 +13,8 @@ from ml_collections import ConfigDict
 from gptneo_jax import data, hosts
 from gptneo_jax.checkpoint_steps import find as find_checkpoint
 from gptneo_jax.checkpoint_steps import latest_step
+from gptneo_jax.errors import UserError
+from gptneo_jax.folder import is_checkpoint_folder
 
 
 def find(config: ConfigDict, data_config: data.DataConfig, workdir: epath.Path) -> tuple[Any, str]:
@@ -31,6 +34,43 @@ def find(config: ConfigDict, data_config: data.DataConfig, workdir: epath.Path) 
     return tokenizer, _named(tokenizer, origin)
 
   return hosts.first_then_others(action)
+
+
+def check_of_weights(tokenizer: Any, init_from: str) -> None:
+  """Raises UserError if ids mean other tokens with the weights that a run starts from.
+
+  Weights without a tokenizer are not compared.
+  """
+  other = _of_weights(init_from)
+  if other is None:
+    return
+  here, there = (
+    {number: token for token, number in each.get_vocab().items()} for each in (tokenizer, other)
+  )
+  common = sorted(here.keys() & there.keys())
+  wrong = [number for number in common if here[number] != there[number]]
+  ends = tokenizer.eos_token_id, other.eos_token_id
+  what = ""
+  if wrong:
+    tokens = f"{there[wrong[0]]!r} there, {here[wrong[0]]!r} here"
+    what = f"{len(wrong)} of {len(common)} ids mean other tokens, such as {wrong[0]}: {tokens}"
+  elif None not in ends and ends[0] != ends[1]:
+    what = f"the end of text is {ends[1]} there, {ends[0]} here"
+  if what:
+    raise UserError(
+      f"init_from {init_from} was trained with another tokenizer ({what}); take its own:"
+      f" --config.data.tokenizer={find_checkpoint(init_from)[0]}"
+    )
+
+
+def _of_weights(init_from: str) -> Any:
+  """The tokenizer beside weights, None if there is none."""
+  folder = find_checkpoint(init_from)[0]
+  saved = data.saved_tokenizer(folder)
+  if saved is None and not is_checkpoint_folder(folder):
+    with contextlib.suppress(data.DataError):
+      return data.load_tokenizer(folder)
+  return saved
 
 
 def _new(config: ConfigDict, data_config: data.DataConfig) -> tuple[Any, str]:

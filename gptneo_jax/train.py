@@ -40,16 +40,18 @@ from gptneo_jax import (
   fitting,
   hosts,
   preflight,
+  run_record,
   run_tokenizer,
   sections,
   sharding,
+  weights,
 )
-from gptneo_jax.checkpoint import Checkpointer, restore_params
+from gptneo_jax.checkpoint import Checkpointer
 from gptneo_jax.checkpoint_steps import latest_step
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.errors import UserError
 from gptneo_jax.evals import validation
-from gptneo_jax.folder import load_config, run_folder, save_config
+from gptneo_jax.folder import run_folder, save_config
 from gptneo_jax.metrics import (
   MetricWriter,
   Progress,
@@ -107,7 +109,9 @@ def _run(
   model_config, data_config, optimizer, learning_rate = sections.read(config)
   model = Decoder(model_config)
   warning = _check_needs(config, data_config, config_path)
-  _check_workdir(workdir, model_config)
+  command = ["python", "-m", "gptneo_jax.train", *sys.argv[1:]] if config_path else []
+  record = run_record.of(asked, data_config.num_streams, command)
+  changed = run_record.changes(workdir, record, model_config)
   say = _say if hosts.is_first() else lambda _: None
   say(_summary(asked, config, model_config, mesh, abstract, workdir))
   for text in filter(None, (warning, sections.warmup_warning(config))):
@@ -143,16 +147,22 @@ def _run(
   )
   if restored:
     state = TrainState(params=restored.params, **restored.optimizer)
-    batches.set_state(restored.data_state)
-    say(f"going on from step {restored.step}")
+    try:
+      batches.set_state(restored.data_state)
+    except data.DataError as error:
+      raise UserError(f"{workdir}: {error}. {run_record.start_anew(workdir)}") from None
+    say("\n".join([f"going on from step {restored.step}", *changed]))
   else:
+    if config.init_from:
+      run_tokenizer.check_of_weights(tokenizer, config.init_from)
     state = init_state(model, optimizer, mesh, config.seed)
     if config.init_from:
-      state = state.replace(params=restore_params(config.init_from, abstract.params))
+      state = state.replace(params=weights.start_from(config.init_from, model_config, mesh))
       say(f"weights from {config.init_from}")
   first_step = int(state.step)
   if hosts.is_first():
     save_config(workdir, model_config)
+    run_record.write(workdir, record, changed, first_step)
   estimated = config
   with advice.when_out_of_memory(asked, mesh.size, memory):
     config, train_step = fitting.fit(
@@ -177,6 +187,7 @@ def _run(
     str(workdir),
     resume_step=first_step - bool(written) if restored else None,
     wandb_project=config.wandb_project or None,
+    run=record,
     enabled=hosts.is_first(),
   )
   closing.callback(writer.close)
@@ -329,18 +340,6 @@ def _check_needs(config: ConfigDict, data_config: data.DataConfig, config_path: 
     return ""
   would_fit = advice.would_fit(config, devices, available)
   return f"this may run out of memory: by estimate {figures}. {would_fit}".rstrip()
-
-
-def _check_workdir(workdir: epath.Path, model_config: ModelConfig) -> None:
-  """Raises UserError if the folder holds checkpoints of another model."""
-  if latest_step(str(workdir)) is None:
-    return
-  with sections.user_errors():
-    differences = model_config.differences(load_config(workdir))
-  if differences:
-    raise UserError(
-      f"{workdir} holds a different model ({'; '.join(differences)}); choose another --workdir"
-    )
 
 
 def _say(text: str) -> None:

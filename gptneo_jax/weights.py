@@ -70,6 +70,30 @@ def load(name: str, dtype: str | None, mesh: Mesh, step: int | str | None = None
   return _load_hf(folder, dtype, mesh)
 
 
+def start_from(name: str, config: ModelConfig, mesh: Mesh) -> Any:
+  """Parameters for a model of `config`, from whatever `load` takes, laid out as `config` says.
+
+  Raises UserError as `load`, and where the weights are of another model: shapes that agree are not
+  enough, since window, pattern and epsilon have none.
+  """
+  folder, step = find(name)
+  ours = is_checkpoint_folder(folder)
+  opened = None if ours else interop.open_hf(folder, config.param_dtype)
+  source = load_config(folder) if opened is None else opened.config
+  # What a head is trained with is no part of a language model.
+  same = ("param_dtype", "num_labels", "problem_type", "id2label", "pad_token_id")
+  alike = config.replace(**{field: getattr(source, field) for field in same})
+  if differences := alike.differences(source):
+    raise UserError(
+      f"init_from {name} holds a different model (here != there: {'; '.join(differences)}); give"
+      " these settings of model.* the values that they have there"
+    )
+  abstract = abstract_params(config, mesh)
+  if opened is None:
+    return checkpoint.restore_params(folder, abstract, step, vocab_size=config.vocab_size)
+  return _placed(functools.partial(_leaf, opened.params), abstract)
+
+
 def init(config: ModelConfig, seed: int, mesh: Mesh) -> Weights:
   """Random weights, each part made on the device that holds it."""
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_params(config, mesh))
@@ -213,13 +237,7 @@ def _load_hf(name: str, dtype: str | None, mesh: Mesh) -> Weights:
   config = _for_mesh(opened.config, mesh)
   config = config.replace(dtype=_compute_dtype(config.param_dtype, mesh))
 
-  def leaf(path: str) -> LazyArray:
-    node: Any = opened.params
-    for key in path.split("/"):
-      node = node[key]
-    return node
-
-  params = _placed(leaf, abstract_params(config, mesh))
+  params = _placed(functools.partial(_leaf, opened.params), abstract_params(config, mesh))
   kept = {HF_CONFIG: json.dumps(opened.hf_config, indent=2) + "\n"}
   generation = opened.folder / GENERATION_CONFIG
   if generation.exists():
@@ -259,6 +277,12 @@ def _for_mesh(config: ModelConfig, mesh: Mesh) -> ModelConfig:
   if config.padded_vocab_size % parts == 0:
     return config
   return config.replace(vocab_multiple=math.lcm(config.vocab_multiple, parts))
+
+
+def _leaf(tree: Any, path: str) -> LazyArray:
+  for key in path.split("/"):
+    tree = tree[key]
+  return tree
 
 
 def _placed(leaf: Callable[[str], LazyArray], abstract: Any) -> Any:

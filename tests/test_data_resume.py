@@ -181,18 +181,36 @@ def test_resume_with_something_changed_is_refused(tokenizer, tmp_path, name):
     iterator.set_state(state)
 
 
-def test_resume_with_another_file_or_a_shorter_one(tokenizer, tmp_path):
+def test_resume_with_other_data_is_refused(tokenizer, tmp_path):
+  """A file that is longer or shorter, one with fewer documents in as many bytes, one more."""
   path = write_shards(tmp_path, [[f"text {n}" for n in range(8)]])
   config = config_of(path, num_streams=1)
   iterator = batches_of(config, tokenizer)
   take(iterator, 3)
   state = iterator.get_state()
   iterator.close()
-  write_shards(tmp_path, [["one"]])
+  file = tmp_path / "000.jsonl"
+  whole = file.read_text()
+  for changed in (whole + '{"text": "x"}\n', whole[: whole.rindex("\n", 0, -1) + 1]):
+    file.write_text(changed)
+    with pytest.raises(DataError, match=r"bytes of the files was '[0-9]+ .*' and is '[0-9]+ "):
+      batches_of(config, tokenizer).set_state(state)
+  file.write_text(json.dumps({"text": "y" * (len(whole) - len('{"text": ""}\n'))}) + "\n")
   with pytest.raises(DataError, match="changed since it was saved"):
     batches_of(config, tokenizer).set_state(state)
+  file.write_text(whole)
+  batches_of(config, tokenizer).set_state(state)
   (tmp_path / "new.jsonl").write_text('{"text": "a"}\n')
   with pytest.raises(DataError, match="files was"):
+    batches_of(config, tokenizer).set_state(state)
+
+
+def test_the_standard_library_is_that_of_one_python(tokenizer, monkeypatch):
+  config = DataConfig(source="stdlib", num_streams=1)
+  state = batches_of(config, tokenizer).get_state()
+  batches_of(config, tokenizer).set_state(state)
+  monkeypatch.setattr("platform.python_version", lambda: "3.10.1")
+  with pytest.raises(DataError, match=r"python was '3.* and is '3\.10\.1' now"):
     batches_of(config, tokenizer).set_state(state)
 
 

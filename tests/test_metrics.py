@@ -167,11 +167,14 @@ def test_wandb_goes_on_with_the_same_run(tmp_path, monkeypatch):
   module.init, module.__spec__ = init, importlib.machinery.ModuleSpec("wandb", None)
   monkeypatch.setitem(sys.modules, "wandb", module)
   for resume_step in (None, 3, 0, None):  # 0: saved at step 1, whose line is written anew
-    writer = metrics.MetricWriter(tmp_path / "run", resume_step=resume_step, wandb_project="neo")
+    writer = metrics.MetricWriter(
+      tmp_path / "run", resume_step=resume_step, wandb_project="neo", run={"config": {"steps": 9}}
+    )
     writer.write((resume_step or 0) + 1, {"train/loss": 1.0})
     writer.close()
   first, *resumed, anew = (options["id"] for options, _ in runs)
   assert resumed == [first, first] and first != anew
+  assert all(options["config"] == {"config": {"steps": 9}} for options, _ in runs)
   assert runs[0][0]["project"] == "neo" and runs[0][0]["name"] == "run"
   assert runs[0][1].calls == [("log", ({"train/loss": 1.0},), {"step": 1}), ("finish", (), {})]
 

@@ -22,7 +22,7 @@ from gptneo_jax.data.tokenizer import DocumentEncoder
 
 # What fixes the order of the data besides the streams' own state. Not here, since they change
 # no batch: prefetch, and on_bad_record, so that a run that stopped at a bad record can go on.
-_FIXED = tuple(
+ORDER_SETTINGS = tuple(
   "source path document mixture datasets_config text_key num_streams shuffle_window".split()
 )
 
@@ -77,12 +77,12 @@ class TrainBatches:
     self._bad_records = BadRecords(config.on_bad_record)
     components = open_components(config, "train", self._bad_records)
     self._fingerprint = {
-      **{name: getattr(config, name) for name in _FIXED},
+      **{name: getattr(config, name) for name in ORDER_SETTINGS},
       "held_out": held_out(config),
       "batch_size": batch_size,
       "seq_len": seq_len,
       "seed": seed,
-      "files": files_fingerprint(components),
+      **files_fingerprint(config, components),
       "tokenizer": encoder.fingerprint(),
     }
     self._fingerprint = json.loads(json.dumps(self._fingerprint))  # as it looks when restored

@@ -6,7 +6,8 @@ import hashlib
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+import platform
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO, Protocol
 
 from gptneo_jax.data.config import DataConfig
@@ -205,7 +206,25 @@ def _all_records(number: int) -> bool:
   return True
 
 
-def files_fingerprint(components: Sequence[Component]) -> str:
-  """Number of shards and a hash of their names: a file added or lost changes the order."""
+def files_fingerprint(config: DataConfig, components: Sequence[Component]) -> dict[str, str]:
+  """What is to be the same where a run goes on: number and names of the shards, the bytes of those
+  that are files, and of the standard library the Python that it is of."""
   names = [os.path.basename(shard) for part in components for shard in part.source.shards]
-  return f"{len(names)}:{hashlib.blake2b(chr(0).join(names).encode(), digest_size=8).hexdigest()}"
+  sizes = [size for part in components for size in _sizes(part.source)]
+  fingerprint = {
+    "files": f"{len(names)} ({_hash(names)})",
+    "bytes of the files": f"{sum(sizes):,} ({_hash(map(str, sizes))})",
+  }
+  if any(kind == "stdlib" for _, kind, _ in config.entries):
+    fingerprint["python"] = platform.python_version()
+  return fingerprint
+
+
+def _sizes(source: Source) -> list[int]:
+  if isinstance(source, Listed):  # a part of one file
+    return [len(document.text.encode()) for document in source.documents]
+  return [source.size(shard) for shard in range(len(source.shards))]
+
+
+def _hash(texts: Iterable[str]) -> str:
+  return hashlib.blake2b(chr(0).join(texts).encode(), digest_size=8).hexdigest()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.metadata
 import json
 import platform
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +21,7 @@ from gptneo_jax.folder import is_checkpoint_folder
 from gptneo_jax.interop import hub
 from gptneo_jax.interop.tensors import TOKENIZER_FILES, weights_file
 from gptneo_jax.progress import progress_bar
+from gptneo_jax.run_record import versions
 
 _PIECE = 1 << 20
 _PACKAGES = (
@@ -105,13 +105,7 @@ def _checksum(x: jax.Array) -> jax.Array:
 
 
 def of_software() -> dict[str, str]:
-  versions = {"python": platform.python_version()}
-  for package in _PACKAGES:
-    try:
-      versions[package] = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-      continue
-  return versions
+  return versions(_PACKAGES)
 
 
 def of_hardware(mesh: jax.sharding.Mesh) -> dict[str, Any]:
