@@ -60,7 +60,7 @@ def print_estimate(needs: dict[str, int], available: float) -> None:
     f"\nA training step on each device, by estimate ({low} to {high} of TPU's compiler's count)"
   )
   _print_rows(
-    *((name, f"{size_text(size):>12}") for name, size in needs.items()),
+    *((name, f"{size_text(size):>12}") for name, size in needs.items() if size),
     ("sum", f"{size_text(preflight.total(needs)):>12} of {size_text(available)}"),
   )
 
