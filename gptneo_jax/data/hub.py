@@ -30,13 +30,13 @@ class HubDataset:
         if isinstance(data, datasets.DatasetDict):
           data = data[split]
       else:
-        files = {}
+        files = None
         if os.path.isfile(local):  # of a folder's files, the one; its ending says what it is
           local, file = os.path.split(os.path.abspath(local))
-          files = {"data_files": {split: glob.escape(file)}}
+          files = {split: glob.escape(file)}
         name_or_folder = local if os.path.exists(local) else path
         data = datasets.load_dataset(
-          name_or_folder, config_name or None, split=split, streaming=True, **files
+          name_or_folder, config_name or None, data_files=files, split=split, streaming=True
         )
     except Exception as error:  # the library raises what its many back ends raise
       raise DataError(f"{path}#{split}: cannot be opened: {_first_line(error)}") from error
