@@ -6,8 +6,9 @@ import hf_folders
 import numpy as np
 import pytest
 
-from gptneo_jax import cli, convert, interop
+from gptneo_jax import cli, convert, engine, interop
 from gptneo_jax.checkpoint_steps import saved_steps
+from gptneo_jax.errors import UserError
 from gptneo_jax.folder import load_config
 from gptneo_jax.interop import verification
 
@@ -69,6 +70,42 @@ def test_a_tokenizer_from_elsewhere(tmp_path, hf, capsys):
   message = fails(capsys, "hf-to-orbax", hf, tmp_path / "no", "--tokenizer", tmp_path / "nowhere")
   assert "nowhere': no such folder" in message
   assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+  "file, content, words",
+  [
+    ("tokenizer.json", lambda text: text[:300], "tokenizer.json: damaged"),
+    ("tokenizer.json", lambda text: "", "tokenizer.json: the file is empty"),
+    ("tokenizer.json", lambda _: "version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+    ("tokenizer.json", lambda text: text.replace("WordLevel", "Magic"), "cannot be loaded"),
+    ("tokenizer_config.json", lambda _: '{"a": ', "tokenizer_config.json: damaged"),
+    ("tokenizer_config.json", lambda _: "[]", "cannot be loaded"),
+  ],
+)
+def test_damaged_tokenizer_files_are_one_line(tmp_path, hf, capsys, file, content, words):
+  path = tmp_path / "hf" / file
+  path.write_text(content(path.read_text()))
+  assert words in fails(capsys, "hf-to-orbax", hf, tmp_path / "ours")
+  assert not (tmp_path / "ours").exists()
+  with pytest.raises(UserError, match=words):
+    engine.load(hf).tokenizer  # noqa: B018
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_a_vocabulary_of_word_pieces_is_a_tokenizer(tmp_path, file):
+  """vocab.txt alone, as models with BERT's tokenizer have it; a config names the class."""
+  name = hf_folders.save(tmp_path / "hf", hf_folders.config(), hf_folders.tensors())
+  words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "pan", "##ther", "a"]
+  (tmp_path / "hf/vocab.txt").write_text("\n".join(words))
+  with pytest.raises(UserError, match="no file there is one that GPT2Tokenizer reads: name the"):
+    interop.hf_to_orbax(name, tmp_path / "no")
+  path = tmp_path / "hf" / file
+  fields = json.loads(path.read_text()) if path.exists() else {}
+  path.write_text(json.dumps({**fields, "tokenizer_class": "BertTokenizer"}))
+  interop.hf_to_orbax(name, tmp_path / "ours")
+  for folder in (name, str(tmp_path / "ours")):
+    assert engine.load(folder).tokenizer("A panther").input_ids == [2, 7, 5, 6, 3]
 
 
 def test_mistakes_are_one_line(tmp_path, hf, capsys):

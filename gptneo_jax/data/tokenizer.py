@@ -75,6 +75,12 @@ def _load(name: str) -> Any:
     tokenizer = _from_hub(name)
   if getattr(tokenizer, "backend_tokenizer", None) is None:
     raise DataError(f"tokenizer '{name}': has no fast version (tokenizer.json)")
+  if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_ids):
+    # transformers takes the class of the model's kind, and an empty vocabulary for its files.
+    raise DataError(
+      f"tokenizer '{name}': no file there is one that {type(tokenizer).__name__} reads: name the"
+      " tokenizer_class in its tokenizer_config.json"
+    )
   return tokenizer
 
 

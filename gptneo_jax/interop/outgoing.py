@@ -135,7 +135,7 @@ def _check(source, leaves: dict[str, LazyArray], shapes: dict, vocab_size: int) 
   for path in [*shapes, *(path for path in leaves if path not in shapes)]:
     saved: Any = leaves[path].shape if path in leaves else "absent"
     expected = shapes.get(path, "absent")
-    if path in leaves and path in tables.OVER_VOCABULARY and saved[0] >= vocab_size:
+    if path in leaves and path in tables.OVER_VOCABULARY and leaves[path].shape[0] >= vocab_size:
       saved = (expected[0], *saved[1:])  # padded by the config of its time
     if saved != expected:
       raise UserError(
