@@ -30,6 +30,7 @@ T = TypeVar("T")
 
 # Keys that all processes see.
 _FAILURE, _SEEN, _DONE = (f"gptneo_jax/{name}" for name in ("failure", "failure_seen", "done"))
+_JOIN_SECONDS = 300  # for all processes to have started
 _POLL_SECONDS = 0.5
 _LEAVE_SECONDS = 10  # for the others to have seen a failure
 
@@ -42,22 +43,32 @@ def joined(
 
   With no argument the launcher's environment decides (SLURM, GKE, Cloud TPU, Open MPI). An error
   within, on any of them, ends all within seconds, with status 1 and one line that names the
-  process and the error; an unexpected one has its traceback there too. Raises UserError if the
-  arguments are incomplete or the coordinator cannot be reached.
+  process and the error; an unexpected one has its traceback there too. One that does not come in 5
+  minutes ends those that did. Raises UserError if the arguments or the environment are incomplete.
   """
   given = (coordinator, num_processes, process_id)
   if any(value is not None for value in given) and None in given:
     raise UserError("--coordinator_address, --num_processes and --process_id go together")
+  if coordinator is not None and not coordinator.rpartition(":")[2].isdigit():
+    raise UserError(f"--coordinator_address {coordinator!r} is not HOST:PORT, of process 0")
   if coordinator is None and not _in_cluster():
     yield
     return
+  # JAX itself would abort, with a stack trace.
+  patience = threading.Timer(_JOIN_SECONDS, _end_alone)
+  patience.daemon = True
+  patience.start()
   try:
-    jax.distributed.initialize(coordinator, num_processes, process_id)
+    jax.distributed.initialize(
+      coordinator, num_processes, process_id, initialization_timeout=_JOIN_SECONDS + 60
+    )
   except (RuntimeError, ValueError, OSError) as error:
     raise UserError(
       f"cannot join the other processes: {str(error).splitlines()[0]}; give each"
       " --coordinator_address HOST:PORT, --num_processes and --process_id"
     ) from None
+  finally:
+    patience.cancel()
   failures, ended = _Failures(), threading.Event()
   threading.Thread(target=failures.watch, args=(ended,), daemon=True).start()
   try:
@@ -67,6 +78,16 @@ def joined(
     failures.end_all(error)
   finally:
     ended.set()
+
+
+def _end_alone() -> None:
+  print(
+    f"error: not all processes have joined within {_JOIN_SECONDS} s: the same command is to run on"
+    " every host, and each must reach the first one's address",
+    file=sys.stderr,
+    flush=True,
+  )
+  os._exit(1)
 
 
 class _Failures:

@@ -68,6 +68,12 @@ def mesh_of(name, sizes):
   return sharding.make_mesh(*sizes, devices=topology.find(name).devices)
 
 
+def free_address() -> str:
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    return f"127.0.0.1:{free.getsockname()[1]}"
+
+
 def is_run(rows):
   return rows[-1] - rows[0] + 1 == len(rows)
 
@@ -161,8 +167,17 @@ def test_a_tpu_machine_may_be_one_of_several(environment, several, monkeypatch):
   assert hosts._in_cluster() == several
 
 
-def test_arguments_that_go_together():
-  with pytest.raises(UserError, match="go together"), hosts.joined("host:1", 2, None):
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (("host:1", 2, None), "go together"),
+    ((None, None, 0), "go together"),
+    (("host", 2, 0), "'host' is not HOST:PORT"),
+    (("host:1", 2, 2), "process_id"),
+  ],
+)
+def test_arguments(arguments, message):
+  with pytest.raises(UserError, match=message), hosts.joined(*arguments):
     pass
 
 
@@ -192,10 +207,23 @@ def test_a_second_interrupt_does_what_it_did_before(previous):
 
 
 @pytest.mark.processes
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_other_never_comes(number):
+  code = f"""
+from gptneo_jax import hosts
+hosts._JOIN_SECONDS = 1
+with hosts.joined("{free_address()}", 2, {number}):
+  print("joined")
+"""
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+  assert done.returncode == 1 and not done.stdout
+  assert done.stderr.startswith("error: not all processes have joined within 1 s")
+  assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.processes
 def test_three_processes(tmp_path):
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    address = f"127.0.0.1:{free.getsockname()[1]}"
+  address = free_address()
   flags = "--xla_force_host_platform_device_count=2"
   script = pathlib.Path(__file__).with_name("hosts_checks.py")
   processes = [
