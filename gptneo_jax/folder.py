@@ -15,13 +15,11 @@ _CONFIG_FILE = "config.json"
 _FORMAT = "gptneo_jax"  # told from Hugging Face's file of the same name by this
 
 
-_STORES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}  # scheme: package, our extra
-
-
 def run_folder(name: str) -> epath.Path:
-  """The folder that a run writes: local (`~` is the home), gs:// or s3://.
+  """The folder that a run writes: local (`~` is the home) or gs://.
 
-  Raises UserError for another URL, a store whose package is missing, and a file.
+  Raises UserError for another URL, which orbax cannot write, also s3://; for gs:// without gcsfs;
+  and for a file.
   """
   scheme, url, _ = name.partition("://")
   if not url:
@@ -29,16 +27,18 @@ def run_folder(name: str) -> epath.Path:
     if folder.is_file():
       raise UserError(f"{name} is a file; a run needs a folder")
     return folder
-  if scheme not in _STORES:
-    raise UserError(f"{name}: a run's folder is a local one, gs:// or s3://, not {scheme}://")
-  package, extra = _STORES[scheme]
-  if importlib.util.find_spec(package) is None:
-    raise UserError(f"{name}: {scheme}:// needs {package}: pip install 'gptneo_jax[{extra}]'")
+  if scheme != "gs":
+    raise UserError(
+      f"{name}: checkpoints are written to a local folder or gs://, not {scheme}://; a bucket that"
+      " is mounted is a local folder"
+    )
+  if importlib.util.find_spec("gcsfs") is None:
+    raise UserError(f"{name}: gs:// needs gcsfs: pip install 'gptneo_jax[gcs]'")
   return epath.Path(name)
 
 
 def save_config(folder: epath.PathLike, config: ModelConfig) -> None:
-  """Writes FOLDER/config.json; FOLDER may be gs:// or s3://."""
+  """Writes FOLDER/config.json; FOLDER may be gs://."""
   folder = epath.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   text = json.dumps({"format": _FORMAT, **config.to_dict()}, indent=2)

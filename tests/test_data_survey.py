@@ -74,3 +74,8 @@ def test_the_end_of_one_file(tokenizer, tmp_path):
   line = amount_of_data(config, tokenizer, tokens_a_step=100)
   assert line.startswith("training data: 1 document, ")
   assert line.endswith("the end of the only document of a source")
+
+
+def test_whole_packages_are_held_out_of_the_standard_library(tokenizer):
+  line = amount_of_data(DataConfig(source="stdlib"), tokenizer, tokens_a_step=100)
+  assert re.search(r"steps an epoch; validation: \d+ documents, [\d.]+ kB$", line)

@@ -58,10 +58,11 @@ def _validation(config: DataConfig) -> str:
   components = _open(config, "validation")
   documents = list(_documents(components))
   low, high = held_out(config).bounds("validation")
+  by_hash = not config.validation_path and all(kind != "stdlib" for _, kind, _ in config.entries)
   how = ""
   if any(isinstance(component.source, Listed) for component in components):
     how = ", the end of the only document of a source"
-  elif low < high and documents and not low <= position(documents[0].text) < high:
+  elif by_hash and documents and not low <= position(documents[0].text) < high:
     how = f", those of the smallest hashes: data.validation_fraction {high - low:g} left none"
   return f"validation: {_amount(documents)}{how}"
 
