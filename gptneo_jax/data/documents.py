@@ -1,6 +1,7 @@
 """A document, the error of the data room, and the ledger of what was left out."""
 
 import dataclasses
+import functools
 import logging
 
 from gptneo_jax.errors import UserError
@@ -8,6 +9,12 @@ from gptneo_jax.errors import UserError
 logger = logging.getLogger(__name__)
 
 EMPTY_TEXT = "empty text"  # no document: it would be an end of text without anything to learn
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+  """Logs a warning, once in a process: the same data is read for several purposes."""
+  logger.warning(message)
 
 
 class DataError(UserError):
@@ -62,14 +69,14 @@ class BadRecords:
       return
     self._seen.add(location)
     count = self.counts[reason] = self.counts.get(reason, 0) + 1
-    if (
-      not self._quiet and str(count).strip("0") == "1"
-    ):  # 1, 10, 100, ... of a kind: a line now and then, no flood
-      logger.warning("passed over in the data so far: %s; the last: %s", self, location)
+    # 1, 10, 100, ... of a kind: a line now and then, never a flood. Of empty texts nothing is lost.
+    loses = reason != EMPTY_TEXT and not self._quiet
+    if loses and str(count).strip("0") == "1":
+      warn_once(f"passed over in the data so far: {self}; the last: {location}")
 
   def log_summary(self) -> None:
     if self._seen:
-      logger.warning("passed over in the data: %s", self)
+      warn_once(f"passed over in the data: {self}")
 
   def __str__(self) -> str:
     """'2 x invalid JSON, 1 x file lost: damaged zstd data'."""

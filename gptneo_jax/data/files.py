@@ -1,16 +1,12 @@
 """Files behind a path: local, gs://, s3:// and whatever else fsspec opens."""
 
 import contextlib
-import functools
-import logging
 import os
 import stat
 from collections.abc import Iterator
 from typing import Any
 
-from gptneo_jax.data.documents import BadRecords, DataError
-
-logger = logging.getLogger(__name__)
+from gptneo_jax.data.documents import BadRecords, DataError, warn_once
 
 _NOT_SOURCE = "__pycache__"
 _GIT_LFS = b"version https://git-lfs"
@@ -114,7 +110,7 @@ def _match(path: str, folders: bool) -> tuple[Any, set[str]]:
     raise DataError(f"{path}: cannot be listed: {error}") from error
   files = {name for name, info in found.items() if _is_file(name, info)}
   if others := sorted(name for name in found.keys() - files if _is_odd(found[name])):
-    _warn_once(
+    warn_once(
       f"{path}: passed over {len(others)} link(s) to folders, pipes or devices, such as {others[0]}"
     )
   if not files:
@@ -134,11 +130,6 @@ def _is_file(name: str, info: dict[str, Any]) -> bool:
 
 def _is_odd(info: dict[str, Any]) -> bool:
   return info["type"] != "directory"
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-  logger.warning(message)
 
 
 def _is_source(below: str) -> bool:
