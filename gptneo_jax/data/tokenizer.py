@@ -73,7 +73,7 @@ def _load(name: str) -> Any:
     raise DataError(f"tokenizer '{name}': no such folder or file")
   else:
     tokenizer = _from_hub(name)
-  if getattr(tokenizer, "backend_tokenizer", None) is None:
+  if tokenizer is None or getattr(tokenizer, "backend_tokenizer", None) is None:
     raise DataError(f"tokenizer '{name}': has no fast version (tokenizer.json)")
   if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_ids):
     # transformers takes the class of the model's kind, and an empty vocabulary for its files.
