@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
+import tqdm
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -75,6 +77,7 @@ class Validation:
     rows = config.eval.batch_size or config.batch_size // config.grad_accumulation
     self._rows = math.ceil(rows / ways) * ways
     self._own_rows = hosts.local_rows(mesh, self._rows)
+    self._missing: set[str] = set()  # tasks that cannot be had, of which it was said
     self._batches = None
     if data.has_split(data_config, "validation"):
       self._batches = data.KeptBatches(
@@ -121,13 +124,17 @@ class Validation:
     return np.asarray(nll_BxT, np.float64).sum(-1)
 
   def _tasks(self, params: Any, stop: Callable[[], bool]) -> dict[str, float]:
-    """`eval/TASK/METRIC` of each of the config's tasks that can be had."""
+    """`eval/TASK/METRIC` of each of the config's tasks that can be had; says once of the others
+    why."""
     from gptneo_jax.evals import harness
 
     tasks, limit = self._config.eval.tasks, self._config.eval.task_items or None
     lm = _Stoppable(Weights(self._model.config, params), self._mesh)
     lm.stop, lm.tokenizer = stop, self._tokenizer
     found = harness.evaluate_tasks(lm, tasks, limit=limit)
+    for task in found["missing"].keys() - self._missing:
+      self._missing.add(task)
+      tqdm.tqdm.write(f"{task} is not evaluated: {found['missing'][task]}", file=sys.stderr)
     return {
       f"eval/{task}/{metric}": value
       for task, metrics in found["results"].items()

@@ -35,7 +35,7 @@ def test_weights_of_another_run(tmp_path):
 
 
 def test_tasks_with_each_evaluation(tmp_path):
-  """The figures are those of the checkpoint."""
+  """The figures are those of the checkpoint; of a task that cannot be had it is said once why."""
   pytest.importorskip("lm_eval", reason="tasks need lm-evaluation-harness")
   run = train_runs.train(
     tmp_path / "run",
@@ -43,7 +43,8 @@ def test_tasks_with_each_evaluation(tmp_path):
     data__path=train_runs.write_corpus(tmp_path),
     data__validation_fraction=0.1,
     steps=2,
-    eval__tasks="stdlib_cloze",
+    eval_every=1,
+    eval__tasks="('stdlib_cloze', 'piqa_local')",
     eval__task_items=3,
   )
   assert run.returncode == 0, run.stderr
@@ -54,3 +55,5 @@ def test_tasks_with_each_evaluation(tmp_path):
   for metric, value in results.items():
     assert last[f"eval/stdlib_cloze/{metric}"] == pytest.approx(value, rel=1e-4)
   assert f"stdlib_cloze{' ' * 20}" in run.stdout
+  assert run.stderr.count("piqa_local is not evaluated: ") == 1
+  assert "\r" not in run.stderr
