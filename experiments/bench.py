@@ -12,8 +12,10 @@ A benchmark is short:
       "speedup": bench.ratio(times, "hf", "ours"),
       "fraction_of_ceiling": bench.fraction(times, "ours", flops, ceiling.work),
     },
-    [bench.Panel("forward", "seconds", {"B=1": times})],
+    lambda results: [bench.Panel("forward", "seconds", {"": results["seconds"]})],
   )
+
+  python experiments/bench.py       (draws the pictures anew from what is recorded)
 
 What is timed takes no arguments and returns JAX arrays, PyTorch tensors or anything else.
 Every figure with a spread is a dictionary with `median`, `min`, `q1`, `q3`, `max`.
@@ -22,6 +24,7 @@ Every figure with a spread is a dictionary with `median`, `min`, `q1`, `q3`, `ma
 import concurrent.futures
 import dataclasses
 import datetime
+import importlib
 import importlib.metadata
 import json
 import math
@@ -34,12 +37,14 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from gptneo_jax.evals import pictures
 
 # On a GPU both sides share the card: JAX is to take what it needs, and no share of it at once.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -221,22 +226,31 @@ class Panel:
   log: bool = False
 
 
-def record(name: str, results: dict, panels: Sequence[Panel] = ()) -> None:
-  """Writes results, machine and versions to NAME.json and the panels to NAME.png, beside this file.
+def by_shape(results: Mapping[str, Any], key: str, names: Iterable[str]) -> dict[str, dict]:
+  """{name: {shape: results[shape][key][name]}} of those entries that are of a shape, as '4x512'."""
+  shapes = {shape: row for shape, row in results.items() if isinstance(row, Mapping) and key in row}
+  return {name: {shape: row[key][name] for shape, row in shapes.items()} for name in names}
+
+
+def record(
+  name: str, results: dict, panels: Callable[[dict], Sequence[Panel]] | None = None
+) -> None:
+  """Writes results, machine and versions to NAME.json, and panels to NAME.png, beside this file.
 
   On another kind of device its name is added (NAME.nvidia_h200.json): the figures kept from a CPU
-  stay.
+  stay. panels: a function of the results as they are recorded, so that they can be drawn again.
   """
   device = jax.devices()[0]
   if device.platform != "cpu":
     name += "." + re.sub(r"\W+", "_", device.device_kind.lower())
-  where = _where(device)
   path = pathlib.Path(__file__).with_name(f"{name}.json")
-  path.write_text(json.dumps({"where": where, "results": _rounded(results)}, indent=1) + "\n")
-  print(json.dumps(_without_rounds(_rounded(results)), indent=1))
+  content = {"where": _where(device), "results": _rounded(results)}
+  text = json.dumps(content, indent=1, allow_nan=False)
+  path.write_text(text + "\n", encoding="utf-8")
+  print(json.dumps(_without_rounds(content["results"]), indent=1))
   print(f"written to {path.name}")
-  if panels:
-    _plot(path.with_suffix(".png"), panels, f"{where['device']}, jax {jax.__version__}")
+  if panels is not None:
+    _plot(path, panels)
 
 
 def _where(device: jax.Device) -> dict[str, Any]:
@@ -281,45 +295,43 @@ def _without_rounds(value: Any) -> Any:
   return [_without_rounds(part) for part in value] if isinstance(value, list) else value
 
 
-def _plot(path: pathlib.Path, panels: Sequence[Panel], footer: str) -> None:
+def _plot(path: pathlib.Path, panels: Callable[[dict], Sequence[Panel]]) -> None:
+  """NAME.png of NAME.json."""
+  recorded = json.loads(path.read_text(encoding="utf-8"))
+  where, shown = recorded["where"], panels(recorded["results"])
+  machine = where["machine" if where["device"].startswith("cpu") else "device"]
+  footer = f"{machine}, jax {where['jax']}, {where['date']}; lines span the quartiles"
   try:
-    import matplotlib
+    with pictures.drawing(path.with_suffix(".png"), len(shown), footer) as axes:
+      for axis, panel in zip(axes, shown):
+        _draw(axis, panel)
   except ModuleNotFoundError:
-    print(f"{path.name} not drawn: pip install matplotlib")
+    print(f"{path.with_suffix('.png').name} not drawn: pip install matplotlib")
     return
-  matplotlib.use("Agg")
-  import matplotlib.pyplot as plt
+  print(f"drawn in {path.with_suffix('.png').name}")
 
-  figure, axes = plt.subplots(
-    1, len(panels), figsize=(5 * len(panels), 4), layout="constrained", squeeze=False
-  )
-  for axis, panel in zip(axes[0], panels):
-    points = list(dict.fromkeys(x for row in panel.series.values() for x in row))
-    bars = any(isinstance(x, str) for x in points)
-    for number, (label, row) in enumerate(panel.series.items()):
-      middle, low, high = zip(*(_bounds(value) for value in row.values()))
-      errors = np.array([np.subtract(middle, low), np.subtract(high, middle)])
-      if bars:
-        width = 0.8 / len(panel.series)
-        places = [points.index(x) + (number - (len(panel.series) - 1) / 2) * width for x in row]
-        axis.bar(places, middle, width, yerr=errors, capsize=3, label=label)
-      else:
-        axis.errorbar(list(row), middle, yerr=errors, marker="o", capsize=3, label=label)
-    if bars:
-      axis.set_xticks(range(len(points)), points)
+
+def _draw(axis: Any, panel: Panel) -> None:
+  series = {
+    label: {x: _bounds(value) for x, value in row.items()} for label, row in panel.series.items()
+  }
+  if any(isinstance(x, str) for row in series.values() for x in row):
+    pictures.bars(axis, series)
+  else:
+    for label, row in series.items():
+      middle, low, high = np.transpose(list(row.values()))
+      errors = np.array([middle - low, high - middle])
+      axis.errorbar(list(row), middle, yerr=errors, marker="o", capsize=2, label=label)
     if panel.log:
-      axis.set_yscale("log")
-      if not bars:
-        axis.set_xscale("log", base=2)
-    else:
-      axis.set_ylim(bottom=0)
-    axis.set(title=panel.title, xlabel=panel.x, ylabel=panel.y)
-    if len(panel.series) > 1:
-      axis.legend()
-  figure.supxlabel(f"{footer}; bars span the quartiles", fontsize="small")
-  figure.savefig(path, dpi=110)
-  plt.close(figure)
-  print(f"drawn in {path.name}")
+      axis.set_xscale("log", base=2)
+      xs = sorted({x for row in series.values() for x in row})
+      axis.set_xticks(xs, [f"{x:,}" for x in xs])
+  if panel.log:
+    axis.set_yscale("log")
+  else:
+    axis.set_ylim(bottom=0)
+  axis.set(title=panel.title, xlabel=panel.x, ylabel=panel.y)
+  pictures.legend(axis)
 
 
 def _bounds(value: Any) -> tuple[float, float, float]:
@@ -328,3 +340,20 @@ def _bounds(value: Any) -> tuple[float, float, float]:
     return float(value), float(value), float(value)
   middle = value["median"]
   return middle, min(middle, value["q1"]), max(middle, value["q3"])
+
+
+def module_of(path: pathlib.Path) -> Any:
+  """The benchmark that recorded a file: bench_forward of bench_forward.nvidia_h200.json."""
+  names = [file.stem for file in path.parent.glob("bench_*.py") if path.name.startswith(file.stem)]
+  return importlib.import_module(max(names, key=len))
+
+
+def main() -> None:
+  """Draws every recorded benchmark anew that has a picture."""
+  for path in sorted(pathlib.Path(__file__).parent.glob("bench_*.json")):
+    if panels := getattr(module_of(path), "panels", None):
+      _plot(path, panels)
+
+
+if __name__ == "__main__":
+  main()

@@ -32,6 +32,23 @@ def gradient(impl, window, inputs):
   return functools.partial(compiled, *inputs), compiled.memory_analysis().temp_size_in_bytes
 
 
+def panels(results):
+  rows = results["rows"]
+
+  def over_T(key):
+    names = dict.fromkeys(name for row in rows for name in row[key])
+    return {n: {row["T"]: row[key][n] for row in rows if n in row[key]} for n in names}
+
+  what = "one layer, {batch} x T, {heads} heads of {head_dim}, {dtype}".format(**results)
+  return [
+    bench.Panel(f"{title}\n{what}", unit, over_T(key), "T, tokens", log=True)
+    for title, unit, key in (
+      ("forward and backward", "seconds", "seconds"),
+      ("temporary memory", "MiB", "temporary_MiB"),
+    )
+  ]
+
+
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--impl", default="xla", help="auto: what the hardware's models would take")
@@ -62,18 +79,7 @@ def main():
       row["speedup_global"] = bench.ratio(times, "reference", "global")
     rows.append(row)
 
-  def over_T(key):
-    names = dict.fromkeys(name for row in rows for name in row[key])
-    return {n: {row["T"]: row[key][n] for row in rows if n in row[key]} for n in names}
-
-  bench.record(
-    "bench_attention",
-    {**vars(args), "rows": rows},
-    [
-      bench.Panel("forward and backward", "seconds", over_T("seconds"), "T", log=True),
-      bench.Panel("temporary memory", "MiB", over_T("temporary_MiB"), "T", log=True),
-    ],
-  )
+  bench.record("bench_attention", {**vars(args), "rows": rows}, panels)
 
 
 if __name__ == "__main__":

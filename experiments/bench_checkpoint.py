@@ -24,6 +24,11 @@ from gptneo_jax.config import PRESETS
 from gptneo_jax.model import Decoder
 
 
+def panels(results):
+  title = f"a checkpoint of {results['GB']:.1f} GB, {results['model']}"
+  return [bench.Panel(title, "seconds", {"": results["seconds"]})]
+
+
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--model", default="neo_125m", choices=sorted(PRESETS))
@@ -85,7 +90,7 @@ def main():
       "restore_beside_torch": bench.ratio(times, "torch.load", "restore"),
       "seconds_blocked": bench.spread(blocked[2:]),
     },
-    [bench.Panel(f"{size / 1e9:.1f} GB", "seconds", {"": times})],
+    panels,
   )
 
 

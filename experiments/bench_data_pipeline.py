@@ -22,6 +22,11 @@ _CALL_CHARACTERS = 1 << 22
 _BATCH_SIZE, _SEQ_LEN = 8, 1024
 
 
+def panels(results):
+  title = f"one epoch, {results['tokens'] / 1e6:.1f} million tokens"
+  return [bench.Panel(title, "seconds", {"": results["seconds"]})]
+
+
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--path", default="", help="glob of Pile-format JSON lines")
@@ -79,7 +84,7 @@ def main():
       "speed_relative_to_encode_batch": bench.ratio(times, "encode_batch", "ours"),
       "seconds_to_first_batch": bench.spread([first_batch() for _ in range(args.rounds)]),
     },
-    [bench.Panel(f"one epoch, {tokens / 1e6:.1f} million tokens", "seconds", {"": times})],
+    panels,
   )
 
 

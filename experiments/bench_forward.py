@@ -27,6 +27,12 @@ def ours(config, ids_BxT):
   return functools.partial(logits, init(jax.random.key(0)), ids_BxT)
 
 
+def panels(results):
+  seconds = bench.by_shape(results, "seconds", ("ours", "transformers"))
+  title = "forward pass, {model}, {dtype}".format(**results)
+  return [bench.Panel(title, "seconds", seconds, "sequences x tokens")]
+
+
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--model", default="neo_125m", choices=sorted(PRESETS))
@@ -49,13 +55,7 @@ def main():
       "fraction_of_ceiling": bench.fraction(times, "ours", flops, ceiling.work),
     }
   name = "bench_forward" if args.model == "neo_125m" else f"bench_forward_{args.model}"
-  both = ("ours", "transformers")
-  seconds = {n: {shape: r["seconds"][n] for shape, r in results.items()} for n in both}
-  bench.record(
-    name,
-    {"model": args.model, "dtype": args.dtype, **results},
-    [bench.Panel(f"forward, {args.model}", "seconds", seconds)],
-  )
+  bench.record(name, {"model": args.model, "dtype": args.dtype, **results}, panels)
 
 
 if __name__ == "__main__":

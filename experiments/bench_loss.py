@@ -29,6 +29,16 @@ def at_once(x_BxTxD, table_VxD, targets_BxT, weights_BxT, V):
   return losses.nll_BxT.sum() + 1e-4 * losses.z_BxT.sum()
 
 
+def panels(results):
+  sides, x = ("in chunks", "at once"), "sequences x tokens"
+  seconds = bench.by_shape(results, "seconds", sides)
+  memory = bench.by_shape(results, "temporary_MiB", sides)
+  return [
+    bench.Panel("loss and its gradients", "seconds", seconds, x),
+    bench.Panel("temporary memory", "MiB", memory, x),
+  ]
+
+
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--width", type=int, default=768)
@@ -65,16 +75,7 @@ def main():
         float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(*values)
       ],
     }
-  seconds = {n: {shape: r["seconds"][n] for shape, r in results.items()} for n in made}
-  memory = {n: {shape: r["temporary_MiB"][n] for shape, r in results.items()} for n in made}
-  bench.record(
-    "bench_loss",
-    {"width": D, "dtype": args.dtype, **results},
-    [
-      bench.Panel("loss and gradients", "seconds", seconds),
-      bench.Panel("temporary memory", "MiB", memory),
-    ],
-  )
+  bench.record("bench_loss", {"width": D, "dtype": args.dtype, **results}, panels)
 
 
 if __name__ == "__main__":

@@ -103,6 +103,19 @@ def alone(side: str, config, ids_BxT, rounds: int) -> dict:
   }
 
 
+def panels(results):
+  seconds = bench.by_shape(results, "seconds", SIDES)
+  peaks = {  # of the accelerator, where it says its own
+    side: {shape: peak.get("device", peak.get("peak")) for shape, peak in row.items()}
+    for side, row in bench.by_shape(results, "peak_MiB", SIDES).items()
+  }
+  title = "training step, {model}, {dtype}".format(**results)
+  return [
+    bench.Panel(title, "seconds", seconds, "sequences x tokens"),
+    bench.Panel("peak memory", "MiB", peaks, "sequences x tokens"),
+  ]
+
+
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--model", default="neo_125m", choices=sorted(PRESETS))
@@ -140,17 +153,8 @@ def main():
         for side in SIDES
       }
   name = "bench_train_step" if args.model == "neo_125m" else f"bench_train_step_{args.model}"
-  seconds = {n: {shape: r["seconds"][n] for shape, r in results.items()} for n in SIDES}
-  where = "peak" if device.platform == "cpu" else "device"
-  peaks = {n: {shape: r["peak_MiB"][n][where] for shape, r in results.items()} for n in SIDES}
-  bench.record(
-    name,
-    {"model": args.model, "dtype": args.dtype, "remat": args.remat, **results},
-    [
-      bench.Panel(f"training step, {args.model}", "seconds", seconds),
-      bench.Panel("peak memory", "MiB", peaks),
-    ],
-  )
+  settings = {"model": args.model, "dtype": args.dtype, "remat": args.remat}
+  bench.record(name, {**settings, **results}, panels)
 
 
 if __name__ == "__main__":

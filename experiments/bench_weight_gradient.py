@@ -12,6 +12,16 @@ import jax.numpy as jnp
 from gptneo_jax.matmul import contract
 
 
+def panels(results):
+  times = results["seconds"]
+  # The ceiling's own product is of another size: drawn is its time for the FLOPs of the others.
+  share = results["fraction_of_matmul_ceiling"]["ours"]["median"]
+  larger = share * times["ours"]["median"] / times["ceiling"]["median"]
+  ceiling = {key: larger * times["ceiling"][key] for key in ("median", "q1", "q3")}
+  bars = {"ours": times["ours"], "jax's rule": times["jax"], "matmul ceiling": ceiling}
+  return [bench.Panel("MLP, forward and backward, the same FLOPs", "seconds", {"": bars})]
+
+
 def main():
   key = jax.random.key(0)
   x_BxTxD = jax.random.normal(key, (8, 256, 768))
@@ -43,7 +53,7 @@ def main():
         name: bench.fraction(times, name, flops, ceiling.work) for name in ("ours", "jax")
       },
     },
-    [bench.Panel("MLP, forward and backward", "seconds", {"": times})],
+    panels,
   )
 
 

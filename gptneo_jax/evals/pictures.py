@@ -64,7 +64,6 @@ def bars(
   axis: Any,
   series: Mapping[str, Mapping[str, Any]],
   *,
-  form: str = "{:.3g}",
   horizontal: bool = False,
 ) -> None:
   """Groups of bars, each with its number.
@@ -83,7 +82,7 @@ def bars(
       places, middle, thick * 0.92, label=label if len(series) > 1 else "",
       error_kw={"elinewidth": 1, "capsize": 2}, **({spread: errors} if errors.any() else {}),
     )  # fmt: skip
-    axis.bar_label(shown, [form.format(value) for value in middle], padding=2, fontsize="x-small")
+    axis.bar_label(shown, [_short(value) for value in middle], padding=2, fontsize="x-small")
   ticks = (axis.set_yticks, axis.set_xticks)[not horizontal]
   ticks(range(len(names)), names)
   if horizontal:
@@ -103,6 +102,10 @@ def smoothed(values: Sequence[float], span: int) -> np.ndarray:
   places = np.arange(len(values))
   half = np.minimum(span // 2, np.minimum(places, len(values) - 1 - places))
   return (sums[places + half + 1] - sums[places - half]) / (2 * half + 1)
+
+
+def _short(value: float) -> str:
+  return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
 
 
 def _bounds(value: Any) -> tuple[float, float, float]:

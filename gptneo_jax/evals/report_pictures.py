@@ -99,6 +99,7 @@ def _by_position(axis: Any, reports: Mapping[str, _Report]) -> None:
     label = f"window of local layers, {window} tokens"
     axis.axvline(window, color=pictures.GREY, linestyle=":", label=label)
   axis.set_xscale("log", base=2)
+  axis.xaxis.set_major_formatter("{x:,.0f}")
   axis.set(title="loss by position", xlabel="tokens of context", ylabel="nats per token")
   if len(reports) > 1 or windows:
     pictures.legend(axis)
