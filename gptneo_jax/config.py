@@ -256,6 +256,8 @@ class ModelConfig:
   def differences(self, other: ModelConfig) -> list[str]:
     """The fields, 'name: ours != theirs', in which `other` is a different model."""
     ours, theirs = self._identity(), other._identity()
+    if self.intermediate_size == other.intermediate_size:  # 0 follows the width, which is named
+      theirs["intermediate_size"] = ours["intermediate_size"]
     return [
       f"{name}: {ours.get(name)!r} != {theirs.get(name)!r}"
       for name in {**ours, **theirs}

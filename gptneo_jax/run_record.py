@@ -75,7 +75,7 @@ def changes(workdir: epath.Path, record: dict[str, Any], model: ModelConfig) -> 
   if step is None:
     return []
   anew = start_anew(workdir)
-  differences = load_config(workdir).differences(model)
+  differences = model.differences(load_config(workdir))
   if differences:
     raise UserError(
       f"{workdir} holds a different model ({'; '.join(differences)}); choose another --workdir"

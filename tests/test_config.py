@@ -176,6 +176,7 @@ def test_differences_name_what_the_model_is_and_not_how_it_runs():
   assert config.differences(runs) == []
   gpt2 = PRESETS["gpt2_small"]  # which has no local layer
   assert gpt2.differences(gpt2.replace(window_size=7)) == []
+  assert config.differences(config.replace(hidden_size=384)) == ["hidden_size: 768 != 384"]
   assert config.differences(config.replace(window_size=255, num_heads=6)) == [
     "num_heads: 12 != 6",
     "window_size: 256 != 255",

@@ -105,7 +105,7 @@ def test_what_a_run_keeps(run, changes, reason):
 
 
 def test_another_model(run):
-  with pytest.raises(UserError, match=r"different model \(num_layers: 2 != 4\); choose another"):
+  with pytest.raises(UserError, match=r"different model \(num_layers: 4 != 2\); choose another"):
     run_record.changes(run, *_record(model__num_layers=4))
 
 
