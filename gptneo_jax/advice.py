@@ -160,9 +160,7 @@ def when_out_of_memory(config: ConfigDict, num_devices: int, memory: float) -> I
     if problem is None:
       raise
     said = (
-      f"the compiler needs at least {size_text(problem.needed)}"
-      if problem.needed
-      else str(problem).rstrip(".")
+      f"the compiler needs at least {size_text(problem.needed)}" if problem.needed else str(problem)
     )
     needs = estimate(config, num_devices)
     figures = needs_text(needs, memory, num_devices)

@@ -25,7 +25,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from gptneo_jax import run_config
-from gptneo_jax.errors import UserError, did_you_mean
+from gptneo_jax.errors import UserError, did_you_mean, out_of_memory
 
 _CACHE_BYTES = 4 << 30  # of compiled programs; those not used for longest go first
 
@@ -108,6 +108,13 @@ def _guarded(function):
       raise  # a connection of another kind
     sys.exit(EXIT_CLOSED_PIPE)
   except (RuntimeError, AssertionError) as error:
+    if said := out_of_memory(error):
+      print(
+        f"error: out of memory: {said}. Fewer or shorter rows at a time need less, 16-bit weights"
+        " (--dtype bfloat16) half; python -m gptneo_jax.plan says what a model needs",
+        file=sys.stderr,
+      )
+      sys.exit(1)
     if not _is_of_platforms(error):
       raise
     asked = jax.config.jax_platforms  # pyrefly: ignore[missing-attribute]

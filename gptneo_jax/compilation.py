@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from gptneo_jax import hlo, hlo_costs, steps
 from gptneo_jax.config import ModelConfig
+from gptneo_jax.errors import out_of_memory
 from gptneo_jax.hlo_costs import Collective, Kernel
 from gptneo_jax.model import Decoder
 from gptneo_jax.sharding import BATCH_SPEC
@@ -109,16 +110,16 @@ def compile_step(
 
 def too_large(error: jax.errors.JaxRuntimeError) -> TooLarge | None:
   """The complaint as a TooLarge, if it is one of memory."""
-  text = str(error)
-  if not re.search("RESOURCE_EXHAUSTED|out of memory|failed to allocate", text, re.IGNORECASE):
+  if not (line := out_of_memory(error)):
     return None
+  text = str(error)
   number = r"([\d.]+)([KMGT]?)"
   found = re.search(rf"Used {number} of [\d.]+[KMGT]? hbm", text) or re.search(
     rf"\({number}\) exceeds available HBM", text
   )
   units = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
   needed = float(found[1]) * units[found[2]] if found else None
-  return TooLarge(text.splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")[:200], needed)
+  return TooLarge(line, needed)
 
 
 def memory_of(compiled: jax.stages.Compiled, platform: str) -> Memory:

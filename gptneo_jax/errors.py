@@ -1,6 +1,7 @@
 """The error of a user's mistake, which programs print as one line, and what may have been meant."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 _CLOSE = 0.75  # of difflib's ratio: below it a name is another thing, not a misspelt one
@@ -35,6 +36,14 @@ _ALIASES = {
 
 class UserError(Exception):
   """Bad input: the message names the thing, the file and line if there is one, and what to do."""
+
+
+def out_of_memory(error: Exception) -> str:
+  """What XLA says, in one line, if it is that memory ran out; else ''."""
+  text = str(error)
+  if not re.search("RESOURCE_EXHAUSTED|out of memory|failed to allocate", text, re.IGNORECASE):
+    return ""
+  return text.splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")[:200].rstrip(".")
 
 
 def did_you_mean(name: str, valid: Iterable[str], form: str = "{}") -> str:

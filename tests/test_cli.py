@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
 from absl import flags
 from ml_collections import config_flags
@@ -204,6 +206,14 @@ def test_an_error_of_another_kind_is_not_taken_for_one_of_platforms():
 
   with pytest.raises(RuntimeError, match="something else"):
     cli.guarded(fails)
+
+
+def test_memory_that_runs_out_is_one_line(capsys):
+  with pytest.raises(SystemExit) as ended:
+    cli.guarded(jax.jit(lambda: jnp.zeros(1 << 45, jnp.float32)))
+  line = capsys.readouterr().err
+  assert ended.value.code == 1 and line.count("\n") == 1
+  assert line.startswith("error: out of memory: Out of memory allocating 140737488355328 bytes. ")
 
 
 @pytest.mark.parametrize("text", ["-1", "4294967296", "1" * 30, "1.5", "x"])

@@ -121,10 +121,10 @@ def test_a_tpu_step_is_compiled_without_a_tpu():
   assert "8 x TPU v5 lite" in page and "data 1 x fsdp 8 x tensor 1" in page
   for kind in ("global", "local"):
     assert re.search(rf"^  {kind} +attention +splash \(tpu_custom_call\): .*fwd", page, re.M), page
-  assert value(page, "peak") < 15.75 and value(page, "arguments") > 0
+  assert value(page, "peak") > value(page, "arguments") > 0  # both in MiB
   assert value(page, "all-gather") > 0
   assert re.search(r"^  step +[\d.]+ s, bound by (compute|memory|links): ", page, re.MULTILINE)
-  assert re.match(r"fits: [\d.]+ GiB needed on each of 8 device\(s\), by the compiler's count; 15.75 GiB there",  # noqa: E501
+  assert re.match(r"fits: [\d.]+ MiB needed on each of 8 device\(s\), by the compiler's count; 15.75 GiB there",  # noqa: E501
                   page.splitlines()[-1])  # fmt: skip
 
 
