@@ -60,7 +60,7 @@ from gptneo_jax.metrics import (
 )
 from gptneo_jax.model import Decoder
 from gptneo_jax.state import TrainState, init_state
-from gptneo_jax.step_report import StepReports
+from gptneo_jax.step_report import StepReports, Trace
 from gptneo_jax.steps import place_batch
 
 
@@ -228,7 +228,7 @@ def _run(
 
   stop = hosts.StopRequest()
   closing.callback(stop.close)
-  trace = _Trace(workdir, config.profile)
+  trace = Trace(workdir, config.profile)
   closing.callback(trace.close)
 
   # --- what a run that was stopped or killed in an evaluation still owes --------------------------
@@ -388,27 +388,6 @@ def _all_but_params(state: TrainState) -> dict[str, Any]:
 
 def _due(step: int, every: int) -> bool:
   return every > 0 and step % every == 0
-
-
-class _Trace:
-  """The profiler's window: config.profile.steps steps from first_step on, to WORKDIR/profile."""
-
-  def __init__(self, workdir: epath.Path, profile: ConfigDict):
-    self._folder = str(workdir / "profile")
-    self._first, self._end = profile.first_step, profile.first_step + profile.steps
-    self._running = False
-
-  def before(self, step: int) -> None:
-    if not self._running and self._first <= step < self._end:
-      jax.profiler.start_trace(self._folder)
-      self._running = True
-    elif step >= self._end:
-      self.close()
-
-  def close(self) -> None:
-    if self._running:
-      jax.profiler.stop_trace()
-      self._running = False
 
 
 if __name__ == "__main__":
