@@ -22,7 +22,7 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from gptneo_jax import cli, data, engine, sections, sharding, weights
@@ -45,12 +45,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _compare(args)
   _check(args)
   config, split = _data(args) if args.data else (None, "")
-  lm = engine.load(args.checkpoint, args.dtype, _mesh(args), quantise=args.quantise, step=args.step)
+  lm = engine.load(
+    args.checkpoint, args.dtype, _mesh(args), adapter=args.adapter, quantise=args.quantise,
+    step=args.step,
+  )  # fmt: skip
+  if args.tokenizer:
+    lm.tokenizer = data.load_tokenizer(args.tokenizer)
   _check_model(args, lm)
   results: dict[str, Any] = {
     "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     "arguments": {key: value for key, value in vars(args).items() if value is not None},
-    "checkpoint": identity.of_checkpoint(args.checkpoint, args.step),
+    "checkpoint": identity.of_checkpoint(args.checkpoint, args.step, args.adapter),
     "tokenizer": identity.of_tokenizer(lm),
     "model": lm.config.to_dict(),
     "parameters": lm.config.num_params(),
@@ -117,7 +122,7 @@ def _documents(
     "sha256": identity.of_files(data.source_files(config, split)),
   }
   settings = {
-    **{key: results[key] for key in ("checkpoint", "model", "versions", "hardware")},
+    **{key: results[key] for key in ("checkpoint", "tokenizer", "model", "versions", "hardware")},
     "quantise": args.quantise,
     "data": about,
     "limit": args.limit,
@@ -169,11 +174,9 @@ def _tasks(
     report.write_samples(samples, pathlib.Path(args.output).with_suffix(".samples.jsonl"))
   if not args.check_overlap:
     return []
-  return [
-    (f"{task}:{row['doc_id']}", " ".join(_texts(row["doc"])))
-    for task, rows in samples.items()
-    for row in rows
-  ]
+  from gptneo_jax.evals import overlap
+
+  return overlap.items_of_tasks(samples)
 
 
 def _answers(
@@ -211,15 +214,6 @@ def _overlap(
     documents = data.evaluation_documents(config, split, args.limit or 0)
     items += [(document.location, document.text) for document in documents]
   results["overlap"] = overlap.find(items, args.check_overlap)
-
-
-def _texts(value: Any) -> Iterator[str]:
-  """All texts in parsed JSON."""
-  if isinstance(value, str):
-    yield value
-  elif isinstance(value, dict | list | tuple):
-    for part in value.values() if isinstance(value, dict) else value:
-      yield from _texts(part)
 
 
 # --- what is asked for ----------------------------------------------------------------------------
@@ -310,8 +304,8 @@ def _check_model(args: argparse.Namespace, lm: engine.LanguageModel) -> None:
   ids = data.vocabulary_size(tokenizer)
   if ids > lm.config.vocab_size:
     raise UserError(
-      f"{args.checkpoint}: its tokenizer has {ids} ids and the model {lm.config.vocab_size}: it is"
-      " the tokenizer of another model"
+      f"{args.tokenizer or args.checkpoint}: the tokenizer has {ids} ids and the model"
+      f" {lm.config.vocab_size}: it is the tokenizer of another model"
     )
   positions = lm.config.max_position_embeddings
   seq_len = args.seq_len or positions
@@ -332,6 +326,8 @@ def _parser() -> argparse.ArgumentParser:
     help="checkpoint folder, such as a run's --workdir; a Hugging Face folder or hub id works too",
   )  # fmt: skip
   add("--step", metavar="N|best", help="which checkpoint, 'best' by eval/loss; default the newest")
+  add("--adapter", metavar="DIR", help="LoRA adapter in PEFT's form, merged into the weights")
+  add("--tokenizer", metavar="DIR_OR_ID", help="in place of the one in the checkpoint's folder")
   add(
     "--output", metavar="FILE.json",
     help="the report; a table (FILE.md) and a picture (FILE.png) come beside it; default"

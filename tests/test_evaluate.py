@@ -6,11 +6,12 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import zstandard
 
 import gptneo_jax
-from gptneo_jax import evaluate
+from gptneo_jax import evaluate, lora
 from gptneo_jax.data import load_tokenizer
 from gptneo_jax.data.documents import Document
 from gptneo_jax.errors import UserError
@@ -135,6 +136,31 @@ def test_a_model_whose_numbers_are_not_finite(checkpoint, corpus, tmp_path):
   with pytest.raises(UserError, match=r"nothing was measured: stdlib_cloze: .* is nan"):
     run(folder, tmp_path, "--tasks", "stdlib_cloze", "--limit", "2")
   assert not (tmp_path / "out.json").exists()
+
+
+def test_adapter_and_tokenizer_of_other_folders(checkpoint, corpus, tmp_path):
+  """The numbers are those of what `load` opens with them, and the report names both."""
+  lm = gptneo_jax.load(checkpoint)
+  random = np.random.default_rng(0)
+  factors = {"a": random.normal(size=(1, 16, 2)), "b": random.normal(size=(1, 2, 2, 8))}
+  pair = {name: factor.astype(np.float32) for name, factor in factors.items()}
+  places = {f"layer_{i}": {"attn": {"q": pair}} for i in range(2)}
+  lora.write_adapter(tmp_path / "lora", lm.config, lora.Adapter(4.0, {"blocks": places}))
+  lm.tokenizer.save_pretrained(tmp_path / "words")
+  lm.tokenizer = None
+  lm.save(str(tmp_path / "bare"))
+  expected = gptneo_jax.load(checkpoint, adapter=str(tmp_path / "lora")).score(TEXTS)
+  found = run(
+    str(tmp_path / "bare"), tmp_path, "--data", corpus, "--adapter", str(tmp_path / "lora"),
+    "--tokenizer", str(tmp_path / "words"),
+  )  # fmt: skip
+  loss = sum(score.nll for score in expected) / sum(score.tokens for score in expected)
+  assert found["results"]["data"]["loss"] == pytest.approx(loss, rel=1e-6)
+  plain = gptneo_jax.load(checkpoint).score(TEXTS)
+  assert abs(loss - sum(s.nll for s in plain) / sum(s.tokens for s in plain)) > 1e-3
+  assert "adapter/adapter_model.safetensors" in found["checkpoint"]["sha256"]
+  assert found["tokenizer"] == run(checkpoint, tmp_path, "--data", corpus)["tokenizer"]
+  assert (tmp_path / "out.md").read_text().startswith("# model\n")
 
 
 ON_FOUR_DEVICES = """

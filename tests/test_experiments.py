@@ -25,6 +25,7 @@ def test_the_ceiling_of_a_picture_does_the_work_of_its_bars(experiments, side):
 
 
 def test_every_recorded_benchmark_with_a_picture_can_be_drawn_again(experiments):
+  pytest.importorskip("torch", reason="benchmarks measure it beside")
   bench = importlib.import_module("bench")
   for picture in experiments.glob("bench_*.png"):
     recorded = json.loads(picture.with_suffix(".json").read_text())["results"]

@@ -30,11 +30,12 @@ _PACKAGES = (
 
 
 def of_checkpoint(
-  name: str, step: int | str | None = None, *, progress: bool = True
+  name: str, step: int | str | None = None, adapter: str | None = None, *, progress: bool = True
 ) -> dict[str, Any]:
   """Where the model comes from: name, step (of a folder of ours), sha256 by file.
 
-  The files are the weights, config.json and the tokenizer. name, step: as `engine.load` takes them.
+  The files are the weights, config.json, the tokenizer and those of the adapter. name, step,
+  adapter: as `engine.load` takes them.
   """
   about: dict[str, Any] = {"name": name}
   found, number = find(name, step)
@@ -54,6 +55,13 @@ def of_checkpoint(
   others = [folder / file for file in ("config.json", *TOKENIZER_FILES)]
   paths = sorted(weights) + [path for path in others if path.exists()]
   files = {str(path.relative_to(folder)): functools.partial(path.open, "rb") for path in paths}
+  if adapter is not None:
+    about["adapter"] = adapter
+    files |= {
+      f"adapter/{path.name}": functools.partial(path.open, "rb")
+      for path in sorted(epath.Path(adapter).expanduser().iterdir())
+      if path.is_file()
+    }
   return {**about, "sha256": of_files(files, progress=progress)}
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,6 +87,26 @@ def find(
     "training_bytes": size,
     "bad_records": bad_records.counts,
   }
+
+
+def items_of_tasks(
+  samples: Mapping[str, Iterable[Mapping[str, Any]]],
+) -> list[tuple[str, str]]:
+  """(TASK:NUMBER, all text of the item) of the harness' samples, to be looked for."""
+  return [
+    (f"{task}:{row['doc_id']}", " ".join(_texts(row["doc"])))
+    for task, rows in samples.items()
+    for row in rows
+  ]
+
+
+def _texts(value: Any) -> Iterator[str]:
+  """All texts in parsed JSON."""
+  if isinstance(value, str):
+    yield value
+  elif isinstance(value, dict | list | tuple):
+    for part in value.values() if isinstance(value, dict) else value:
+      yield from _texts(part)
 
 
 def normalised(text: str) -> str:

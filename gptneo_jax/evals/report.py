@@ -141,6 +141,8 @@ def name(report: Mapping[str, Any]) -> str:
   """The model's name, for a title: the last part of where it came from, and what was done to it."""
   arguments = report["arguments"]
   made = [arguments[key] for key in ("dtype", "quantise") if arguments.get(key)]
+  if arguments.get("adapter"):
+    made.append(f"+ {pathlib.PurePath(arguments['adapter']).name}")
   where = pathlib.PurePath(report["checkpoint"]["name"])
   folder = where.parent if where.name.isdecimal() else where  # FOLDER/STEP
   short = folder.name or str(where)
