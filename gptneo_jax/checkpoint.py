@@ -1,6 +1,7 @@
 """Checkpoints: numbered folders, each whole or not there at all.
 
-checkpoint_steps.py says which there are; these two and checkpoint_pieces.py know orbax.
+checkpoint_steps.py says which there are, checkpoint_reading.py reads them; these and
+checkpoint_pieces.py know orbax.
 
 `FOLDER/STEP/` holds `params`, `optimizer` (any tree of arrays) and `data` (a JSON dictionary),
 and is renamed into place only when all of it is written: a process killed half-way leaves a
@@ -9,15 +10,10 @@ temporary folder that the next `Checkpointer` removes.
 
 import contextlib
 import dataclasses
-import gc
 import json
 import logging
 import math
 import os
-import re
-import sys
-import time
-import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,23 +23,23 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from gptneo_jax.checkpoint_reading import (
+  DamagedError,
+  read,
+  reason_of,
+  require_same_model,
+  restore_args,
+)
 from gptneo_jax.checkpoint_steps import (
   BEST_METRIC,
   CheckpointError,
   absolute,
-  existing_step,
   latest_step,
   metrics_of,
   saved_steps,
 )
 
-_TABLES = {"wte", "lm_head"}  # whose rows are the vocabulary's, with padding after them
-
 _log = logging.getLogger(__name__)
-
-
-class _DamagedError(Exception):
-  """A committed checkpoint with missing or truncated files; the message is the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,45 +64,6 @@ class _QuietOrbax(logging.Filter):
 
 
 logging.getLogger("absl").addFilter(_QuietOrbax())
-
-
-def params_metadata(folder: str, step: int | None = None) -> Any:
-  """Returns the saved parameters as nested dictionaries of ShapeDtypeStruct, reading none of them.
-
-  Raises CheckpointError where the step (default: the newest) is not there or not readable.
-  """
-  step = existing_step(folder, step)
-  try:
-    return jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
-      _saved_tree(absolute(folder) / str(step) / "params"),
-    )
-  except _DamagedError as error:
-    raise CheckpointError(f"checkpoint {step} in {folder} is damaged: {error}") from error
-
-
-def restore_params(
-  folder: str, abstract_params: Any, step: int | None = None, *, vocab_size: int | None = None
-) -> Any:
-  """Returns the parameters of one checkpoint, for inference; changes nothing in the folder.
-
-  Args:
-    folder: holds the numbered checkpoints.
-    abstract_params: tree of ShapeDtypeStruct; sharding and dtype are those of the result.
-    step: default the newest.
-    vocab_size: the rows of `wte` and `lm_head` that mean something; of those past them, which pad
-      the tables, there may be more or fewer than were saved. None: as many as were saved.
-
-  Raises:
-    CheckpointError: no such checkpoint, another model in it, or damaged.
-  """
-  step = existing_step(folder, step)
-  path = absolute(folder) / str(step)
-  try:
-    _require_same_model(path, "params", abstract_params, vocab_size, same_dtype=False)
-    return _read(path, params=_restore_args(abstract_params))["params"]
-  except _DamagedError as error:
-    raise CheckpointError(f"checkpoint {step} in {folder} is damaged: {error}") from error
 
 
 class Checkpointer:
@@ -242,7 +199,7 @@ class Checkpointer:
       restored, reason = None, "unreadable in another process"
       try:
         restored = self._restore_step(path, step, abstract_params, abstract_optimizer, vocab_size)
-      except _DamagedError as error:
+      except DamagedError as error:
         reason = str(error)
       if _true_everywhere(restored is not None):
         return restored
@@ -260,12 +217,12 @@ class Checkpointer:
   def _restore_step(
     self, path: epath.Path, step: int, abstract_params: Any, abstract_optimizer: Any, vocab_size
   ) -> Restored:
-    _require_same_model(path, "params", abstract_params, vocab_size, same_dtype=True)
-    _require_same_model(path, "optimizer", abstract_optimizer, vocab_size, same_dtype=True)
-    items = _read(
+    require_same_model(path, "params", abstract_params, vocab_size, same_dtype=True)
+    require_same_model(path, "optimizer", abstract_optimizer, vocab_size, same_dtype=True)
+    items = read(
       path,
-      params=_restore_args(abstract_params),
-      optimizer=_restore_args(abstract_optimizer),
+      params=restore_args(abstract_params),
+      optimizer=restore_args(abstract_optimizer),
       data=ocp.args.JsonRestore(),
     )
     return Restored(step, items["params"], items["optimizer"], items["data"], metrics_of(path))
@@ -283,7 +240,7 @@ class Checkpointer:
     last = latest_step(self._folder)
     stands = "no checkpoint stands" if last is None else f"the last good one is {last}"
     return CheckpointError(
-      f"checkpoint {step} in {self._folder} was not saved: {_reason(error)}; {stands}"
+      f"checkpoint {step} in {self._folder} was not saved: {reason_of(error)}; {stands}"
     )
 
 
@@ -324,126 +281,3 @@ def _true_everywhere(flag: bool) -> bool:
   if jax.process_count() == 1:
     return flag
   return bool(np.all(multihost_utils.process_allgather(np.asarray(flag))))
-
-
-def _restore_args(abstract: Any) -> ocp.args.StandardRestore:
-  """Asks for `abstract`; a leaf without a sharding goes to the first device.
-
-  Else orbax would take the sharding stored, which names the devices of the machine that wrote. Not
-  strict: a shape that differs from the stored one, which `_require_same_model` allows for the
-  padding of tables alone, is cut or filled with zeros.
-  """
-  default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  return ocp.args.StandardRestore(
-    jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or default), abstract
-    ),
-    strict=False,
-  )
-
-
-@contextlib.contextmanager
-def _reading():
-  """Tells what a failed read means, and lets it leave neither memory nor noise behind.
-
-  The arrays read so far must not stand beside those of the next older checkpoint. And orbax
-  abandons its other reads, which Python would report one by one, with tracebacks.
-  """
-  report, sys.unraisablehook = sys.unraisablehook, lambda _: None
-  try:
-    yield
-  except Exception as error:
-    traceback.clear_frames(error.__traceback__)
-    time.sleep(0.05)  # until the reads under way have noticed
-    gc.collect()
-    raise _damage(error) from error
-  finally:
-    sys.unraisablehook = report
-
-
-def _saved_tree(path: epath.Path) -> Any:
-  """Returns the tree of orbax's array metadata of one item (custom nodes as dictionaries)."""
-  with _reading():
-    return ocp.PyTreeCheckpointHandler().metadata(path).tree
-
-
-def _read(path: epath.Path, **items) -> ocp.args.Composite:
-  """Reads items of one checkpoint, each process its own shards.
-
-  The processes do not wait for one another here: one that finds damage could not tell the rest,
-  and they would hang in orbax's barrier. `restore` lets them agree afterwards.
-  """
-  alone = ocp.options.MultiprocessingOptions(
-    primary_host=jax.process_index(),
-    active_processes={jax.process_index()},
-    barrier_sync_key_prefix=f"process_{jax.process_index()}",
-  )
-  handler = ocp.CompositeCheckpointHandler(
-    composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
-  )
-  with _reading(), ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
-    return reader.restore(path, args=ocp.args.Composite(**items))
-
-
-def _require_same_model(
-  path: epath.Path, item: str, abstract: Any, vocab_size: int | None, *, same_dtype: bool
-) -> None:
-  """Raises CheckpointError naming the first tensor that is missing, extra or of another shape.
-
-  Arrays of the tables over the vocabulary may have other rows past `vocab_size`.
-  """
-  saved, expected = _by_name(_saved_tree(path / item)), _by_name(abstract)
-  for name in [*expected, *(name for name in saved if name not in expected)]:
-    there = saved.get(name)
-    if vocab_size is not None and name in expected and there is not None:
-      there = _padded_alike(name, there, expected[name].shape, vocab_size)
-    ours, theirs = (_describe(array, same_dtype) for array in (expected.get(name), there))
-    if ours != theirs:
-      raise CheckpointError(
-        f"checkpoint {path.name} in {path.parent} is of another model: "
-        f"{item}/{name} is {theirs} there, {ours} here"
-      )
-
-
-def _padded_alike(name: str, saved: Any, shape: tuple[int, ...], vocab_size: int) -> Any:
-  """`saved` with the length of `shape` where only the padding of a table's rows differs."""
-  if not _TABLES & set(name.split("/")) or len(saved.shape) != len(shape):
-    return saved
-  same = [n == m or min(n, m) >= vocab_size for n, m in zip(saved.shape, shape)]
-  return jax.ShapeDtypeStruct(shape, saved.dtype) if all(same) else saved
-
-
-def _by_name(tree: Any) -> dict[str, Any]:
-  """Maps the path of each array to the array; the same for a tree and for its saved form."""
-  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-  return {
-    "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path): leaf
-    for path, leaf in leaves
-    if hasattr(leaf, "shape")  # orbax marks empty nodes
-  }
-
-
-def _describe(array: Any, with_dtype: bool) -> str:
-  if array is None:
-    return "absent"
-  return f"{tuple(array.shape)} {np.dtype(array.dtype)}" if with_dtype else f"{tuple(array.shape)}"
-
-
-def _damage(error: Exception) -> Exception:
-  """Tells damage from a machine that cannot read just now; the latter must move no checkpoint."""
-  elsewhere = "RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAVAILABLE|DEADLINE_EXCEEDED|UNAUTHENTICATED"
-  if isinstance(error, (MemoryError, PermissionError, TimeoutError)) or re.search(
-    elsewhere, str(error)
-  ):
-    return CheckpointError(f"could not read the checkpoint: {_reason(error)}")
-  return _DamagedError(_reason(error))
-
-
-def _reason(error: BaseException) -> str:
-  """Returns the cause in a few words: the system's own where there is one."""
-  if isinstance(error, OSError) and error.strerror:
-    return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-  if code := re.search(r"os_error_code='(\d+)'", str(error)):  # tensorstore's form
-    return os.strerror(int(code.group(1)))
-  lines = str(error).strip().splitlines()
-  return lines[0][:300] if lines else type(error).__name__

@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from etils import epath
 
-from gptneo_jax.checkpoint import params_metadata
+from gptneo_jax.checkpoint_reading import params_metadata
 from gptneo_jax.checkpoint_steps import CheckpointError, existing_step
 
 _ITEM = "params"

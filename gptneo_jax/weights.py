@@ -16,9 +16,10 @@ import numpy as np
 from etils import epath
 from jax.sharding import AxisType, Mesh
 
-from gptneo_jax import checkpoint, decode, heads, interop, layers
+from gptneo_jax import decode, heads, interop, layers
 from gptneo_jax.attention import KERNELS
 from gptneo_jax.checkpoint_pieces import LazyArray, write_params
+from gptneo_jax.checkpoint_reading import restore_params
 from gptneo_jax.checkpoint_steps import find
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.errors import UserError
@@ -90,7 +91,7 @@ def start_from(name: str, config: ModelConfig, mesh: Mesh) -> Any:
     )
   abstract = abstract_params(config, mesh)
   if opened is None:
-    return checkpoint.restore_params(folder, abstract, step, vocab_size=config.vocab_size)
+    return restore_params(folder, abstract, step, vocab_size=config.vocab_size)
   return _placed(functools.partial(_leaf, opened.params), abstract)
 
 
@@ -228,7 +229,7 @@ def _load_ours(name: str, step: int | None, dtype: str | None, mesh: Mesh) -> We
   if dtype is not None or config.param_dtype == "float16":
     config = config.replace(dtype=_compute_dtype(config.param_dtype, mesh))
   abstract = abstract_params(config, mesh)
-  params = checkpoint.restore_params(name, abstract, step, vocab_size=config.vocab_size)
+  params = restore_params(name, abstract, step, vocab_size=config.vocab_size)
   return Weights(config, params, *_tokenizer_and_files(name))
 
 

@@ -21,6 +21,7 @@ import optax
 import pytest
 
 from gptneo_jax import checkpoint
+from gptneo_jax.checkpoint_reading import params_metadata, restore_params
 
 
 def _state(seed=0):
@@ -96,21 +97,21 @@ def test_reading_without_a_checkpointer(two_steps, tmp_path):
   assert checkpoint.saved_steps(two_steps) == [1, 2]
   assert checkpoint.latest_step(two_steps) == 2
   assert checkpoint.latest_step(tmp_path / "absent") is None
-  shapes = checkpoint.params_metadata(two_steps, 1)
+  shapes = params_metadata(two_steps, 1)
   assert jax.tree.map(lambda x: (x.shape, x.dtype), shapes) == jax.tree.map(
     lambda x: (x.shape, x.dtype), params
   )
   # The type asked for, and no sharding: that of the machine that wrote must not matter.
   abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), params)
-  restored = checkpoint.restore_params(two_steps, abstract)
+  restored = restore_params(two_steps, abstract)
   np.testing.assert_array_equal(restored["wte"], params["wte"])
   assert restored["blocks"]["layer_0"]["kernel"].dtype == jnp.float32
-  older = checkpoint.restore_params(two_steps, abstract, step=1)
+  older = restore_params(two_steps, abstract, step=1)
   np.testing.assert_array_equal(older["wte"], _state(1)[0]["wte"])
   with pytest.raises(checkpoint.CheckpointError, match=r"no checkpoint 9 in .*\[1, 2\]"):
-    checkpoint.restore_params(two_steps, abstract, step=9)
+    restore_params(two_steps, abstract, step=9)
   with pytest.raises(checkpoint.CheckpointError, match="no checkpoint in"):
-    checkpoint.restore_params(tmp_path, abstract)
+    restore_params(tmp_path, abstract)
 
 
 def test_keeps_the_latest_and_the_best(tmp_path):
@@ -169,7 +170,7 @@ def test_an_asynchronous_save_survives_donation(tmp_path):
     pytest.fail("each of ten saves was over before the step")
   params = jax.block_until_ready(overwrite(overwrite(params)))
   checkpointer.close()
-  restored = checkpoint.restore_params(tmp_path, _abstract(params), step)
+  restored = restore_params(tmp_path, _abstract(params), step)
   for name, array in expected.items():
     np.testing.assert_array_equal(restored[name], array)
 
@@ -251,7 +252,7 @@ def test_another_model_is_an_error_and_moves_nothing(two_steps):
     with pytest.raises(checkpoint.CheckpointError, match=message):
       checkpointer.restore(_abstract(p), _abstract(o))
   with pytest.raises(checkpoint.CheckpointError, match=r"params/wte is \(16, 8\) there, \(16, 9\)"):
-    checkpoint.restore_params(two_steps, _abstract(wider))
+    restore_params(two_steps, _abstract(wider))
   checkpointer.close()
   assert sorted(two_steps.rglob("*")) == before
 
@@ -270,7 +271,7 @@ def test_padding_of_the_tables_may_differ(tmp_path):
       (restored.params["wte"], params["wte"]),
       (restored.optimizer[0].mu["wte"], state[0].mu["wte"]),
       (restored.optimizer[0].nu["wte"], state[0].nu["wte"]),
-      (checkpoint.restore_params(tmp_path, _abstract(wanted), vocab_size=8)["wte"], params["wte"]),
+      (restore_params(tmp_path, _abstract(wanted), vocab_size=8)["wte"], params["wte"]),
     ):
       assert table.shape == (rows, 4)
       np.testing.assert_array_equal(table[:10], saved[:rows])
@@ -282,7 +283,7 @@ def test_padding_of_the_tables_may_differ(tmp_path):
   ):
     other = params | {name: jnp.zeros(shape) for name, shape in wrong.items()}
     with pytest.raises(checkpoint.CheckpointError, match=f"params/{next(iter(wrong))} is"):
-      checkpoint.restore_params(tmp_path, _abstract(other), vocab_size=vocab_size)
+      restore_params(tmp_path, _abstract(other), vocab_size=vocab_size)
   checkpointer.close()
 
 
@@ -361,7 +362,7 @@ def test_another_mesh_restores_it(tmp_path):
   assert errors == ""  # orbax says nothing on the terminal either
   abstract = {"w": jax.ShapeDtypeStruct((16, 8), jnp.float32)}  # and on this one device
   w = np.arange(128, dtype=np.float32).reshape(16, 8)
-  np.testing.assert_array_equal(checkpoint.restore_params(tmp_path, abstract)["w"], w)
+  np.testing.assert_array_equal(restore_params(tmp_path, abstract)["w"], w)
 
 
 @pytest.mark.processes

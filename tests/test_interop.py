@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from gptneo_jax import folder as our_folder
 from gptneo_jax import interop
-from gptneo_jax.checkpoint import Checkpointer, restore_params
+from gptneo_jax.checkpoint import Checkpointer
+from gptneo_jax.checkpoint_reading import restore_params
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.errors import UserError
 from gptneo_jax.interop import destination, hf_config, outgoing, tables
