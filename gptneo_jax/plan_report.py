@@ -137,10 +137,10 @@ def print_speed(report: Report | None, config: ConfigDict, target: Topology) -> 
   peak = target.chip.peak_flops(jnp.dtype(model.dtype).itemsize)
   print(f"\nRoofline of {target.chip.name}: no step is faster ({basis})")
   _print_rows(
-    *((name, f"{time:8.3f} s") for name, time in times.items()),
+    *((name, _seconds(time)) for name, time in times.items()),
     (
       "step",
-      f"{seconds:8.3f} s, bound by {bound}: {tokens / seconds:,.0f} tokens/s,"
+      f"{_seconds(seconds)}, bound by {bound}: {tokens / seconds:,.0f} tokens/s,"
       f" model FLOPs {exact / seconds / peak:.0%} of peak",
     ),
     (
@@ -174,6 +174,10 @@ def _times(
     times["links"] = sent / links
     basis += f", {links / 1e9:.0f} GB/s of links"
   return times, basis
+
+
+def _seconds(time: float) -> str:
+  return f"{time:8.3f} s" if time >= 0.1 else f"{1000 * time:8.3f} ms"
 
 
 def _duration(seconds: float) -> str:

@@ -48,12 +48,15 @@ def recorded_cells() -> list[tuple[str, dict]]:
 def test_the_estimate_is_near_the_compilers_count(name, cell):
   """Neither so low that what is chosen does not compile, nor so high that memory lies idle."""
   model, topology = name.split()
-  shape = topology.partition(":")[2]
+  chip, _, shape = topology.partition(":")
+  devices = chips.num_chips(shape)
   config = importlib.import_module(f"gptneo_jax.configs.{model}").get_config()
   given = dict(setting.split("=") for setting in cell["settings"])
   changes = {key: int(value) if value.isdigit() else value for key, value in given.items()}
-  changes |= {"grad_accumulation": cell["grad_accumulation"], "model.remat": cell["remat"]}
-  estimated = fitting.estimate(fitting.apply(config, changes), chips.num_chips(shape))
+  config = fitting.apply(config, changes)
+  chosen = {"grad_accumulation": cell["grad_accumulation"], "model.remat": cell["remat"]}
+  assert fitting.choose(config, devices, chips.CHIPS[chip].memory_gib * preflight.GIB) == chosen
+  estimated = fitting.estimate(fitting.apply(config, chosen), devices)
   ratio = preflight.total(estimated) / preflight.GIB / cell["needed"]
   low, high = preflight.NEARNESS
   assert low < ratio < high, (ratio, estimated)
