@@ -117,14 +117,19 @@ def reference_outputs(
     caches left out.
 
   Raises:
-    UserError: no torch.
+    UserError: no torch, or transformers does not find all weights.
   """
   torch = _torch("verify")
   import transformers
 
-  model = getattr(transformers, class_name).from_pretrained(
-    folder, dtype=torch.float32, attn_implementation="eager"
+  model, found = getattr(transformers, class_name).from_pretrained(
+    folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
   )
+  if found["missing_keys"]:  # which transformers makes at random
+    raise UserError(
+      f"{folder}: transformers finds no {min(found['missing_keys'])} there, and would compute with"
+      " one at random; convert back with orbax-to-hf, and verify with that folder"
+    )
   model.eval()
   # Unscaled attention scores lead to probabilities below 1e-38, with which CPUs are up to fifty
   # times slower; XLA takes them for 0 too.

@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import hf_models  # noqa: E402
+import safetensors.torch  # noqa: E402
 from transformers.utils import logging as hf_logging  # noqa: E402
 
 from gptneo_jax import data, engine, heads, interop  # noqa: E402
@@ -115,6 +116,29 @@ def test_each_setting_comes_in_computes_the_same_and_goes_back(tmp_path, name):
   assert all(torch.equal(again[name], p) for name, p in model.state_dict().items())
   before, after = (json.loads((tmp_path / f / "config.json").read_text()) for f in ("hf", "back"))
   assert after == before
+
+
+def test_the_head_alone_of_a_tied_pair_is_what_transformers_makes_of_it(tmp_path):
+  model = make("gpt_neo", transformers.GPTNeoForCausalLM)
+  model.config.save_pretrained(tmp_path / "hf")
+  safetensors.torch.save_model(model, str(tmp_path / "hf/model.safetensors"))
+  stored = safetensors.torch.load_file(tmp_path / "hf/model.safetensors")
+  assert "lm_head.weight" in stored and "transformer.wte.weight" not in stored
+  interop.hf_to_orbax(str(tmp_path / "hf"), tmp_path / "ours", tokenizer=False)
+  assert interop.verify(str(tmp_path / "hf"), tmp_path / "ours")["max_abs_difference"] < 2e-5
+
+
+def test_the_verifier_compares_with_no_random_weights(tmp_path):
+  """Names that transformers does not know: it makes such weights at random, without an error."""
+  model = make("gpt_neo", transformers.GPTNeoForCausalLM)
+  model.config.save_pretrained(tmp_path / "hf")
+  wrapped = {f"module.{name}": p for name, p in model.named_parameters()}
+  torch.save(wrapped, tmp_path / "hf/pytorch_model.bin")
+  interop.hf_to_orbax(str(tmp_path / "hf"), tmp_path / "ours", tokenizer=False)
+  with pytest.raises(UserError, match=r"transformers finds no .*; convert back with orbax-to-hf"):
+    interop.verify(str(tmp_path / "hf"), tmp_path / "ours")
+  interop.orbax_to_hf(tmp_path / "ours", tmp_path / "back", tokenizer=False)
+  assert interop.verify(str(tmp_path / "back"), tmp_path / "ours")["max_abs_difference"] < 2e-5
 
 
 @pytest.mark.parametrize("family", CLASSES)
