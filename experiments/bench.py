@@ -203,7 +203,9 @@ def _peak_mib() -> float:
   Linux hands ru_maxrss down from the process that started this one, so its own mark is read there.
   """
   status = pathlib.Path("/proc/self/status")
-  if status.exists() and (mark := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+  if status.exists() and (
+    mark := re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))
+  ):
     return int(mark.group(1)) / 2**10
   unit = 1 if sys.platform == "darwin" else 2**10
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
@@ -275,7 +277,9 @@ def _where(device: jax.Device) -> dict[str, Any]:
 
 def _processor() -> str:
   info = pathlib.Path("/proc/cpuinfo")
-  if info.exists() and (model := re.search(r"model name\s*: (.*)", info.read_text())):
+  if info.exists() and (
+    model := re.search(r"model name\s*: (.*)", info.read_text(encoding="utf-8"))
+  ):
     return f"{model.group(1)} ({platform.machine()})"
   return platform.processor() or platform.machine()
 

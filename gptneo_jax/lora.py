@@ -166,7 +166,7 @@ def _read_settings(path: pathlib.Path) -> dict[str, Any]:
   if not path.is_file():
     raise UserError(f"{path.parent} holds no {path.name}: it is no LoRA adapter in PEFT's form")
   try:
-    settings = json.loads(path.read_text())
+    settings = json.loads(path.read_text(encoding="utf-8"))
     settings = {"r": 8, "lora_alpha": 8, "target_modules": None, **settings}  # PEFT's defaults
   except (ValueError, TypeError) as error:
     raise UserError(f"{path} cannot be read: {error}") from None

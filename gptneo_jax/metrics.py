@@ -143,12 +143,12 @@ class _JsonLines:
     lines = self._lines_up_to(resume_step)
     if self._local:
       # Renamed into place: a process killed here leaves the old file or the new one.
-      with open(f"{path}.tmp", "w") as file:
+      with open(f"{path}.tmp", "w", encoding="utf-8") as file:
         file.writelines(lines)
         file.flush()
         os.fsync(file.fileno())
       os.replace(f"{path}.tmp", path)
-      self._file = open(path, "a", buffering=1)  # line by line
+      self._file = open(path, "a", encoding="utf-8", buffering=1)  # line by line
     else:
       self._all, self._written_at = lines, -math.inf
 

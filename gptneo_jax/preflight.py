@@ -169,7 +169,7 @@ def available_bytes(devices: list[jax.Device]) -> int:
   limits = _machine_limits()
   meminfo = pathlib.Path("/proc/meminfo")
   if meminfo.exists():
-    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    fields = dict(line.split(":", 1) for line in meminfo.read_text(encoding="utf-8").splitlines())
     left = sum(int(fields[name].split()[0]) for name in ("MemAvailable", "SwapFree"))
     limits.append(left * 1024)
   return min(limits) // len(devices)
@@ -188,7 +188,7 @@ def _machine_limits() -> list[int]:
   """The machine's memory, and the container's limit where Linux says, in bytes."""
   limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
   cgroup = pathlib.Path("/sys/fs/cgroup/memory.max")
-  if cgroup.exists() and (limit := cgroup.read_text().strip()).isdigit():
+  if cgroup.exists() and (limit := cgroup.read_text(encoding="utf-8").strip()).isdigit():
     limits.append(int(limit))
   return limits
 

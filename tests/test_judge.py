@@ -342,6 +342,14 @@ def test_local_judge_with_too_little_room(tmp_path):
   assert "the judge has 384 positions" in judgement.explanation
 
 
+def test_local_judge_whose_logits_are_not_finite(tmp_path):
+  lm = save(tmp_path / "model", numbers=True)
+  lm.params["ln_f"]["scale"] = lm.params["ln_f"]["scale"].at[0].set(math.nan)
+  lm.save(str(tmp_path / "broken"))
+  with pytest.raises(UserError, match="not finite"):
+    judge.make_judge(str(tmp_path / "broken")).grade("p", "r", "a")
+
+
 def test_description_has_the_weights_hash(tmp_path):
   lm = save(tmp_path / "model", numbers=True)
   judging = judge.make_judge(str(tmp_path / "model"))

@@ -242,8 +242,8 @@ class _Kept:
   def add(self, values: dict[str, Any]) -> None:
     self._values.update(values)
     if self._file is not None:
-      lines = (json.dumps({"key": key, "value": value}) + "\n" for key, value in values.items())
-      self._file.write("".join(lines).encode())
+      rows = [{"key": key, "value": value} for key, value in values.items()]
+      self._file.write("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode())
       self._file.flush()
       os.fsync(self._file.fileno())
 

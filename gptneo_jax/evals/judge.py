@@ -308,6 +308,8 @@ class _Local:
     )
     assert made.logits is not None  # they were asked for
     logits_RxV = np.asarray(made.logits[0], np.float64)
+    if not np.isfinite(logits_RxV).all():
+      raise UserError("the judge's logits are not finite; try another model")
     shifted_RxV = logits_RxV - logits_RxV.max(-1, keepdims=True)
     logp_RxV = shifted_RxV - np.log(np.exp(shifted_RxV).sum(-1, keepdims=True))
     after = dict(zip(self._beginnings, logp_RxV))

@@ -52,8 +52,8 @@ class Partial:
       return
     new = self.path.with_name(self.path.name + ".new")
     try:
-      with open(new, "w") as file:
-        json.dump({"settings": self._settings, "state": state}, file)
+      with open(new, "w", encoding="utf-8") as file:
+        json.dump({"settings": self._settings, "state": state}, file, allow_nan=False)
         file.flush()
         os.fsync(file.fileno())
       os.replace(new, self.path)

@@ -212,7 +212,7 @@ def _write_generation_config(source: pathlib.Path, folder: pathlib.Path, hf_conf
 
 
 def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
-  path.write_text(json.dumps(content, indent=2) + "\n")
+  path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _version(package: str) -> str:

@@ -95,7 +95,7 @@ def open_file(path: pathlib.Path) -> dict[str, Tensor]:
 def _open_split(index: pathlib.Path) -> dict[str, Tensor]:
   refuse_pointer(index)
   try:
-    files = json.loads(index.read_text())["weight_map"]
+    files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     parts = sorted(set(files.values()))
   except (ValueError, TypeError, KeyError, AttributeError):
     raise UserError(f"{index} is damaged: it has no weight_map") from None

@@ -100,7 +100,7 @@ def verify(
     },
   }
   file = pathlib.Path(find(destination)[0]) / REPORT
-  file.write_text(json.dumps(report, indent=2) + "\n")
+  file.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
   return report | {"file": str(file)}
 
 

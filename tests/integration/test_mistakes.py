@@ -147,4 +147,6 @@ def test_a_loss_that_is_not_finite(finished, tmp_path):
   line = one_line(train_runs.train(tmp_path, **settings), begun=True)
   assert "loss" in line and "The last good checkpoint is step" in line
   assert "nan" in line or "inf" in line
-  assert all(json.loads(text) for text in pathlib.Path(tmp_path / "metrics.jsonl").open())
+  assert all(
+    json.loads(text) for text in pathlib.Path(tmp_path / "metrics.jsonl").open(encoding="utf-8")
+  )

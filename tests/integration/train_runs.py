@@ -41,7 +41,7 @@ def write_corpus(folder: pathlib.Path) -> str:
   chance = random.Random(0)
   words = "the quick brown fox jumps over a lazy dog while seven wizards watch it closely".split()
   for shard in range(4):
-    with open(folder / f"{shard}.jsonl", "w") as file:
+    with open(folder / f"{shard}.jsonl", "w", encoding="utf-8") as file:
       for number in range(150):
         text = " ".join(chance.choices(words, k=chance.randint(5, 120)))
         meta = {"pile_set_name": ("Prose", "Verse")[number % 2]}

@@ -505,7 +505,7 @@ def test_bfloat16_of_a_trained_model(shared_data):
   hf = transformers.AutoModelForCausalLM.from_pretrained(
     folder, dtype=torch.float32, attn_implementation="eager"
   ).eval()
-  with open(transformers.__file__) as file:
+  with open(transformers.__file__, encoding="utf-8") as file:
     ids = transformers.AutoTokenizer.from_pretrained(folder)(file.read()[:8000]).input_ids
   ids_BxT = np.array(ids[:1200]).reshape(2, 600)
   config = hf_models.config_of(hf)
