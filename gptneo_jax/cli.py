@@ -243,6 +243,10 @@ def load_config(value: str) -> ConfigDict:
     raise UserError(_fault_in_config(error, path)) from None
   if not isinstance(config, ConfigDict):
     raise UserError(f"{path}: get_config returns {type(config).__name__}, not the config")
+  try:
+    run_config.check_keys(config)
+  except UserError as error:
+    raise UserError(f"{path}: {error}") from None
   return config.lock()
 
 

@@ -60,10 +60,11 @@ def load(
   mesh = mesh or weights.first_device()
   stored = weights.load_quantised(str(path_or_hub_id), mesh)
   if stored is not None:
-    if adapter is not None or quantise not in (None, stored.mode) or dtype is not None:
+    changed = any(given is not None for given in (adapter, dtype, step))
+    if changed or quantise not in (None, stored.mode):
       raise UserError(
-        f"{path_or_hub_id} holds weights quantised as {stored.mode}: they take no adapter, other"
-        " type or quantisation"
+        f"{path_or_hub_id} holds weights quantised as {stored.mode}: they take no adapter, step,"
+        " other type or quantisation"
       )
     return LanguageModel(stored.weights, mesh, quantised=stored)
   loaded = weights.load(str(path_or_hub_id), dtype, mesh, step)

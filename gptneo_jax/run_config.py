@@ -119,11 +119,18 @@ def flat(config: ConfigDict) -> dict[str, Any]:
 
 
 def check_keys(config: ConfigDict) -> None:
-  """Raises UserError for a setting that is unknown or missing: a file may build its own dict."""
+  """Raises UserError for a setting that is unknown, missing or of another type.
+
+  What `base` gives cannot be any of it; a file may build its own dictionary.
+  """
   settings = flat(config)
-  for name in settings:
+  for name, value in settings.items():
     if name not in known():
       raise UserError(f"unknown setting {name}{did_you_mean(name, known())}")
+    kind = type(known()[name])
+    kinds = {float: (float, int), tuple: (tuple, list)}.get(kind, (kind,))
+    if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
+      raise UserError(f"{name} is {value!r}; it is of type {kind.__name__}")
   for name in known():
     if name not in settings:
       raise UserError(
@@ -132,9 +139,9 @@ def check_keys(config: ConfigDict) -> None:
 
 
 @functools.cache
-def known() -> tuple[str, ...]:
-  """The dotted names of all settings."""
-  return tuple(flat(base(ModelConfig())))
+def known() -> dict[str, Any]:
+  """All settings by their dotted names, with a value of the type that each has."""
+  return flat(base(ModelConfig()))
 
 
 def _shrink(config: ConfigDict) -> None:

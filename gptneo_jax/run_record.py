@@ -17,7 +17,7 @@ from gptneo_jax import data
 from gptneo_jax.checkpoint_steps import latest_step
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.errors import UserError
-from gptneo_jax.folder import load_config
+from gptneo_jax.folder import is_checkpoint_folder, load_config
 from gptneo_jax.run_config import flat
 
 FILE = "run_config.json"
@@ -73,6 +73,11 @@ def changes(workdir: epath.Path, record: dict[str, Any], model: ModelConfig) -> 
   """
   step = latest_step(workdir)
   if step is None:
+    if (workdir / "config.json").exists() and not is_checkpoint_folder(workdir):
+      raise UserError(
+        f"{workdir} holds another program's config.json, as a Hugging Face model does, which a run"
+        f" would replace. {start_anew(workdir)}"
+      )
     return []
   anew = start_anew(workdir)
   differences = model.differences(load_config(workdir))

@@ -115,7 +115,8 @@ def test_a_quantised_model(tmp_path):
   np.testing.assert_array_equal(again.generate(ids, max_new_tokens=8).sequences, got.sequences)
   near, whole = np.asarray(again.logits([[5, 6, 7]])), np.asarray(lm.logits([[5, 6, 7]]))
   assert 0 < np.abs(near - whole).max() < 0.1 * np.abs(whole).max()
-  with pytest.raises(UserError, match="quantised as int8: they take no adapter"):
-    gptneo_jax.load(str(tmp_path / "small"), quantise="int4")
+  for other in ({"quantise": "int4"}, {"step": 0}):
+    with pytest.raises(UserError, match="quantised as int8: they take no adapter, step, other"):
+      gptneo_jax.load(str(tmp_path / "small"), **other)
   with pytest.raises(UserError, match="quantised; resize it before"):
     again.resize_vocabulary(70)

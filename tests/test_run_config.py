@@ -49,6 +49,11 @@ def test_a_config_that_is_not_built_on_base_has_exactly_its_keys():
   more = ConfigDict(config.to_dict() | {"learning_rate": 1.0})
   with pytest.raises(UserError, match=r"setting learning_rate; .* optimizer\.learning_rate\?$"):
     sections.read(more)
+  for name, value in (("steps", "1000"), ("steps", True), ("data.path", 3), ("seed", None)):
+    other = ConfigDict(config.to_dict(), type_safe=False)
+    other.update_from_flattened_dict({name: value})
+    with pytest.raises(UserError, match=rf"^{name} is {value!r}; it is of type (int|str)$"):
+      sections.read(other)
   fewer = ConfigDict(config.to_dict())
   del fewer.eval.documents
   with pytest.raises(UserError, match=r"has no eval\.documents; start it from"):
@@ -58,6 +63,11 @@ def test_a_config_that_is_not_built_on_base_has_exactly_its_keys():
 def test_a_file_without_a_config(tmp_path):
   (tmp_path / "empty.py").write_text("")
   (tmp_path / "none.py").write_text("def get_config(): pass")
+  (tmp_path / "own.py").write_text(
+    "from ml_collections import ConfigDict\ndef get_config(): return ConfigDict({'setps': 3})"
+  )
+  with pytest.raises(UserError, match=r"own\.py: unknown setting setps; did you mean steps\?"):
+    cli.load_config(str(tmp_path / "own.py"))
   with pytest.raises(UserError, match=r"empty\.py: .*has no attribute 'get_config'"):
     cli.load_config(str(tmp_path / "empty.py"))
   with pytest.raises(UserError, match=r"none\.py: get_config returns NoneType"):

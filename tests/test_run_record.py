@@ -119,6 +119,15 @@ def test_weights_that_are_no_run_are_left_as_they_are(tmp_path):
     run_record.changes(tmp_path, *_record())
 
 
+def test_a_hugging_face_model_is_not_written_over(tmp_path):
+  (tmp_path / "config.json").write_text('{"model_type": "gpt_neo"}')
+  with pytest.raises(UserError, match=r"another program's config\.json, .* --config\.init_from="):
+    run_record.changes(tmp_path, *_record())
+  (tmp_path / "config.json").unlink()
+  save_config(tmp_path, sections.read(_config()).model)  # of a start without a checkpoint yet
+  assert run_record.changes(tmp_path, *_record()) == []
+
+
 def test_a_record_that_is_damaged_is_one_line(run):
   (run / run_record.FILE).write_text('{"config": ')
   with pytest.raises(UserError, match=r"run_config\.json cannot be read .*; without it the run"):
