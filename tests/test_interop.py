@@ -234,6 +234,10 @@ def test_tensors_beside_the_model(tmp_path):
   name = hf_folders.save(tmp_path / "wrapped", fields, wrapped)
   message = error(interop.open_hf, name, ignore=["v_head.*"])
   assert "begin with 'pretrained_model.', but lm_head.bias does not" in message
+  averages = {f"ema.{name}": x for name, x in weights.items()}
+  twice = hf_folders.save(tmp_path / "twice", fields, averages | weights)
+  assert "--ignore 'ema.*'` leaves it out" in error(interop.open_hf, twice)
+  assert interop.open_hf(twice, ignore=["ema.*"]).config.num_layers == 4
   found = interop.open_hf(name, ignore=ignore).params["ln_f"]["bias"].load()
   np.testing.assert_array_equal(found, weights["transformer.ln_f.bias"])
 

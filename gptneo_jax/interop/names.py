@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import fnmatch
 import logging
 import re
@@ -60,9 +61,9 @@ def plain_names(tensors: Mapping[str, Tensor], ignore: Sequence[str] = ()) -> di
 
 
 def _common_prefix(names, tensors: Mapping[str, Tensor]) -> str:
-  """What stands before the decoder's own names: 'model.', say."""
-  found = [match["before"] for name in names if (match := _DECODER.match(name))]
-  prefix = found[0] if found else ""
+  """What stands before most of the decoder's own names: 'model.', say; of equals the shortest."""
+  found = collections.Counter(m["before"] for name in names if (m := _DECODER.match(name)))
+  prefix = min(found, key=lambda prefix: (-found[prefix], len(prefix)), default="")
   other = next((name for name in names if not name.startswith(prefix)), None)
   if other is not None:
     file = next(iter(tensors.values())).file
