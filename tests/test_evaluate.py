@@ -222,13 +222,14 @@ def test_other_sources(checkpoint, tmp_path):
   assert configured["data"]["split"] == "validation"
 
 
-def test_tasks_and_their_items(checkpoint, corpus, tmp_path):
+def test_tasks_and_their_items(checkpoint, corpus, tmp_path, capsys):
   pytest.importorskip("lm_eval", reason="tasks need lm-evaluation-harness")
   report = run(
     checkpoint, tmp_path, "--tasks", "stdlib_cloze", "--limit", "3", "--log_samples",
     "--check_overlap", corpus,
   )  # fmt: skip
   assert 0 <= report["results"]["stdlib_cloze"]["acc"] <= 1
+  assert "\r" not in capsys.readouterr().err  # it is no terminal: no bars
   assert report["tasks"]["versions"].keys() == {"stdlib_cloze"}
   lines = (tmp_path / "out.samples.jsonl").read_text().splitlines()
   assert [json.loads(line)["task"] for line in lines] == ["stdlib_cloze"] * 3

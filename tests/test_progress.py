@@ -17,6 +17,7 @@ def minutes(monkeypatch):
   def start(bar, *args, **options):
     create(bar, *args, **options)
     bar._time = lambda: float(next(now))
+    bar.start_t = bar.last_print_t = bar._time()
 
   monkeypatch.setattr(tqdm.tqdm, "__init__", start)
 
@@ -46,6 +47,12 @@ def test_a_long_one_has_a_line_now_and_then(capsys, minutes):
     f"evaluating: {n}.00k tokens" for n in (2, 4, 6)
   ]
   assert "loss 2.5" in shown[-1]
+
+
+def test_a_job_shorter_than_its_delay_says_nothing(capsys):
+  with progress.progress_bar(total=3, delay=100) as bar:
+    bar.update(3)
+  assert lines(capsys) == []
 
 
 def test_nothing_done_or_switched_off_says_nothing(capsys):

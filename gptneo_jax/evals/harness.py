@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import pathlib
@@ -71,7 +72,7 @@ def evaluate_tasks(
       raise
     raise UserError("tasks need lm-evaluation-harness: pip install 'gptneo_jax[eval]'") from None
   wanted, choices = _expanded(tasks, task_data)
-  with _quiet():
+  with _quiet(), _no_bars_in_files():
     model = adapter.HarnessModel(lm, batch_size, seed)
     manager = _manager(wanted, include_path)
     report: dict[str, Any] = {"results": {}, "versions": {}, "num_fewshot": {}}
@@ -275,6 +276,26 @@ def _quiet() -> Iterator[None]:
     yield
   finally:
     logger.setLevel(before)
+
+
+@contextlib.contextmanager
+def _no_bars_in_files() -> Iterator[None]:
+  """Without a terminal no bars of the harness and of `datasets`: they are one long line there."""
+  if sys.stderr.isatty():
+    yield
+    return
+  import datasets
+  from lm_eval.api import task
+
+  bar, switched_off = task.tqdm, datasets.are_progress_bars_disabled()
+  task.tqdm = functools.partial(bar, disable=True)  # pyrefly: ignore[bad-assignment]
+  datasets.disable_progress_bars()
+  try:
+    yield
+  finally:
+    task.tqdm = bar
+    if not switched_off:
+      datasets.enable_progress_bars()
 
 
 @contextlib.contextmanager
