@@ -60,14 +60,14 @@ def find(name: epath.PathLike, step: int | str | None = None) -> tuple[str, int 
   """The folder and the step that `name` and `step` mean; step None: the newest, or not ours.
 
   Args:
-    name: a folder, a numbered checkpoint in one, or anything else, such as a hub id, which is given
-      back as it is.
+    name: a folder (`~` is the home), a numbered checkpoint in one, or anything else, such as a hub
+      id, which is given back as it is.
     step: a number, also as text, or 'best'.
 
   Raises:
     CheckpointError: no such step, or another one than the path says.
   """
-  name = str(name)
+  name = os.path.expanduser(str(name))
   path = epath.Path(name.rstrip("/"))
   if path.name.isdecimal() and (path / "params").is_dir() and not (path / "config.json").exists():
     if step is not None and str(step) != path.name:

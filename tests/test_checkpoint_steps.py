@@ -60,6 +60,13 @@ def test_a_checkpoint_is_meant_by_folder_step_or_path(run):
   assert find("EleutherAI/gpt-neo-125m") == ("EleutherAI/gpt-neo-125m", None)
 
 
+def test_home_in_the_path_of_a_checkpoint(run, monkeypatch):
+  monkeypatch.setenv("HOME", str(run.parent))
+  assert find(f"~/{run.name}") == (str(run), None)
+  assert find(f"~/{run.name}/200") == (str(run), 200)
+  assert gptneo_jax.load(f"~/{run.name}").config == CONFIG
+
+
 def test_what_is_not_there(run, tmp_path):
   for name, step, message in (
     (run, 7, r"no checkpoint 7 in .*; there are \[100, 200, 300, 400\]"),
