@@ -24,7 +24,7 @@ class _Lines(tqdm.tqdm):
     super().__init__(file=sys.stderr, **options)
 
   def display(self, msg: str | None = None, pos: int | None = None) -> None:
-    if self.n != self._shown and self._time() - self.start_t >= self.delay:
+    if self.n != self._shown and self.format_dict["elapsed"] >= self.delay:
       self._shown = self.n
       print(self, file=self.fp, flush=True)
 
