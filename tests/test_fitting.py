@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import neo_1p3b, tiny
-from gptneo_jax import advice, fitting, preflight, sections, sharding
+from gptneo_jax import advice, fitting, preflight, sections, sharding, train
 from gptneo_jax.compilation import TooLarge
 from gptneo_jax.errors import UserError
 from gptneo_jax.preflight import GIB
@@ -123,3 +123,20 @@ def test_other_failures_stay_what_they_are():
     with advice.when_out_of_memory(config, 1, V5E):
       raise error
   assert caught.value is error
+
+
+# --- in a run -------------------------------------------------------------------------------------
+
+
+def test_only_what_cannot_fit_is_refused():
+  stdlib = {"data.source": "stdlib", "data.path": "", "data.validation_path": ""}
+  config = fitting.apply(tiny.get_config(), stdlib)
+  data_config = sections.read(config).data
+  assert train._check_needs(config, data_config, "") == ""
+  batch = fitting.apply(config, {"batch_size": 2**20})
+  warning = train._check_needs(batch, data_config, "")
+  assert warning.startswith("this may run out of memory: by estimate a step needs about ")
+  assert "By estimate this fits: --config.grad_accumulation=" in warning
+  huge = fitting.apply(config, {"model.hidden_size": 30720, "model.num_layers": 64})
+  with pytest.raises(UserError, match=r"memory: a step needs about .*, and there are "):
+    train._check_needs(huge, data_config, "")

@@ -8,8 +8,9 @@ import jax
 import pytest
 from absl import flags
 
-from gptneo_jax import data, run_config, sections
+from gptneo_jax import data, fitting, run_config, sections
 from gptneo_jax.checkpoint import latest_step
+from gptneo_jax.compilation import TooLarge
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.errors import UserError
 from gptneo_jax.evals import validation
@@ -285,3 +286,25 @@ def test_two_programs_in_one_process():
   from gptneo_jax import plan, train
 
   assert train.main and plan.main and "workdir" not in flags.FLAGS
+
+
+def test_a_run_goes_on_in_less_where_the_compiler_finds_no_room(
+  config, tmp_path, monkeypatch, capsys
+):
+  """The first program is refused, as TPU's compiler would; the run says so and takes another."""
+  config.update(grad_accumulation=0, steps=2, eval_every=0)
+  config.model.remat = "auto"
+  compile_step, refused = fitting.compile_step, []
+
+  def refusing(chosen, *args):
+    if not refused:
+      refused.append(chosen)
+      raise TooLarge("Ran out of memory in memory space hbm.")
+    return compile_step(chosen, *args)
+
+  monkeypatch.setattr(fitting, "compile_step", refusing)
+  assert run(config, str(tmp_path / "run")) == 0
+  said = capsys.readouterr().out
+  assert "a batch in 1 part(s) (chosen) of 4 row(s) on a device, remat none (chosen)" in said
+  assert "the compiler found no room for that; a batch in " in said
+  assert latest_step(str(tmp_path / "run")) == 2 and refused[0].model.remat == "none"
