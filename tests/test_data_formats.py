@@ -120,6 +120,16 @@ def test_what_cannot_be_opened_is_named_and_counted_as_a_file(tmp_path, what):
   assert sum(bad_records.counts.values()) == 2
 
 
+def test_texts_that_begin_almost_like_something_else(tmp_path):
+  path = tmp_path / "a.txt"
+  for text in ("BZh is how it begins", "PK", "Rare", "PARable", "version 2", "[1]"):
+    path.write_text(text)
+    assert texts_of(path, "text") == [text]
+  path.write_bytes(bz2.compress(b""))
+  with pytest.raises(DataError, match=r"the train split holds no document$"):
+    texts_of(path, "text")
+
+
 def test_bad_records_and_lost_files_are_told_apart(tmp_path, caplog):
   (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{\n{"text": ""}\n{"txt": 1}\n')
   (tmp_path / "b.jsonl").write_bytes(gzip.compress(LINES.encode())[:-9])
@@ -231,6 +241,8 @@ def test_nested_text_key_and_what_a_missing_one_is_told(tmp_path):
   assert texts_of(path, text_key="a.b.c", on_bad_record="skip") == ["x"]
   path.write_text('{"a": {"b": "nested"}, "a.b": "flat"}\n{"a": {"b": "nested"}}\n')
   assert texts_of(path, text_key="a.b") == ["flat", "nested"]
+  with pytest.raises(DataError, match=r":1: no text: field 'a' is .* \(it is a dict\)"):
+    texts_of(path, text_key="a")
   with pytest.raises(DataError, match=r"the record has a, a\.b; data\.text_key names the field"):
     texts_of(path)
 

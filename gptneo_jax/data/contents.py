@@ -247,9 +247,13 @@ class _Packing(NamedTuple):
 
 # zstd's skippable frames, which pzstd writes first, begin with 50 to 5f.
 _SKIPPABLE = tuple(bytes([0x50 + number, 0x2A, 0x4D, 0x18]) for number in range(16))
+# Three letters could begin a text: with the level and the mark of a block, or of the end.
+_BZIP2 = tuple(
+  b"BZh%d%b" % (level, mark) for level in range(1, 10) for mark in (b"1AY&SY", b"\x17rE8P\x90")
+)
 _PACKINGS = (
   _Packing("zstd", (".zst", ".zstd"), (b"\x28\xb5\x2f\xfd", *_SKIPPABLE), _zstd_chunks),
   _Packing("gzip", (".gz",), (b"\x1f\x8b\x08",), _gzip_chunks),
   _Packing("xz", (".xz",), (b"\xfd7zXZ\0",), _xz_chunks),
-  _Packing("bzip2", (".bz2",), (b"BZh",), _bzip2_chunks),
+  _Packing("bzip2", (".bz2",), _BZIP2, _bzip2_chunks),
 )

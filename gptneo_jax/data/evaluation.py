@@ -41,7 +41,8 @@ def _documents(components, own_path, split, limit_documents, bad_records):
     raise DataError(
       f"{own_path} holds no document{passed_over}"
       if own_path
-      else f"the {split} split holds no document{passed_over}: raise data.{split}_fraction"
+      else f"the {split} split holds no document{passed_over}"
+      + ("" if split == "train" else f": raise data.{split}_fraction")
     )
   yield from itertools.islice(itertools.chain([first], documents), limit_documents or None)
   bad_records.log_summary()

@@ -159,7 +159,8 @@ def _elements(
             break
         except (json.JSONDecodeError, RecursionError) as error:
           if not (more and _may_go_on(error, text)):
-            raise LostFileError(f"invalid JSON from here on ({error})") from error
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else error
+            raise LostFileError(f"invalid JSON from here on ({reason})") from error
         read()
       place = end
       if number >= start and mine(number):
@@ -220,5 +221,7 @@ def _field(record: object, key: str) -> object:
 def _advice(record: object, text_key: str) -> str:
   if not isinstance(record, dict):
     return f"the record is a {type(record).__name__}, not an object with fields"
+  if (value := _field(record, text_key)) is not None:
+    return f"it is a {type(value).__name__}"
   names = ", ".join(itertools.islice(map(str, record), 10)) or "no fields"
   return f"the record has {names}; data.text_key names the field to read, as a.b if it is nested"
