@@ -145,11 +145,15 @@ def test_side_by_side_with_another_tokenizer_and_other_documents():
     tokenizer="fedcba9876543210", tasks__num_fewshot__lambada=0, arguments__limit=10,
     data__text_sha256="00",
   )  # fmt: skip
-  text = comparison.markdown([REPORT, other])
+  pile = {"pile_local": {"token_perplexity": 9.0, "bits_per_byte": 1.0}}
+  first = changed(results=REPORT["results"] | pile)
+  text = comparison.markdown([first, {**other, "results": other["results"] | pile}])
   table = rows(text)
   assert table["data perplexity"] == ["12.1820", "12.1820*"]
   assert table["data/Books\\|3 loss"] == ["3.2500", "3.2500*"]
   assert table["data bits_per_byte"] == ["1.2025", "1.2025"]
+  assert table["pile_local token_perplexity"] == ["9.0000", "9.0000*"]
+  assert table["pile_local bits_per_byte"] == ["1.0000", "1.0000"]
   assert table["lambada acc, 5 shots"] == ["0.5723", "-"]  # other examples, another row
   assert table["lambada acc, 0 shots"] == ["-", "0.5723"]
   for note in ("* Of another tokenizer", "The limits are not", "The documents are not"):
@@ -167,7 +171,7 @@ def test_a_comparison_is_written(tmp_path):
   assert {"task": "data", "metric": "loss", "shots": None, "values": [2.5, 2.5]} in content["rows"]
   assert (tmp_path / "both.md").read_text() == comparison.markdown([REPORT, other])
   assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
-  with pytest.raises(UserError, match="has no results"):
+  with pytest.raises(UserError, match="is no report"):
     report.read(str(path))
 
 
@@ -178,6 +182,8 @@ def test_what_is_not_finite_is_null(tmp_path):
     data__calibration=[{**REPORT["data"]["calibration"][0], "accuracy": -math.inf}],
   )  # fmt: skip
   report.write(bad, str(tmp_path / "r.json"))
+  (tmp_path / "old.json").write_text(json.dumps(bad))  # as it was written once, with NaN
+  assert report.read(str(tmp_path / "old.json")) == report.read(str(tmp_path / "r.json"))
 
   def refuse(name):
     raise AssertionError(name)
@@ -194,7 +200,9 @@ def test_what_is_not_finite_is_null(tmp_path):
   assert line == {"task": "lambada", "doc_id": 0, "logprob": None, "where": str(tmp_path)}
 
 
-@pytest.mark.parametrize("text", ["{", json.dumps({"loss": 1}), json.dumps([])])
+@pytest.mark.parametrize(
+  "text", ["{", json.dumps({"loss": 1}), json.dumps([]), json.dumps({"results": {}, "config": {}})]
+)
 def test_what_is_no_report_is_named(text, tmp_path):
   path = tmp_path / "other.json"
   path.write_text(text)

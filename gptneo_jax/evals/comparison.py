@@ -14,7 +14,7 @@ from gptneo_jax.evals import report_pictures
 
 _Report = Mapping[str, Any]
 # They depend on what a token is: only models of one tokenizer can be compared by them.
-_PER_TOKEN = ("loss", "perplexity", "token_perplexity", "accuracy", "tokens")
+_PER_TOKEN = ("loss", "perplexity", "accuracy", "tokens")  # of documents
 _COUNTS = ("documents", "tokens", "words", "bytes")
 _MARK = "*"
 
@@ -29,7 +29,8 @@ class Row(NamedTuple):
 
   @property
   def per_token(self) -> bool:
-    return self.task.partition("/")[0] == "data" and self.metric in _PER_TOKEN
+    of_data = self.task.partition("/")[0] == "data"
+    return self.metric == "token_perplexity" or (of_data and self.metric in _PER_TOKEN)
 
   @property
   def label(self) -> str:

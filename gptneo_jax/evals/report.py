@@ -25,6 +25,8 @@ _FIGURES = {
   "bytes": "{:,}",
 }
 
+_KEYS = {"arguments", "checkpoint", "model", "parameters", "results", "versions"}  # of each report
+
 
 def write(report: Mapping[str, Any], path: str) -> list[str]:
   """Writes FILE.json, FILE.md and, where there is something to draw, FILE.png; returns notes.
@@ -80,9 +82,12 @@ def read(path: str) -> dict[str, Any]:
     report = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
   except (OSError, ValueError) as error:
     raise UserError(f"{path} cannot be read: {error}") from None
-  if not isinstance(report, dict) or not isinstance(report.get("results"), dict):
-    raise UserError(f"{path} is no report of gptneo_jax.evaluate: it has no results")
-  return report
+  lacking = _KEYS - (report.keys() if isinstance(report, dict) else set())
+  if lacking:
+    raise UserError(
+      f"{path} is no report of gptneo_jax.evaluate: it lacks {', '.join(sorted(lacking))}"
+    )
+  return finite(report)
 
 
 # --- tables ---------------------------------------------------------------------------------------
