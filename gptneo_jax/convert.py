@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import sys
 from collections.abc import Sequence
 
 import tqdm
 
-from gptneo_jax import cli, interop
+from gptneo_jax import cli, interop, lora
 from gptneo_jax.progress import progress_bar
 
 _EXAMPLES = """\
@@ -35,7 +36,8 @@ def _hf_to_orbax(args: argparse.Namespace) -> int:
   with _Bar() as bar:
     model = interop.hf_to_orbax(
       args.source, args.destination, dtype=args.dtype, ignore=args.ignore,
-      tokenizer=not args.no_tokenizer, tokenizer_from=args.tokenizer, progress=bar.at,
+      change=_adapter(args.adapter), tokenizer=not args.no_tokenizer,
+      tokenizer_from=args.tokenizer, progress=bar.at,
     )  # fmt: skip
   config = model.config
   print(
@@ -49,10 +51,19 @@ def _orbax_to_hf(args: argparse.Namespace) -> int:
   with _Bar() as bar:
     interop.orbax_to_hf(
       args.source, args.destination, step=args.step, dtype=args.dtype,
-      tokenizer=not args.no_tokenizer, tokenizer_from=args.tokenizer, progress=bar.at,
+      change=_adapter(args.adapter), tokenizer=not args.no_tokenizer,
+      tokenizer_from=args.tokenizer, progress=bar.at,
     )  # fmt: skip
   print(f"{args.destination}: ready for transformers' from_pretrained")
   return 0
+
+
+def _adapter(folder: str | None):
+  """What is written in place of each parameter to merge an adapter; None without one."""
+  if folder is None:
+    return None
+  read = functools.cache(lambda config: lora.read_adapter(folder, config))
+  return lambda config, path, leaf: lora.merged(read(config), path, leaf)
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -149,6 +160,9 @@ def _parser() -> argparse.ArgumentParser:
       "--dtype",
       choices=("float32", "bfloat16", "float16"),
       help="type of the weights in DST; default the one they are stored in",
+    )
+    added.add_argument(
+      "--adapter", metavar="DIR", help="merge this LoRA adapter, in PEFT's form, into the weights"
     )
     tokenizer = added.add_mutually_exclusive_group()
     tokenizer.add_argument(

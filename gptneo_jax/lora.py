@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gptneo_jax.checkpoint_pieces import LazyArray
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.errors import UserError
 from gptneo_jax.interop import tables
@@ -86,6 +87,23 @@ def merge(params: dict[str, Any], adapter: Adapter) -> dict[str, Any]:
       lambda new, old: jnp.asarray(new, old.dtype), adapter.head, params["head"]
     )
   return merged
+
+
+def merged(adapter: Adapter, path: str, leaf: LazyArray) -> LazyArray:
+  """The parameter of that path with the adapter added to it, a layer at a time, as it is read."""
+  parent, _, name = path.rpartition("/")
+  if parent == "head" and adapter.head is not None:
+    head = np.asarray(adapter.head[name], leaf.dtype)
+    return dataclasses.replace(leaf, read=lambda _: head)
+  factors = _node(adapter.factors, path)
+  if not factors or name != "kernel":
+    return leaf
+
+  def read(i: int | None) -> np.ndarray:
+    a, b = (factors[side][i : i + 1] for side in "ab")
+    return np.asarray(_added(leaf.read(i)[None], a, b, adapter.scale))[0]
+
+  return dataclasses.replace(leaf, read=read)
 
 
 def read_adapter(folder: str | os.PathLike, config: ModelConfig) -> Adapter:

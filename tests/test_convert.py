@@ -3,10 +3,11 @@ import subprocess
 import sys
 
 import hf_folders
+import jax
 import numpy as np
 import pytest
 
-from gptneo_jax import cli, convert, engine, interop
+from gptneo_jax import cli, convert, engine, interop, lora
 from gptneo_jax.checkpoint_steps import saved_steps
 from gptneo_jax.errors import UserError
 from gptneo_jax.folder import load_config
@@ -55,6 +56,25 @@ def test_there_and_back(tmp_path, hf, capsys):
     "tokenizer.json",
     "tokenizer_config.json",
   ]
+
+
+def test_an_adapter_is_merged_on_the_way(tmp_path, hf):
+  """Both ways, with the weights that `load` gives with it."""
+  draw = lambda *shape: np.random.default_rng(shape).standard_normal(shape).astype(np.float32)  # noqa: E731
+  q = {"attn": {"q": {"a": draw(2, 24, 3), "b": draw(2, 3, 4, 6)}}}
+  factors = {"blocks": {"layer_0": q, "layer_1": q}}
+  adapter, plain = str(tmp_path / "adapter"), str(tmp_path / "plain")
+  lora.write_adapter(adapter, interop.open_hf(hf).config, lora.Adapter(2.0, factors))
+  convert.main(["hf-to-orbax", hf, str(tmp_path / "in"), "--adapter", adapter])
+  convert.main(["hf-to-orbax", hf, plain])
+  convert.main(["orbax-to-hf", plain, str(tmp_path / "out"), "--adapter", adapter])
+  expected = engine.load(hf, adapter=adapter).params
+  for folder in ("in", "out"):
+    found = engine.load(str(tmp_path / folder)).params
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), found, expected)
+  q = [engine.load(f).params["blocks"]["layer_1"]["attn"]["q"]["kernel"] for f in (hf, plain)]
+  assert np.abs(q[0] - expected["blocks"]["layer_1"]["attn"]["q"]["kernel"]).min(0).max() > 1
+  np.testing.assert_array_equal(*q)
 
 
 def test_a_tokenizer_from_elsewhere(tmp_path, hf, capsys):

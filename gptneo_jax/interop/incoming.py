@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 
@@ -101,6 +102,7 @@ def hf_to_orbax(
   *,
   dtype: str | None = None,
   ignore: Sequence[str] = (),
+  change: Callable[[ModelConfig, str, LazyArray], LazyArray] | None = None,
   tokenizer: bool = True,
   tokenizer_from: str | None = None,
   progress: Callable[[int, int], object] = lambda done, total: None,
@@ -112,6 +114,7 @@ def hf_to_orbax(
   Args:
     source, dtype, ignore: as in `open_hf`.
     destination: a folder that is empty or not there yet.
+    change: told the model and each parameter's path, gives what is written in its place.
     tokenizer: False to do without: else a source that has none is refused.
     tokenizer_from: folder or hub id whose tokenizer is taken; default the source's own.
     progress: told the bytes written so far, and in all.
@@ -122,6 +125,12 @@ def hf_to_orbax(
   model = open_hf(source, dtype, ignore)
   if tokenizer and tokenizer_from is None and not model.has_tokenizer:
     raise UserError(no_tokenizer(source))
+  if change is not None:
+    params = jax.tree_util.tree_map_with_path(
+      lambda keys, leaf: change(model.config, "/".join(key.key for key in keys), leaf),
+      model.params,
+    )
+    model = dataclasses.replace(model, params=params)
   leaves = _leaves(model.params)
   total, done = sum(leaf.nbytes for leaf in leaves), 0
 

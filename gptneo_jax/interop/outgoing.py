@@ -53,6 +53,7 @@ def orbax_to_hf(
   *,
   step: int | str | None = None,
   dtype: str | None = None,
+  change: Callable[[ModelConfig, str, LazyArray], LazyArray] | None = None,
   tokenizer: bool = True,
   tokenizer_from: str | None = None,
   progress: Callable[[int, int], object] = lambda done, total: None,
@@ -66,6 +67,7 @@ def orbax_to_hf(
     destination: a folder that is empty or not there yet.
     step: which checkpoint, a number or 'best'; default the newest.
     dtype: 'float32', 'bfloat16' or 'float16', to have another type than the one stored.
+    change: told the model and each parameter's path, gives what is written in its place.
     tokenizer: False to do without: else a source that has none is refused.
     tokenizer_from: folder or hub id whose tokenizer is taken; default the source's own.
     progress: told the bytes written so far, and in all.
@@ -81,6 +83,8 @@ def orbax_to_hf(
   leaves = open_params(source, step)
   shapes = tables.leaf_shapes(config)
   _check(source, leaves, shapes, config.vocab_size)
+  if change is not None:
+    leaves = {path: change(config, path, leaf) for path, leaf in leaves.items()}
   if tokenizer and tokenizer_from is None and not (source / "tokenizer.json").is_file():
     raise UserError(no_tokenizer(source))
   config = config.replace(param_dtype=dtype or config.param_dtype)

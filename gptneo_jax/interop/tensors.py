@@ -118,8 +118,8 @@ def refuse_adapter(folder: pathlib.Path) -> None:
   """Raises UserError where a folder holds PEFT's files."""
   if any(folder.glob("adapter_model.*")) or (folder / "adapter_config.json").is_file():
     raise UserError(
-      f"{folder} holds an adapter, not a model: gptneo_jax.load(MODEL, adapter=FOLDER) takes it,"
-      " with the model that it was trained on"
+      f"{folder} holds an adapter, not a model: --adapter takes it, with the model that it was"
+      " trained on"
     )
 
 
