@@ -91,15 +91,24 @@ def test_a_bad_record_of_one_host_ends_both(settings, one_device, tmp_path):
   """Of the second's streams, far in: the first is waiting for the second's gradients by then."""
   shards = tmp_path / "shards"
   shards.mkdir()
-  lines = [json.dumps({"text": f"a text of a few words, number {n}"}) for n in range(400)]
+  lines = [json.dumps({"text": f"a text of a few words, number {n}"}) for n in range(100)]
   for stream in range(8):
     bad = ["{"] if stream == 6 else []
-    (shards / f"{stream}.jsonl").write_text("\n".join([*lines[:300], *bad, *lines[300:]]) + "\n")
+    (shards / f"{stream}.jsonl").write_text("\n".join([*lines[:40], *bad, *lines[40:]]) + "\n")
+  with (shards / "7.jsonl").open(
+    "a"
+  ) as file:  # so much that nobody counts it before the first step
+    file.writelines([json.dumps({"text": "a text of many words " * 400}) + "\n"] * 4000)
   settings = settings | {"data__path": f"{shards}/*.jsonl", "data__tokenizer": one_device}
-  settings |= {"steps": 10_000, "checkpoint_every": 0, "log_every": 1000}
+  settings |= {
+    "steps": 10_000,
+    "data__shuffle_window": 16,
+    "checkpoint_every": 0,
+    "log_every": 1000,
+  }
   statuses, outputs = two_hosts(train_runs.train_command(tmp_path / "run", **settings))
   assert statuses == [1, 1], outputs
   for _, err in outputs:
     assert "error on process 1 (" in err.splitlines()[-1]
-    assert f"{shards}/6.jsonl:301" in err.splitlines()[-1]
+    assert f"{shards}/6.jsonl:41" in err.splitlines()[-1]
     assert "Traceback" not in err
