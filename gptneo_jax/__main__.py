@@ -4,19 +4,23 @@ import ast
 import pathlib
 import sys
 
+from gptneo_jax import cli
+from gptneo_jax.errors import UserError
+
 _PROGRAMS = ("train", "plan", "convert", "generate", "evaluate")
 
 
-def main() -> None:
+def main() -> int:
   """Lists the programs, each with the first line of its own text."""
   if sys.argv[1:2] and sys.argv[1] in _PROGRAMS:
-    sys.exit(f"error: python -m gptneo_jax.{sys.argv[1]}, with a dot")
+    raise UserError(f"python -m gptneo_jax.{sys.argv[1]}, with a dot")
   print(__doc__, end="\n\n")
   for program in _PROGRAMS:
     source = pathlib.Path(__file__).with_name(f"{program}.py").read_text(encoding="utf-8")
     first, *_ = (ast.get_docstring(ast.parse(source)) or "").splitlines()
     print(f"  python -m gptneo_jax.{program:10}{first}")
+  return 0
 
 
 if __name__ == "__main__":
-  main()
+  cli.guarded(main)

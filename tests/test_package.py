@@ -9,6 +9,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import gptneo_jax
+from gptneo_jax import cli
 
 
 def python(*arguments: str, path: str = "") -> subprocess.CompletedProcess:
@@ -75,11 +76,16 @@ def test_the_package_lists_its_programs(repository):
   listed = python("-m", "gptneo_jax")
   assert listed.returncode == 0, listed.stderr
   programs = {
-    file.stem for file in (repository / "gptneo_jax").glob("*.py") if "\n  cli." in file.read_text()
+    file.stem
+    for file in (repository / "gptneo_jax").glob("*.py")
+    if "\n  cli." in file.read_text(encoding="utf-8") and file.stem != "__main__"
   }
   assert programs >= {"train", "plan", "convert", "evaluate", "generate"}
   for program in programs:
     assert f"python -m gptneo_jax.{program} " in listed.stdout
+  piped = f"set -o pipefail; {sys.executable} -m gptneo_jax | true"
+  ended = subprocess.run(["bash", "-c", piped], capture_output=True, text=True, cwd=repository)
+  assert (ended.returncode, ended.stderr) == (cli.EXIT_CLOSED_PIPE, "")
   mistaken = python("-m", "gptneo_jax", "train", "--config", "configs/tiny.py")
   assert mistaken.returncode == 1
   assert mistaken.stderr == "error: python -m gptneo_jax.train, with a dot\n"
