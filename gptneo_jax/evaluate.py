@@ -301,12 +301,13 @@ def _check_model(args: argparse.Namespace, lm: engine.LanguageModel) -> None:
       " with int8 weights alone; give --quantise int8, or --answers"
     )
   tokenizer = require_tokenizer(lm, "evaluate")
-  ids = data.vocabulary_size(tokenizer)
-  if ids > lm.config.vocab_size:
+  try:
+    data.check_vocabulary(tokenizer, lm.config.vocab_size)
+  except data.DataError as error:
+    found = str(error).partition(":")[0]
     raise UserError(
-      f"{args.tokenizer or args.checkpoint}: the tokenizer has {ids} ids and the model"
-      f" {lm.config.vocab_size}: it is the tokenizer of another model"
-    )
+      f"{args.tokenizer or args.checkpoint}: it is the tokenizer of another model: {found}"
+    ) from None
   positions = lm.config.max_position_embeddings
   seq_len = args.seq_len or positions
   if seq_len > positions:
