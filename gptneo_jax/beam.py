@@ -18,7 +18,7 @@ import numpy as np
 from gptneo_jax import cache as caches
 from gptneo_jax import sampling
 from gptneo_jax.config import ModelConfig
-from gptneo_jax.decode import Task, read_prompt
+from gptneo_jax.decode import BAD_LOGITS, BAD_SCORES, Task, not_finite, read_prompt
 from gptneo_jax.incremental import extend, unembed
 from gptneo_jax.sampling import History
 from gptneo_jax.stops import StopTable
@@ -45,6 +45,7 @@ class BeamContinuation(NamedTuple):
   count_B: np.ndarray
   scores_B: np.ndarray
   kept: dict[str, np.ndarray]
+  fault: int = 0
 
 
 class _Settings(NamedTuple):
@@ -59,9 +60,11 @@ class _Settings(NamedTuple):
 
 
 class _Sequences(NamedTuple):
-  """Beams of any number, in an axis after B: ids, tokens' log-probabilities, state of stops."""
+  """Beams of any number, in an axis after B: ids, new tokens, their log-probabilities, state of
+  stops."""
 
   ids_BxMxS: jax.Array
+  length_BxM: jax.Array
   logprobs_BxMxS: jax.Array
   stop_BxM: jax.Array
 
@@ -75,6 +78,7 @@ class _State(NamedTuple):
   is_done_BxM: jax.Array
   improvable_B: jax.Array
   stuck: jax.Array  # no beam can go on
+  fault: jax.Array  # of the last step (decode.py); the loop ends with one
   cache: caches.Cache
 
 
@@ -94,24 +98,28 @@ def run(config: ModelConfig, layered: Any, task: Task, beams: Beams) -> BeamCont
 
   def sequences():  # two of these are carried: each array is its own
     return _Sequences(
-      jnp.asarray(ids_BxMxS), jnp.zeros((B, M, S)), jnp.asarray(np.repeat(stop_B[:, None], M, 1))
-    )
+      jnp.asarray(ids_BxMxS), jnp.zeros((B, M), jnp.int32), jnp.zeros((B, M, S)),
+      jnp.asarray(np.repeat(stop_B[:, None], M, 1)),
+    )  # fmt: skip
 
   state = _State(
     jnp.int32(W), sequences(), jnp.full((B, M), _OUT).at[:, 0].set(0.0), sequences(),
-    jnp.full((B, M), _OUT), jnp.zeros((B, M), bool), jnp.ones(B, bool), jnp.array(False), cache,
+    jnp.full((B, M), _OUT), jnp.zeros((B, M), bool), jnp.ones(B, bool), jnp.array(False),
+    jnp.int32(0), cache,
   )  # fmt: skip
   eos = max(1, len(task.eos))
-  ids, logprobs, scores, counts = _search(
+  done, scores, fault = _search(
     config, task.plan.stages, task.sample, M, max(2, 1 + eos) * M, beams.early_stopping, layered,
     settings, state,
   )  # fmt: skip
   R = beams.returned
   flat = lambda x: np.asarray(x)[:, :R].reshape(B * R, *x.shape[2:])  # noqa: E731
-  count_B = flat(counts)
+  count_B = flat(done.length_BxM)
   new = slice(W, W + int(count_B.max()))
-  kept = {"logprobs": flat(logprobs)[:, : count_B.max()]} if "logprobs" in task.outputs else {}
-  return BeamContinuation(flat(ids)[:, new], count_B, flat(scores), kept)
+  kept = {}
+  if "logprobs" in task.outputs:
+    kept["logprobs"] = flat(done.logprobs_BxMxS)[:, : count_B.max()]
+  return BeamContinuation(flat(done.ids_BxMxS)[:, new], count_B, flat(scores), kept, int(fault))
 
 
 @functools.partial(jax.jit, static_argnames="times")
@@ -125,16 +133,14 @@ def _repeat(cache, times):
 def _search(config, stages, sample, M, K, early_stopping, layered, settings, state):
   def unfinished(state: _State):
     everything_done = state.is_done_BxM.all() & (early_stopping is True)
-    return state.improvable_B.any() & ~everything_done & ~state.stuck
+    going_on = state.improvable_B.any() & ~everything_done & ~state.stuck
+    return going_on & (state.fault == 0)
 
   def step(state: _State):
     return _step(config, stages, sample, M, K, early_stopping, layered, settings, state)
 
   state = jax.lax.while_loop(unfinished, step, state)
-  done = state.done
-  # A finished beam's tokens are those with a log-probability written down: never exactly 0.
-  counts_BxM = (done.logprobs_BxMxS != 0).sum(-1)
-  return done.ids_BxMxS, done.logprobs_BxMxS, state.done_score_BxM, counts_BxM
+  return state.done, state.done_score_BxM, state.fault
 
 
 def _take(tree, index_BxK: jax.Array):
@@ -153,11 +159,15 @@ def _step(
   hidden_DxNx1, cache = extend(
     config, layered, state.cache, last_Nx1, column, jnp.int32(1), settings.start_N
   )
-  log_NxV = jax.nn.log_softmax(unembed(config, layered, hidden_DxNx1[:, :, 0]))
+  logits_NxV = unembed(config, layered, hidden_DxNx1[:, :, 0])
+  log_NxV = jax.nn.log_softmax(logits_NxV)
   history = History(ids_NxS, settings.start_N, state.end, settings.prompt_width)
   log_NxV = sampling.apply(stages, settings.values, history, log_NxV)
   token_BxMxV = log_NxV.reshape(B, M, V)
   sum_BxMV = (token_BxMxV + state.running_score_BxM[:, :, None]).reshape(B, M * V)
+  best_B = sum_BxMV.max(-1)  # NaN if any is
+  fault = jnp.where((jnp.isfinite(best_B) | ~state.improvable_B).all(), 0, BAD_SCORES)
+  fault = jnp.where(not_finite(stages, logits_NxV).any(), BAD_LOGITS, fault)
 
   # The best K continuations, or K drawn without replacement.
   number = state.end - settings.prompt_width
@@ -178,10 +188,9 @@ def _step(
   if settings.stops is not None:
     hit_BxK, stop_BxK = settings.stops.step(stop_BxK, new_BxK)
     ends_BxK |= hit_BxK
-  # Told apart from places without a token, where there stands 0.
-  logprob_BxK = jnp.where(logprob_BxK == 0, -1e-30, logprob_BxK)
   top = _Sequences(
     jax.lax.dynamic_update_slice_in_dim(top.ids_BxMxS, new_BxK[..., None], state.end, axis=2),
+    jnp.full_like(top.length_BxM, number + 1),
     jax.lax.dynamic_update_slice_in_dim(top.logprobs_BxMxS, logprob_BxK[..., None], number, 2),
     stop_BxK,
   )
@@ -214,5 +223,5 @@ def _step(
   improvable_B = state.improvable_B & (best_B[:, None] > worst_BxM).any(-1)
   return _State(
     state.end + 1, running, running_score_BxM, done, done_score_BxM, is_done_BxM, improvable_B,
-    ends_BxK.all(), caches.reorder(cache, parent_N),
+    ends_BxK.all(), fault, caches.reorder(cache, parent_N),
   )  # fmt: skip

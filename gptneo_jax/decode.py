@@ -27,6 +27,8 @@ from gptneo_jax.sharding import constrain
 from gptneo_jax.stops import StopTable
 
 _CHUNKS = (512, 64)  # tokens of a prompt read at once: of each length as many as fit
+# What may be wrong with a step: 0 is nothing.
+BAD_LOGITS, BAD_SCORES, BAD_GUESSES = 1, 2, 3
 _TOKENS_AT_ONCE = 8192  # of all rows: bounds the memory of their attention scores
 
 
@@ -80,15 +82,20 @@ class State(NamedTuple):
   count_B: jax.Array  # new tokens of each row, its end of text included
   stop_B: jax.Array  # state of the stop strings
   kept: dict[str, jax.Array]  # logprobs S x B, scores and logits S x B x V
+  fault: jax.Array  # of the last step; the loop ends with one
   cache: caches.Cache
 
 
 class Continuation(NamedTuple):
-  """New ids, B x N, padded behind count_B; and what was asked to be kept: B x N, or N x B x V."""
+  """New ids, B x N, padded behind count_B; and what was asked to be kept: B x N, or N x B x V.
+
+  fault: 0, or why the ids mean nothing: BAD_LOGITS, BAD_SCORES or BAD_GUESSES.
+  """
 
   ids_BxN: np.ndarray
   count_B: np.ndarray
   kept: dict[str, np.ndarray]
+  fault: int = 0
 
 
 class Stream:
@@ -101,8 +108,10 @@ class Stream:
 
   @property
   def finished(self) -> bool:
-    return self._end == self.task.width + self.task.new_tokens or bool(
-      np.asarray(self._state.done_B).all()
+    return (
+      self._end == self.task.width + self.task.new_tokens
+      or bool(np.asarray(self._state.done_B).all())
+      or bool(self._state.fault)
     )
 
   def advance(self, tokens: int | None = None) -> None:
@@ -123,8 +132,9 @@ class Stream:
     if "logprobs" in kept:
       kept["logprobs"] = kept["logprobs"].T
     return Continuation(
-      np.asarray(self._state.ids_RxS)[:B, width:end], np.asarray(self._state.count_B), kept
-    )
+      np.asarray(self._state.ids_RxS)[:B, width:end], np.asarray(self._state.count_B), kept,
+      int(self._state.fault),
+    )  # fmt: skip
 
 
 def run(config: ModelConfig, layered: Any, task: Task) -> Continuation:
@@ -209,7 +219,7 @@ def _begin(config: ModelConfig, layered: Any, task: Task) -> tuple[Settings, Sta
   state = State(
     jnp.asarray(ids_RxS), jnp.int32(task.width), jnp.zeros(B, bool), jnp.zeros(B, jnp.int32),
     jnp.asarray(stop_state_B), {name: jnp.zeros(shapes[name]) for name in sorted(task.outputs)},
-    cache,
+    jnp.int32(0), cache,
   )  # fmt: skip
   return settings, state
 
@@ -259,7 +269,7 @@ def _advance(config, stages, sample, layered, settings, state, until):
   """Steps until column `until` is reached, or every row is done."""
 
   def unfinished(state: State):
-    return (state.end < until) & ~state.done_B.all()
+    return (state.end < until) & ~state.done_B.all() & (state.fault == 0)
 
   step = functools.partial(_step, config, stages, sample, layered, settings)
   state = jax.lax.while_loop(unfinished, step, state)
@@ -280,6 +290,10 @@ def _step(config, stages, sample, layered, settings: Settings, state: State) -> 
   logits_BxV, unguided = logits_RxV[:B], logits_RxV[B:]
   history = History(state.ids_RxS[:B], settings.start_R[:B], state.end, settings.prompt_width)
   scores_BxV = sampling.apply(stages, settings.values, history, logits_BxV, unguided)
+  alive_B = ~state.done_B
+  bad_logits = not_finite(stages, logits_RxV) & jnp.tile(alive_B, len(logits_RxV) // B)
+  fault = jnp.where((~jnp.isfinite(scores_BxV.max(-1)) & alive_B).any(), BAD_SCORES, 0)
+  fault = jnp.where(bad_logits.any(), BAD_LOGITS, fault)
   number = state.end - settings.prompt_width
   keys_B = jax.vmap(jax.random.fold_in, (0, None))(settings.keys_B, number)
   token_B = sampling.choose(keys_B, scores_BxV, sample)
@@ -304,5 +318,13 @@ def _step(config, stages, sample, layered, settings: Settings, state: State) -> 
     state.count_B + ~state.done_B,
     stop_B,
     kept,
+    fault,
     cache,
   )
+
+
+def not_finite(stages: Sequence[sampling.Stage], logits_NxV: jax.Array) -> jax.Array:
+  """Which rows have NaN, or infinity for their largest logit, bool N; none if a stage mends it."""
+  if any(stage.name == "remove_invalid_values" for stage in stages):
+    return jnp.zeros(len(logits_NxV), bool)
+  return ~jnp.isfinite(logits_NxV.max(-1))

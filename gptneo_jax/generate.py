@@ -14,14 +14,17 @@ say how to sample mean that it is to be sampled.
 from __future__ import annotations
 
 import argparse
+import codecs
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
-from gptneo_jax import cli, engine
+from gptneo_jax import chat, cli, engine, generation
+from gptneo_jax.data import load_tokenizer
 from gptneo_jax.errors import UserError
+from gptneo_jax.generation import Generation
 
 _BATCH = 8
 _INTEGERS = {
@@ -80,23 +83,32 @@ def _run(args: argparse.Namespace) -> None:
   elif not args.prompt and not args.prompts:
     raise UserError("no prompt; give --prompt TEXT, --prompt - for standard input, or --prompts")
   prompts = [] if args.chat else list(_prompts(args))
-  lm = engine.load(args.checkpoint, args.dtype, quantise=args.quantise, step=args.step)
+  lm = engine.load(
+    args.checkpoint, args.dtype, adapter=args.adapter, quantise=args.quantise, step=args.step
+  )
+  if args.tokenizer:
+    lm.tokenizer = load_tokenizer(args.tokenizer)
   if args.ignore_generation_config:
     lm.generation_config = {}
   if args.assistant:
     options["assistant_model"] = engine.load(args.assistant, args.dtype)
   if args.chat:
-    _chat(lm, options, args)
-  elif args.output == "stream":
-    for prompt in prompts:
-      print(prompt, end="", flush=True)
-      for piece in lm.stream(prompt, seed=args.seed, **options):
-        print(piece, end="", flush=True)
-      print(flush=True)
-  else:
-    show = _as_json if args.output == "jsonl" else _as_text
-    for start in range(0, len(prompts), args.batch_size):
-      show(lm, prompts[start : start + args.batch_size], args.seed, options)
+    chat.talk(lm, chat.Format.parse(args.chat_format), options, args.seed)
+    return
+  _check_lengths(lm, prompts, options)
+  if args.output == "stream":
+    _stream(lm, prompts, args.seed, options)
+    return
+  merged = {**lm.generation_config, **options}
+  guessed = "assistant_model" in merged or "prompt_lookup_num_tokens" in merged
+  for start in range(0, len(prompts), args.batch_size):
+    texts = [prompt.text for prompt in prompts[start : start + args.batch_size]]
+    logprobs = args.output == "jsonl" and not guessed
+    result = lm.generate(texts, seed=args.seed, output_logprobs=logprobs, **options)
+    if args.output == "jsonl":
+      _as_json(texts, result)
+    else:
+      _as_text(texts, result, start, len(prompts))
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
@@ -117,17 +129,18 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
   return options
 
 
-def _prompts(args: argparse.Namespace) -> Iterator[str]:
-  for prompt in args.prompt or []:
-    yield sys.stdin.read() if prompt == "-" else prompt
+class _Prompt(NamedTuple):
+  where: str  # for messages
+  text: str
+
+
+def _prompts(args: argparse.Namespace) -> Iterator[_Prompt]:
+  for text in args.prompt or []:
+    yield _checked("--prompt", _read("-") if text == "-" else text)
   if not args.prompts:
     return
-  path = pathlib.Path(args.prompts)
-  try:
-    text = sys.stdin.read() if args.prompts == "-" else path.read_text(encoding="utf-8")
-  except (OSError, UnicodeDecodeError) as error:
-    raise UserError(f"--prompts {args.prompts}: cannot be read: {error}") from None
-  for number, line in enumerate(text.splitlines(), 1):
+  # Lines end at line feeds: other separators may stand inside JSON's strings.
+  for number, line in enumerate(_read(args.prompts).split("\n"), 1):
     if not line.strip():
       continue
     where = f"{args.prompts}:{number}"
@@ -135,26 +148,76 @@ def _prompts(args: argparse.Namespace) -> Iterator[str]:
       value = json.loads(line)
     except ValueError as error:
       raise UserError(f"{where}: not JSON: {error}") from None
-    prompt = value.get("prompt") if isinstance(value, dict) else value
-    if not isinstance(prompt, str):
+    text = value.get("prompt") if isinstance(value, dict) else value
+    if not isinstance(text, str):
       raise UserError(f'{where}: neither a text nor an object with the text "prompt"')
-    if not prompt:
-      raise UserError(f"{where}: the prompt is empty")
-    yield prompt
+    yield _checked(where, text)
 
 
-def _as_text(lm: engine.LanguageModel, prompts: list[str], seed: int, options: dict) -> None:
-  result = lm.generate(prompts, seed=seed, **options)
+def _checked(where: str, text: str) -> _Prompt:
+  try:
+    text.encode()
+  except UnicodeEncodeError as error:
+    wrong = text[error.start]
+    raise UserError(f"{where}: {wrong!a} is half a character, and no text") from None
+  return _Prompt(where, text)
+
+
+def _read(name: str) -> str:
+  """The text of a file, or of standard input for '-'; UTF-8, whatever the terminal's encoding."""
+  try:
+    if name == "-" and sys.stdin.isatty():
+      return sys.stdin.read()
+    content = (
+      sys.stdin.buffer.read() if name == "-" else pathlib.Path(name).expanduser().read_bytes()
+    )
+    utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if utf_16 else "utf-8-sig")
+  except OSError as error:
+    raise UserError(f"{name}: cannot be read: {error.strerror}") from None
+  except UnicodeDecodeError as error:
+    name = "standard input" if name == "-" else name
+    line = error.object[: error.start].count(b"\n") + 1
+    raise UserError(
+      f"{name}:{line}: byte 0x{error.object[error.start]:02x} is not UTF-8; convert it, as with"
+      " iconv -f latin1 -t utf-8"
+    ) from None
+
+
+def _check_lengths(lm: engine.LanguageModel, prompts: list[_Prompt], options: dict) -> None:
+  """Raises UserError, with its line, for a prompt that is too long, before any is continued."""
+  for where, text in prompts:
+    try:
+      generation.check(lm, text, options)
+    except UserError as error:
+      raise UserError(f"{where}: {str(error).removeprefix('generate: ')}") from None
+
+
+def _stream(lm: engine.LanguageModel, prompts: list[_Prompt], seed: int, options: dict) -> None:
+  for number, prompt in enumerate(prompts, 1):
+    _divide(number, len(prompts))
+    print(prompt.text, end="", flush=True)
+    for piece in lm.stream(prompt.text, seed=seed, **options):
+      print(piece, end="", flush=True)
+    print(flush=True)
+
+
+def _divide(number: int, count: int) -> None:
+  """A line before each of several texts, which may hold any lines."""
+  if count > 1:
+    print(f"--- {number} of {count} ---", flush=True)
+
+
+def _as_text(prompts: list[str], result: Generation, done: int, count: int) -> None:
   assert result.texts is not None  # without a tokenizer a prompt of text is refused
   each = len(result.texts) // len(prompts)
   for b, text in enumerate(result.texts):
+    _divide(done * each + b + 1, count * each)
     print(prompts[b // each] + text, flush=True)
 
 
-def _as_json(lm: engine.LanguageModel, prompts: list[str], seed: int, options: dict) -> None:
+def _as_json(prompts: list[str], result: Generation) -> None:
   """One object a line: prompt, text, tokens, and their log-probabilities where they are known."""
-  guessed = "assistant_model" in options or "prompt_lookup_num_tokens" in options
-  result = lm.generate(prompts, seed=seed, output_logprobs=not guessed, **options)
   assert result.texts is not None and result.lengths is not None
   each = len(result.texts) // len(prompts)
   width = result.sequences.shape[1] - int(result.lengths.max())
@@ -170,64 +233,7 @@ def _as_json(lm: engine.LanguageModel, prompts: list[str], seed: int, options: d
       row["logprob"] = round(float(result.logprobs[b, :n].sum()), 6)
     if result.sequences_scores is not None:
       row["score"] = round(float(result.sequences_scores[b]), 6)
-    print(json.dumps(row, ensure_ascii=False), flush=True)
-
-
-def _chat(lm: engine.LanguageModel, options: dict[str, Any], args: argparse.Namespace) -> None:
-  """Turns of a talk, until the end of input; /reset forgets what was said."""
-  turn, _, answer = args.chat_format.partition("{message}")
-  if not turn or not answer:
-    raise UserError("--chat_format has no {message} with something before and behind it")
-  stop = "\n" + turn.strip()
-  stops = [*options.get("stop_strings", []), stop]
-  room = options.get("max_new_tokens", 128)
-  options = {**options, "stop_strings": stops, "max_new_tokens": room}
-  ask = _asker(sys.stdin.isatty())
-  past: list[str] = []
-  number = 0
-  while (message := ask()) is not None:
-    if message.strip() == "/reset":
-      past = []
-      continue
-    if not message.strip():
-      continue
-    past.append(turn + message + answer)
-    while len(past) > 1 and not _fits(lm, past, room):
-      past = past[2:]  # a question and its answer
-    said, shown = "", 0
-    for piece in lm.stream("".join(past), seed=args.seed + number, **options):
-      said += piece
-      # What may become the next turn's beginning is not shown before it is known not to.
-      safe = max(shown, len(said) - _held(said, stop))
-      print(said[shown:safe], end="", flush=True)
-      shown = safe
-    said = said.partition(stop)[0]
-    print(said[shown:], flush=True)
-    past.append(said + "\n")
-    number += 1
-
-
-def _held(text: str, stop: str) -> int:
-  """How much of the end of `text` may be the beginning of `stop`."""
-  return next((n for n in range(len(stop), 0, -1) if text.endswith(stop[:n])), 0)
-
-
-def _fits(lm: engine.LanguageModel, past: list[str], room: int) -> bool:
-  return len(lm.tokenizer("".join(past)).input_ids) + room <= lm.config.max_position_embeddings
-
-
-def _asker(terminal: bool) -> Callable[[], str | None]:
-  def ask() -> str | None:
-    if terminal:
-      try:
-        return input("> ")
-      except EOFError:
-        print()
-        return None
-    line = sys.stdin.readline()
-    return line.rstrip("\n") if line else None
-
-  return ask
+    print(json.dumps(row, ensure_ascii=False, allow_nan=False), flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -241,12 +247,16 @@ def _parser() -> argparse.ArgumentParser:
     help="checkpoint folder, such as a run's --workdir; a Hugging Face folder or hub id works too",
   )  # fmt: skip
   add("--step", metavar="N|best", help="which checkpoint, 'best' by eval/loss; default the newest")
+  add("--tokenizer", metavar="DIR_OR_ID", help="in place of the one in the checkpoint's folder")
+  add("--adapter", metavar="DIR", help="LoRA adapter in PEFT's form, merged into the weights")
   add("--prompt", action="append", metavar="TEXT", help="'-' reads standard input; may be repeated")
   add("--prompts", metavar="FILE", help="JSON lines: texts, or objects with \"prompt\"; '-' too")
-  add("--chat", action="store_true", help="talk in the terminal; /reset forgets, Ctrl-D ends")
+  add("--chat", action="store_true", help="talk in the terminal; /help lists commands")
   add(
-    "--chat_format", default="User: {message}\nAssistant:", metavar="TEXT",
-    help="how a turn is put to the model; default 'User: {message}\\nAssistant:'",
+    "--chat_format", default=chat.FORMAT, metavar="TEXT",
+    help="how a turn is put to the model, \\n for a new line; default 'User: {message}\\n"
+    "Assistant:{answer}\\n'; for models whose turns the end of text divides"
+    " '{message}<|endoftext|>{answer}<|endoftext|>'",
   )  # fmt: skip
   add("--output", choices=("text", "jsonl", "stream"), default="text", help="default text")
   add("--batch_size", type=int, default=_BATCH, metavar="N", help="prompts at once; default 8")

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from gptneo_jax import beam, decode, speculative
+from gptneo_jax import beam, decode, speculative, weights
+from gptneo_jax.detokenization import TextStream, new_text
 from gptneo_jax.errors import UserError
 from gptneo_jax.matmul import exact_products
 from gptneo_jax.sampling import GenerationOptions
@@ -30,7 +31,8 @@ class Generation(NamedTuple):
 
   sequences: int32 B x T as transformers lays them out: the prompts, padded on the left to one
     length, then the new tokens, padded on the right behind the end of text.
-  texts: the new text of each, without special tokens; None where there is no tokenizer.
+  texts: the new text of each, without special tokens: what it adds to the prompt when both are
+    decoded together; None where there is no tokenizer.
   logprobs: float32 B x N, of each new token under the scores that it was chosen by (transformers'
     compute_transition_scores, normalised), 0 behind the end; with output_logprobs.
   scores: float32 N x B x V, logits after all processors and filters; with output_scores.
@@ -73,6 +75,16 @@ def generate(
     return _generation(model, task, batch, decode.run(model.config, model.layered, task))
 
 
+def check(model: Model, prompt: str, options: dict[str, Any]) -> None:
+  """Raises UserError where this prompt cannot be continued by as many tokens as the options ask."""
+  settings = GenerationOptions.from_dict(options, model.generation_config)
+  try:
+    (row,), _, _ = read_prompts(model, prompt, None, "prompts")
+    settings.new_tokens(len(row), model.config.max_position_embeddings)
+  except UserError as error:
+    raise blaming(error, settings.inherited) from None
+
+
 def stream(model: Model, prompt: Any, seed: int, options: dict[str, Any]) -> Iterator[str]:
   """The new text of one prompt, piece by piece, whole characters only. Raises UserError."""
   settings = GenerationOptions.from_dict(options, model.generation_config)
@@ -86,23 +98,21 @@ def stream(model: Model, prompt: Any, seed: int, options: dict[str, Any]) -> Ite
   with jax.set_mesh(model.mesh), exact_products(model.config.dtype):
     task = make_task(model, batch, settings, seed)
     running = decode.Stream(model.config, model.layered, task)
-  return _pieces(model, running)
+  return _pieces(model, running, TextStream(model.tokenizer, batch.rows[0]))
 
 
-def _pieces(model: Model, running: decode.Stream) -> Iterator[str]:
-  shown, tokens = "", 1
+def _pieces(model: Model, running: decode.Stream, texts: TextStream) -> Iterator[str]:
+  tokens = 1
   while True:
     with jax.set_mesh(model.mesh), exact_products(model.config.dtype):
       running.advance(tokens)
     tokens = _STREAMED
     made = running.read()
-    text = model.tokenizer.decode(made.ids_BxN[0, : made.count_B[0]], skip_special_tokens=True)
+    _check_finite(model, made.fault)
     finished = running.finished
-    # The bytes of a character may come in several tokens: until they are there, it reads as �.
-    whole = text if finished else text.rstrip("�")
-    if len(whole) > len(shown) and whole.startswith(shown):
-      yield whole[len(shown) :]
-      shown = whole
+    piece = texts.push(made.ids_BxN[0, : made.count_B[0]].tolist(), finished)
+    if piece:
+      yield piece
     if finished:
       return
 
@@ -119,6 +129,7 @@ def _speculated(
     own = {name: getattr(task, name) for name in per_row if getattr(task, name) is not None}
     one = task._replace(**{name: x[b : b + 1] for name, x in own.items()})
     result = speculative.run(model.config, model.layered, one, guesser)
+    _check_finite(model, result.made.fault)
     made.append(result.made.ids_BxN[0])
     proposed, accepted = proposed + result.proposed, accepted + result.accepted
   count_B = np.array([len(ids) for ids in made])
@@ -136,6 +147,7 @@ def _generation(
   made: decode.Continuation | beam.BeamContinuation,
   scores_B: np.ndarray | None = None,
 ) -> Generation:
+  _check_finite(model, made.fault)
   B = len(prompts.rows)  # without those added for the mesh
   count_B = made.count_B[:B]
   ids_BxN = made.ids_BxN[:B, : count_B.max()]
@@ -143,8 +155,8 @@ def _generation(
   texts = None
   if model.tokenizer is not None:
     texts = [
-      model.tokenizer.decode(ids[:count], skip_special_tokens=True)
-      for ids, count in zip(ids_BxN, count_B)
+      new_text(model.tokenizer, row, ids[:count].tolist())
+      for row, ids, count in zip(prompts.rows, ids_BxN, count_B)
     ]
   N, kept = ids_BxN.shape[1], made.kept
   logprobs = scores = logits = None
@@ -156,3 +168,19 @@ def _generation(
     logits = kept["logits"][:N, :B]
   scores_B = None if scores_B is None else scores_B[:B]
   return Generation(sequences, texts, logprobs, scores, logits, scores_B, count_B)
+
+
+def _check_finite(model: Model, fault: int) -> None:
+  """Raises UserError, naming the weights that are not finite, for what a loop has ended with."""
+  if not fault:
+    return
+  if fault == decode.BAD_SCORES:
+    raise UserError(
+      "generate: no token is left to choose: the options forbid all, or make scores that are not"
+      " finite"
+    )
+  if fault == decode.BAD_GUESSES:
+    raise UserError("generate: the assistant's logits are NaN or infinite")
+  name = weights.first_not_finite(model.params)
+  why = f"the weight {name} holds such numbers" if name else f"they overflow {model.config.dtype}"
+  raise UserError(f"generate: the model's logits are NaN or infinite: {why}")

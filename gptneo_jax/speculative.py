@@ -18,7 +18,17 @@ import numpy as np
 from gptneo_jax import cache as caches
 from gptneo_jax import sampling
 from gptneo_jax.config import ModelConfig
-from gptneo_jax.decode import Continuation, Settings, Task, make_settings, read_prompt
+from gptneo_jax.decode import (
+  BAD_GUESSES,
+  BAD_LOGITS,
+  BAD_SCORES,
+  Continuation,
+  Settings,
+  Task,
+  make_settings,
+  not_finite,
+  read_prompt,
+)
 from gptneo_jax.incremental import extend, unembed
 from gptneo_jax.sampling import History
 
@@ -53,6 +63,7 @@ class _State(NamedTuple):
   stop_1: jax.Array
   proposed: jax.Array
   accepted: jax.Array
+  fault: jax.Array  # of the last step (decode.py); the loop ends with one
   cache: caches.Cache
   draft_cache: caches.Cache
 
@@ -70,7 +81,7 @@ def run(config: ModelConfig, layered: Any, task: Task, guesser: Lookup | Draft) 
   stop_1 = np.zeros(1, np.int32) if task.stop_state_B is None else task.stop_state_B
   state = _State(
     jnp.asarray(ids_1xS), jnp.int32(W), jnp.array(False), jnp.asarray(stop_1), jnp.int32(0),
-    jnp.int32(0), cache, draft_cache,
+    jnp.int32(0), jnp.int32(0), cache, draft_cache,
   )  # fmt: skip
   static = guesser._replace(layered=None) if isinstance(guesser, Draft) else guesser
   draft_layered = guesser.layered if isinstance(guesser, Draft) else None
@@ -79,7 +90,8 @@ def run(config: ModelConfig, layered: Any, task: Task, guesser: Lookup | Draft) 
     state, np.int32(last),
   )  # fmt: skip
   end = int(state.end)
-  made = Continuation(np.asarray(state.ids_1xS)[:, W:end], np.array([end - W]), {})
+  ids_1xN = np.asarray(state.ids_1xS)[:, W:end]
+  made = Continuation(ids_1xN, np.array([end - W]), {}, int(state.fault))
   return Speculation(made, int(state.proposed), int(state.accepted))
 
 
@@ -92,7 +104,10 @@ def _run(config, guesser, stages, sample, layered, draft_layered, settings, stat
       config, guesser, stages, sample, layered, draft_layered, settings, last, state
     )  # fmt: skip
 
-  return jax.lax.while_loop(lambda state: (state.end < last) & ~state.done, step, state)
+  def unfinished(state: _State):
+    return (state.end < last) & ~state.done & (state.fault == 0)
+
+  return jax.lax.while_loop(unfinished, step, state)
 
 
 def _step(
@@ -145,16 +160,26 @@ def _step(
   ending_T = ends_T & (place_T < count)
   count = jnp.where(ending_T.any(), ending_T.argmax() + 1, count)
   new_T = jnp.where(place_T < count, new_T, settings.pad)
+  fault = _fault(stages, logits_TxV, scores_TxV, guess_probs_GxV, place_T < count)
   return _State(
     jax.lax.dynamic_update_slice(state.ids_1xS, new_T[None], (0, state.end)),
     state.end + count,
     ending_T.any(),
     stop_T[count - 1][None],
     state.proposed + valid,
-    state.accepted + jnp.minimum(accepted, count),
+    state.accepted + jnp.minimum(jnp.minimum(accepted, valid), count),
+    fault,
     cache,
     draft_cache,
   )
+
+
+def _fault(stages, logits_TxV, scores_TxV, guess_probs_GxV, used_T) -> jax.Array:
+  fault = jnp.where((~jnp.isfinite(scores_TxV.max(-1)) & used_T).any(), BAD_SCORES, 0)
+  fault = jnp.where((not_finite(stages, logits_TxV) & used_T).any(), BAD_LOGITS, fault)
+  if guess_probs_GxV is None:
+    return fault
+  return jnp.where(jnp.isfinite(guess_probs_GxV).all(), fault, BAD_GUESSES)
 
 
 def _by_rejection(scores_TxV, guess_G, guess_probs_GxV, accept, again) -> tuple[Any, Any]:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from gptneo_jax import cache, data, decode, sampling, speculative
 from gptneo_jax.config import ModelConfig
-from gptneo_jax.data.tokenizer import token_bytes
+from gptneo_jax.detokenization import token_bytes
 from gptneo_jax.errors import UserError
 from gptneo_jax.sampling import GenerationOptions
 from gptneo_jax.sampling.options import blaming
@@ -57,6 +57,9 @@ class Model(Protocol):
 
   @property
   def generation_config(self) -> Mapping[str, Any]: ...
+
+  @property
+  def params(self) -> Any: ...
 
   @property
   def layered(self) -> Any: ...
@@ -159,25 +162,22 @@ def row_keys(rows: Sequence[Sequence[int]], seed: int) -> jax.Array:
 def read_prompts(model: Model, prompts: Any, attention_mask: Any, name: str) -> Prompts:
   """Prompts from a text, texts, or ids with or without a mask. Raises UserError."""
   width, given_BxT = 0, None
-  if isinstance(prompts, str):
-    prompts = [prompts]
-  prompts = list(prompts)
-  if not prompts:
-    raise UserError("generate: there is no prompt")
+  prompts = _listed(prompts, name)
   if isinstance(prompts[0], str):
     if attention_mask is not None:
       raise UserError("generate: an attention_mask belongs to ids, and the prompts are texts")
-    tokenizer = require_tokenizer(model, "generate from text")
-    rows = [list(tokenizer(text).input_ids) for text in prompts]
+    rows = _encoded(model, prompts, name)
   else:
-    arrays = [integers(name, row) for row in (prompts if np.ndim(prompts[0]) else [prompts])]
+    nested = not isinstance(prompts[0], int | np.integer) and np.ndim(prompts[0]) > 0
+    arrays = [integers(name, row) for row in (prompts if nested else [prompts])]
+    if any(array.ndim != 1 for array in arrays):
+      raise UserError(f"generate: {name} have {arrays[0].ndim + 1} axes; ids are rows, or B x T")
     if attention_mask is not None:
-      masks = np.atleast_2d(np.asarray(attention_mask))
-      if masks.shape != (len(arrays), len(arrays[0])):
-        raise UserError(
-          f"attention_mask have shape {masks.shape}, and the ids make it"
-          f" {(len(arrays), len(arrays[0]))}"
-        )
+      masks = np.atleast_2d(integers("attention_mask", attention_mask))
+      shapes = sorted({(len(arrays), len(row)) for row in arrays})
+      if shapes != [masks.shape]:
+        made = " and ".join(map(str, shapes))
+        raise UserError(f"attention_mask have shape {masks.shape}, and the ids make it {made}")
       real_BxT = masks != 0
       if (np.diff(real_BxT.astype(int), axis=1) >= 0).all():
         given_BxT = np.stack(arrays)
@@ -191,6 +191,38 @@ def read_prompts(model: Model, prompts: Any, attention_mask: Any, name: str) -> 
       bad = min(row) if min(row) < 0 else max(row)
       raise UserError(f"{name} hold {bad}; the model takes 0 to {model.config.vocab_size - 1}")
   return Prompts(rows, width or max(map(len, rows)), given_BxT)
+
+
+def _listed(prompts: Any, name: str) -> list[Any]:
+  if isinstance(prompts, str):
+    return [prompts]
+  if isinstance(prompts, Mapping):
+    raise UserError(f"generate: {name} are a dictionary; write lm.generate(**tokenizer(texts))")
+  refuse_traced(name, prompts)
+  try:
+    listed = [] if isinstance(prompts, bytes) else list(prompts)
+  except TypeError:
+    listed = []
+  if not listed:
+    raise UserError(f"generate: there is no prompt: {name} are a text, texts, or rows of ids")
+  return listed
+
+
+def _encoded(model: Model, texts: list[Any], name: str) -> list[list[int]]:
+  """Ids of each text; of an empty one the token that texts begin with, where there is one."""
+  tokenizer = require_tokenizer(model, "generate from text")
+  begin = model.generation_config.get("bos_token_id", tokenizer.bos_token_id)
+  empty = [begin] if begin is not None and 0 <= begin < model.config.vocab_size else []
+  rows = []
+  for i, text in enumerate(texts):
+    if not isinstance(text, str):
+      raise UserError(f"generate: {name}[{i}] is {text!r}, and {name}[0] a text")
+    try:
+      text.encode()
+    except UnicodeEncodeError as error:
+      raise UserError(f"generate: {name}[{i}] is not valid text: {error.reason}") from None
+    rows.append(list(tokenizer(text).input_ids) or empty)
+  return rows
 
 
 def require_tokenizer(model: Model, what: str) -> Any:
@@ -281,6 +313,7 @@ def _filled(task: decode.Task, rows: int) -> decode.Task:
 
 def integers(name: str, values: Any) -> np.ndarray:
   """An int64 array. Raises UserError, by name, for what is not made of whole numbers."""
+  refuse_traced(name, values)
   try:
     array = np.asarray(values)
   except ValueError:
@@ -288,3 +321,13 @@ def integers(name: str, values: Any) -> np.ndarray:
   if array.dtype.kind not in "iub" and array.size:
     raise UserError(f"{name} are not an array of whole numbers")
   return array.astype(np.int64)
+
+
+def refuse_traced(name: str, values: Any) -> None:
+  """Raises UserError for an array without values, as functions under jax.jit or jax.grad see."""
+  if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values)):
+    raise UserError(
+      f"{name} are traced, as under jax.jit or jax.grad: a loaded model compiles by itself, from"
+      " outside; in functions of your own call heads.build(lm.config).apply({'params': params},"
+      " ids, method='logits')"
+    )

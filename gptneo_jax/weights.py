@@ -190,6 +190,30 @@ def resize_vocabulary(
   return resized, params
 
 
+def placed_like(abstract: Any, params: Any) -> Any:
+  """The parameters where `abstract` has them. Raises UserError where names or shapes differ."""
+  names = lambda tree: {  # noqa: E731
+    jax.tree_util.keystr(path, simple=True, separator="/"): np.shape(leaf)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+  ours, theirs = names(abstract), names(params)
+  for name in sorted(ours.keys() | theirs.keys()):
+    if ours.get(name) != theirs.get(name):
+      raise UserError(
+        f"lm.params: {name} is {theirs.get(name, 'absent')}, and the model makes it"
+        f" {ours.get(name, 'absent')}"
+      )
+  return jax.tree.map(lambda to, leaf: jax.device_put(leaf, to.sharding), abstract, params)
+
+
+def first_not_finite(params: Any) -> str | None:
+  """The name of the first array with NaN or infinity in it, such as 'blocks/layer_0/ln_1/scale'."""
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    if not bool(jnp.isfinite(leaf).all()):
+      return jax.tree_util.keystr(path, simple=True, separator="/")
+  return None
+
+
 def first_device() -> Mesh:
   """A mesh of one device."""
   axis_types = (AxisType.Auto,) * len(MESH_AXES)

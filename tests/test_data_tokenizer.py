@@ -301,6 +301,34 @@ def test_vocabulary_larger_than_the_models(learned):
     check_vocabulary(learned, 319)
 
 
+def test_special_tokens_without_a_row_are_no_larger_vocabulary(learned):
+  """[PAD] added without resizing the model: no document can give it."""
+  tokenizer = copy.deepcopy(learned)
+  size = tokenizer_module.vocabulary_size(tokenizer)
+  tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+  assert tokenizer_module.vocabulary_size(tokenizer) == size + 1
+  check_vocabulary(tokenizer, size)
+  assert max(DocumentEncoder(tokenizer).encode(["a [PAD] b"])[0]) < size
+  tokenizer.add_tokens(["qqq"])  # a text can give this one
+  with pytest.raises(DataError, match=f"tokenizer has {size + 2} ids"):
+    check_vocabulary(tokenizer, size)
+
+
+def test_prefix_space_is_obeyed_where_autotokenizer_does(learned, tmp_path):
+  """add_prefix_space of tokenizer_config.json, which tokenizer.json may contradict."""
+  from transformers import AutoTokenizer
+
+  for name in ("GPT2Tokenizer", "GPT2TokenizerFast", "PreTrainedTokenizerFast"):
+    learned.save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    fields = {**json.loads(path.read_text()), "add_prefix_space": True, "tokenizer_class": name}
+    path.write_text(json.dumps(fields))
+    ours, theirs = load_tokenizer(str(tmp_path)), AutoTokenizer.from_pretrained(tmp_path)
+    assert ours("the dog").input_ids == theirs("the dog").input_ids
+    obeyed = ours("the dog").input_ids == learned(" the dog").input_ids
+    assert obeyed == name.startswith("GPT2")
+
+
 def test_tokenizer_that_is_not_there(tmp_path, monkeypatch):
   for name in (f"{tmp_path}/none", "./none", "a/b/c"):
     with pytest.raises(DataError, match="no such folder") as caught:

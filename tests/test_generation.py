@@ -8,7 +8,7 @@ import pytest
 import gptneo_jax
 from gptneo_jax import data, decode, engine, weights
 from gptneo_jax.data.documents import Document
-from gptneo_jax.data.tokenizer import token_bytes
+from gptneo_jax.detokenization import token_bytes
 from gptneo_jax.errors import UserError
 from gptneo_jax.stops import make_stop_table
 
@@ -141,8 +141,21 @@ def test_stop_strings(lm):
   assert text.startswith(stopped.texts[0])
   without_last = lm.tokenizer.decode(new(stopped)[:-1])
   assert stop not in without_last
-  beams = lm.generate("the dog", max_new_tokens=12, num_beams=2, stop_strings=stop)
-  assert beams.lengths[0] <= 12
+
+
+def test_stop_strings_end_beams(lm):
+  """A beam ends with the token that a stop string ends in, and has it nowhere before."""
+  odd = [i for i, b in enumerate(token_bytes(lm.tokenizer)) if not b.isascii() or not b.strip()]
+  options = {"max_new_tokens": 12, "eos_token_id": -1, "suppress_tokens": odd, "num_beams": 3}
+  options["num_return_sequences"] = 3
+  free = lm.generate("the dog", **options)
+  stop = lm.tokenizer.decode(new(free)[5:6])
+  beams = lm.generate("the dog", stop_strings=stop, **options)
+  ended = [text for text in beams.texts if stop in text]
+  assert ended and (beams.lengths[: len(ended)] < 12).any()
+  for b, text in enumerate(beams.texts):
+    assert stop not in lm.tokenizer.decode(new(beams, b)[:-1])
+    assert stop in text or beams.lengths[b] == 12
 
 
 def test_stop_table_finds_what_strings_find(lm):
@@ -227,6 +240,77 @@ def test_a_user_s_processor(lm):
     lm.generate("a", logits_processor=[3])
 
 
+def test_beams_count_their_tokens(lm):
+  """Also those whose log-probability is exactly 0, being the only choice."""
+  only = {"suppress_tokens": [i for i in range(280) if i != 9], "renormalize_logits": True}
+  beams = lm.generate(
+    [[5, 6]], num_beams=2, max_new_tokens=5, eos_token_id=-1, output_logprobs=True, **only
+  )
+  assert beams.lengths.tolist() == [5] and new(beams) == [9] * 5
+  assert (beams.logprobs == 0.0).all()
+  for name in ("output_scores", "output_logits"):
+    with pytest.raises(UserError, match=f"{name} is of one token after another"):
+      lm.generate([[5, 6]], num_beams=2, **{name: True})
+
+
+# --- numbers that are none ------------------------------------------------------------------------
+
+
+def broken(lm, name="c_fc"):
+  params = jax.tree.map(lambda x: x, lm.params)
+  kernel = params["blocks"]["layer_1"]["mlp"][name]["kernel"]
+  params["blocks"]["layer_1"]["mlp"][name]["kernel"] = kernel.at[0, 3, 5].set(jnp.nan)
+  other = engine.LanguageModel(weights.Weights(lm.config, params), lm.mesh)
+  other.tokenizer = lm.tokenizer
+  return other
+
+
+@pytest.mark.parametrize(
+  "options",
+  [
+    {},
+    {"do_sample": True},
+    {"num_beams": 2},
+    {"prompt_lookup_num_tokens": 2},
+    {"guidance_scale": 1.5},
+  ],
+  ids=str,
+)
+def test_nan_in_one_weight_is_an_error_that_names_it(lm, options):
+  with pytest.raises(
+    UserError,
+    match="logits are NaN or infinite: the weight blocks/layer_1/mlp/c_fc/kernel holds such",
+  ):
+    broken(lm).generate([[5, 6, 7], [8]], max_new_tokens=4, **options)
+
+
+def test_nan_elsewhere(lm):
+  with pytest.raises(UserError, match="the weight blocks/layer_1/mlp/c_fc/kernel"):
+    list(broken(lm).stream("the dog", max_new_tokens=4))
+  with pytest.raises(UserError, match="the assistant's logits are NaN"):
+    lm.generate([[5, 6]], assistant_model=broken(lm), do_sample=True, max_new_tokens=8)
+  mended = broken(lm).generate([[5, 6]], remove_invalid_values=True, max_new_tokens=4)
+  assert mended.lengths[0] >= 1  # as transformers: NaN counts as 0 there
+  # An end of text comes before what is not finite is needed: nothing is wrong with that row.
+  ended = lm.generate([[5, 6, 7]], max_new_tokens=3, eos_token_id=list(range(280)))
+  assert ended.lengths.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+  "options",
+  [
+    {"suppress_tokens": list(range(280))},
+    {"do_sample": True, "temperature": 1e-42},
+    {"num_beams": 2, "suppress_tokens": list(range(280))},
+    {"prompt_lookup_num_tokens": 2, "suppress_tokens": list(range(280))},
+  ],
+  ids=["greedy", "sampled", "beams", "speculation"],
+)
+def test_nothing_to_choose_is_an_error(lm, options):
+  with pytest.raises(UserError, match="no token is left to choose"):
+    lm.generate([[5, 6]], max_new_tokens=4, **options)
+
+
 # --- streams ------------------------------------------------------------------------------------
 
 
@@ -245,7 +329,6 @@ def test_stream(lm):
 @pytest.mark.parametrize(
   "prompt, options, message",
   [
-    ("", {}, "prompt is empty"),
     ([], {}, "there is no prompt"),
     ([[1], []], {}, "prompt is empty"),
     ([[1] * 90], {"max_new_tokens": 10}, "make 100, 4 more than the model's 96 positions"),
@@ -256,6 +339,21 @@ def test_stream(lm):
     ("a", {"guidance_scale": 2.0, "negative_prompt": ["a", "b"]}, "2 negative prompts and 1"),
     ("a", {"stop_strings": ""}, "a stop string is empty"),
     ("a", {"assistant_model": 3}, "assistant_model is not a model"),
+    (5, {}, "there is no prompt: prompts are a text, texts, or rows of ids"),
+    (None, {}, "there is no prompt"),
+    (["a", 5], {}, r"prompts\[1\] is 5, and prompts\[0\] a text"),
+    ([[[1, 2]]], {}, "prompts have 3 axes"),
+    (["a\ud800"], {}, r"prompts\[0\] is not valid text"),
+    ({"input_ids": [[1]]}, {}, r"prompts are a dictionary; write lm.generate\(\*\*tokenizer"),
+    ("a", {"min_length": 100, "max_new_tokens": 3}, "min_length is 100, and a prompt of .* make 4"),
+    ("a", {"bad_words_ids": [1, 2]}, r"bad_words_ids is \[1, 2\]; it is a list of lists of ids"),
+    ("a", {"bad_words_ids": 5}, "bad_words_ids is 5; it is a list of lists"),
+    ("a", {"sequence_bias": [[1, 2]]}, "sequence_bias is .*; it is a list of pairs"),
+    ("a", {"exponential_decay_length_penalty": [5]}, r"penalty is \[5\]; it is a pair"),
+    ("a", {"suppress_tokens": 5}, "suppress_tokens is 5; it is a list of ids"),
+    ("a", {"eos_token_id": "x"}, "eos_token_id is 'x'; it is an id or a list"),
+    ("a", {"stop_strings": [5]}, r"stop_strings is \[5\]; it is a text or a list"),
+    ("a", {"stop_strings": "\ud800"}, "is not valid text"),
   ],
 )  # fmt: skip
 def test_mistakes(lm, prompt, options, message):
@@ -298,10 +396,20 @@ def test_speculation_is_greedy_search(lm):
     ):
       got = lm.generate(prompts, **plain, **more, **guesses)
       assert [new(got, b) for b in range(3)] == [new(expected, b) for b in range(3)]
-      assert 0 <= got.accepted <= 1
+      assert got.accepted <= 1
   good = lm.generate(prompts, **plain, assistant_model=smaller(lm, 0.003))
   bad = lm.generate(prompts, **plain, assistant_model=smaller(lm, 1.0))
   assert good.accepted > 0.5 > bad.accepted
+
+
+def test_what_is_no_guess_is_not_accepted(lm):
+  """Few of 16 places hold guesses: the others hold id 0, which is what the model makes."""
+  options = {"suppress_tokens": list(range(1, 280)), "eos_token_id": -1, "max_new_tokens": 40}
+  got = lm.generate([[5, 6, 7]], prompt_lookup_num_tokens=16, **options)
+  assert new(got) == [0] * 40
+  assert got.accepted == 1.0  # whatever was proposed was a repetition of 0
+  none = lm.generate([[5, 6, 7]], prompt_lookup_num_tokens=4, max_new_tokens=1)
+  assert none.accepted == 0.0
 
 
 @pytest.mark.parametrize("kind", ["draft", "lookup"])

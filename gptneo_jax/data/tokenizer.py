@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import os
+import pathlib
 import shutil
 import sys
 import tempfile
@@ -104,9 +105,22 @@ def vocabulary_size(tokenizer) -> int:
   return max(tokenizer.get_vocab().values()) + 1
 
 
+def ids_of_texts(tokenizer) -> int:
+  """One more than the largest id that a document can give, its end of text included.
+
+  Special tokens that were added, such as [PAD], come from no text: a document's are ordinary text.
+  """
+  added = tokenizer.added_tokens_decoder.items()
+  ids = [
+    *tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False).values(),
+    *(i for i, token in added if not token.special), find_end_of_text(tokenizer) or 0,
+  ]  # fmt: skip
+  return max(ids) + 1
+
+
 def check_vocabulary(tokenizer, vocab_size: int) -> None:
-  """Raises DataError when the tokenizer has ids that the model has no row for."""
-  ids = vocabulary_size(tokenizer)
+  """Raises DataError when a text can give ids that the model has no row for."""
+  ids = ids_of_texts(tokenizer)
   if ids > vocab_size:
     raise DataError(
       f"the tokenizer has {ids} ids, but the model's vocabulary holds {vocab_size}:"
@@ -289,10 +303,27 @@ def saved_tokenizer(folder: str) -> Any:
   with tempfile.TemporaryDirectory() as copied:
     _copy_files(fs, root, copied)
     try:
-      return PreTrainedTokenizerFast.from_pretrained(copied)
+      return _with_prefix_space(PreTrainedTokenizerFast.from_pretrained(copied), copied)
     except Exception as error:
       files = [os.path.join(copied, file) for file in _FILES]
       raise _load_error(folder, files, error) from error
+
+
+def _with_prefix_space(tokenizer, folder: str) -> Any:
+  """The tokenizer, obeying add_prefix_space of tokenizer_config.json as GPT2Tokenizer does, which
+  AutoTokenizer makes of these files: it counts whatever tokenizer.json says."""
+  from tokenizers import pre_tokenizers
+
+  path = os.path.join(folder, "tokenizer_config.json")
+  settings = (
+    json.loads(pathlib.Path(path).read_text(encoding="utf-8")) if os.path.exists(path) else {}
+  )
+  before = tokenizer.backend_tokenizer.pre_tokenizer
+  named = settings.get("tokenizer_class", "GPT2Tokenizer")
+  if "add_prefix_space" in settings and named in ("GPT2Tokenizer", "GPT2TokenizerFast"):
+    if isinstance(before, pre_tokenizers.ByteLevel):
+      before.add_prefix_space = bool(settings["add_prefix_space"])
+  return tokenizer
 
 
 def save_tokenizer(tokenizer, folder: str) -> None:
@@ -365,28 +396,3 @@ def _sample(documents: Iterable[Document]) -> Iterator[str]:
 
 def _first_line(error: Exception) -> str:
   return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def token_bytes(tokenizer) -> list[bytes]:
-  """The UTF-8 bytes that each token stands for, by id; those of a byte-level BPE may be parts of
-  characters. Ids without a token have none."""
-  vocabulary = tokenizer.get_vocab()
-  spelled = [b""] * (max(vocabulary.values()) + 1)
-  byte_level = "ByteLevel" in str(json.loads(tokenizer.backend_tokenizer.to_str())["decoder"])
-  alphabet = _byte_alphabet()
-  for token, i in vocabulary.items():
-    if byte_level and all(character in alphabet for character in token):
-      spelled[i] = bytes(alphabet[character] for character in token)
-    else:
-      # Behind another token, because the first of a text may lose its space.
-      both, one = (tokenizer.decode(ids) for ids in ([i, i], [i]))
-      spelled[i] = both[len(one) :].encode() if both.startswith(one) else one.encode()
-  return spelled
-
-
-def _byte_alphabet() -> dict[str, int]:
-  """The characters by which byte-level BPE writes bytes: printable ones as they are, others from
-  U+0100 on."""
-  shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-  hidden = [byte for byte in range(256) if byte not in shown]
-  return {chr(b): b for b in shown} | {chr(0x100 + n): b for n, b in enumerate(hidden)}

@@ -247,6 +247,7 @@ class HarnessModel(TemplateLM):
       max_new_tokens=new_tokens,
       stop_strings=until or None,
       eos_token_id=self._ends,
+      num_return_sequences=1,  # whatever the model's files say
       **options,
     )
     assert made.lengths is not None

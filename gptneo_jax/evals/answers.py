@@ -287,7 +287,7 @@ def _answer_all(
         batch = keys[start : start + batch_size]
         made = lm.generate(
           [ids[key] for key in batch], seed=seed, max_new_tokens=max_new_tokens,
-          stop_strings=list(stops) or None,
+          stop_strings=list(stops) or None, num_return_sequences=1,
         )  # fmt: skip
         assert made.texts is not None  # there is a tokenizer: the prompts went through it
         kept.add({key: _cut(text, stops) for key, text in zip(batch, made.texts)})

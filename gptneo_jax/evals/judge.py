@@ -304,8 +304,9 @@ class _Local:
     those that would make a longer number of the ten."""
     rows = [ids + list(beginning) for beginning in self._beginnings]
     made = self._lm.generate(
-      rows, max_new_tokens=1, eos_token_id=-1, output_logits=True, num_beams=1
-    )
+      rows, max_new_tokens=1, eos_token_id=-1, output_logits=True, num_beams=1,
+      num_return_sequences=1,
+    )  # fmt: skip
     assert made.logits is not None  # they were asked for
     logits_RxV = np.asarray(made.logits[0], np.float64)
     if not np.isfinite(logits_RxV).all():

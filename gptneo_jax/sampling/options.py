@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from gptneo_jax.errors import UserError, did_you_mean
 from gptneo_jax.sampling.processors import History
@@ -85,6 +86,11 @@ class GenerationOptions:
     Raises UserError for an option that does not exist, with the nearest name.
     """
     names = [field.name for field in dataclasses.fields(cls) if field.name != "inherited"]
+    if "token_type_ids" in options:
+      raise UserError(
+        "generate: token_type_ids are not supported; tokenizer(texts, return_token_type_ids=False)"
+        " leaves them out"
+      )
     for name in options:
       if name not in names:
         hint = did_you_mean(name, names) or f"; there are {', '.join(names)}"
@@ -220,6 +226,48 @@ _RANGES = {  # name: (rule in words, rule)
   "length_penalty": ("a finite number", math.isfinite),
   "guidance_scale": ("a finite number", math.isfinite),
 }
+
+
+def _is_whole(x: Any) -> bool:
+  return isinstance(x, numbers.Integral) and not isinstance(x, bool)
+
+
+def _is_number(x: Any) -> bool:
+  return isinstance(x, numbers.Real) and not isinstance(x, bool)
+
+
+def _are(rule: Callable[[Any], bool]) -> Callable[[Any], bool]:
+  """Whether something is a list, tuple or array of what the rule says."""
+  return lambda x: isinstance(x, Sequence | np.ndarray | set) and all(map(rule, x))
+
+
+_are_ids = _are(_is_whole)
+
+
+def _is_bias(x: Any) -> bool:
+  def pairs(pair: Any) -> bool:
+    whole = isinstance(pair, Sequence) and len(pair) == 2
+    return whole and _are_ids(pair[0]) and _is_number(pair[1])
+
+  return _are(pairs)(list(x.items()) if isinstance(x, dict) else x)
+
+
+_SHAPES = {  # name: (what it is in words, rule)
+  "eos_token_id": ("an id or a list of ids", lambda x: _is_whole(x) or _are_ids(x)),
+  "forced_eos_token_id": ("an id or a list of ids", lambda x: _is_whole(x) or _are_ids(x)),
+  "suppress_tokens": ("a list of ids", _are_ids),
+  "begin_suppress_tokens": ("a list of ids", _are_ids),
+  "bad_words_ids": ("a list of lists of ids, as [[1, 2], [3]]", _are(_are_ids)),
+  "sequence_bias": ("a list of pairs of ids and a number, as [[[1, 2], -5.0]]", _is_bias),
+  "exponential_decay_length_penalty": (
+    "a pair, the new tokens that it begins after and a factor, as [10, 1.05]",
+    lambda x: _are(_is_number)(x) and len(x) == 2 and _is_whole(x[0]) and x[1] > 0,
+  ),
+  "stop_strings": (
+    "a text or a list of texts",
+    lambda x: isinstance(x, str) or _are(lambda text: isinstance(text, str))(x),
+  ),
+}
 _DEFAULT = {field.name: field.default for field in dataclasses.fields(GenerationOptions)}
 
 
@@ -229,14 +277,16 @@ def _check_types(options: GenerationOptions) -> None:
       raise UserError(f"generate: {name} is {getattr(options, name)!r}; it is True or False")
   for name, least in _INTEGERS.items():
     value = getattr(options, name)
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if value is not None and not (whole and int(value) >= least):
+    if value is not None and not (_is_whole(value) and int(value) >= least):
       raise UserError(f"generate: {name} is {value!r}; it is a whole number, at least {least}")
   for name in _RANGES:
     value = getattr(options, name)
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if value is not None and not number:
+    if value is not None and not _is_number(value):
       raise UserError(f"generate: {name} is {value!r}; it is a number")
+  for name, (words, rule) in _SHAPES.items():
+    value = getattr(options, name)
+    if value is not None and not rule(value):
+      raise UserError(f"generate: {name} is {value!r}; it is {words}")
   for function in options.logits_processor:
     if not callable(function):
       raise UserError(
@@ -255,8 +305,11 @@ def _check_ranges(options: GenerationOptions) -> None:
     if value is not None and not rule(value):
       hint = "; the likeliest token each time is do_sample=False" if name == "temperature" else ""
       raise UserError(f"generate: {name} is {value}; it must be {words}{hint}")
-  if any(not stop for stop in options.stops):
-    raise UserError("generate: a stop string is empty; it would never match")
+  for stop in options.stops:
+    if not stop:
+      raise UserError("generate: a stop string is empty; it would never match")
+    if any("\ud800" <= character <= "\udfff" for character in stop):
+      raise UserError(f"generate: the stop string {stop!a} is not valid text")
 
 
 def _check_contradictions(options: GenerationOptions) -> None:
@@ -299,6 +352,10 @@ def _check_contradictions(options: GenerationOptions) -> None:
       conflict(f"speculation does not go with {name}")
   if guided and options.num_beams > 1:
     conflict("guidance_scale does not go with num_beams")
+  for name in ("output_scores", "output_logits"):
+    if getattr(options, name) and options.num_beams > 1:
+      conflict(f"{name} is of one token after another, and beams are sorted anew with each; their"
+               " tokens' log-probabilities are output_logprobs")  # fmt: skip
   if options.speculates and (
     options.output_scores or options.output_logits or options.output_logprobs
   ):

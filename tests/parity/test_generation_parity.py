@@ -225,6 +225,9 @@ def test_stop_strings_end_where_theirs_do(trained):
     expected = theirs(model, prompts, max_new_tokens=20, stop_strings=stop, tokenizer=lm.tokenizer)
     got = lm.generate(prompts, max_new_tokens=20, stop_strings=stop)
     np.testing.assert_array_equal(got.sequences, expected.sequences.numpy())
+  beams = {"max_new_tokens": 20, "stop_strings": [".p", "le:"], "num_beams": 3}
+  expected = theirs(model, prompts, tokenizer=lm.tokenizer, **beams)
+  np.testing.assert_array_equal(lm.generate(prompts, **beams).sequences, expected.sequences.numpy())
 
 
 # --- defaults that a model brings -----------------------------------------------------------------
