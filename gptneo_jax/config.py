@@ -10,6 +10,8 @@ import dataclasses
 import math
 from typing import Any, Literal
 
+import numpy as np
+
 from gptneo_jax.activations import ACTIVATIONS
 from gptneo_jax.errors import did_you_mean
 
@@ -45,6 +47,16 @@ _CHOICES = {
   "dtype": ("float32", "bfloat16", "float16"),  # float16: inference only
   "param_dtype": ("float32", "bfloat16", "float16"),
 }
+
+
+def dtype_name(dtype: Any) -> Any:
+  """'bfloat16' of jnp.bfloat16, and so on; None, and what is no type, as it is."""
+  if dtype is None or isinstance(dtype, str):
+    return dtype
+  try:
+    return np.dtype(dtype).name
+  except TypeError:
+    return dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +96,8 @@ class ModelConfig:
   attention_impl: str = "auto"
 
   def __post_init__(self):
+    for name in ("dtype", "param_dtype"):
+      object.__setattr__(self, name, dtype_name(getattr(self, name)))
     object.__setattr__(self, "attention_pattern", tuple(self.attention_pattern))
     object.__setattr__(self, "id2label", tuple(self.id2label))
     for name, choices in _CHOICES.items():

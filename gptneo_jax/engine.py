@@ -7,7 +7,6 @@ lm.generate("The dog", max_new_tokens=20).texts
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -15,18 +14,27 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from gptneo_jax import data, decode, generation, heads, lora, model, model_defaults, steps, weights
-from gptneo_jax.config import ModelConfig
+from gptneo_jax import (
+  data,
+  decode,
+  forward,
+  generation,
+  heads,
+  lora,
+  model_defaults,
+  steps,
+  weights,
+)
+from gptneo_jax.config import ModelConfig, dtype_name
 from gptneo_jax.data.tokenizer import DocumentEncoder
 from gptneo_jax.errors import UserError
 from gptneo_jax.folder import is_checkpoint_folder
 from gptneo_jax.generation import Generation
 from gptneo_jax.interop.incoming import GENERATION_CONFIG, HF_CONFIG
 from gptneo_jax.matmul import exact_products
-from gptneo_jax.tasks import integers, require_tokenizer
+from gptneo_jax.tasks import integers, refuse_traced, require_tokenizer
 from gptneo_jax.vocab_loss import TokenPredictions
 
-_BUCKET = 64  # lengths are rounded up to a multiple, so that new ones rarely recompile
 _SCORED_ROWS = 8  # windows scored at once
 
 
@@ -39,15 +47,16 @@ class Score(NamedTuple):
 
 
 def load(
-  path_or_hub_id: str, dtype: str | None = None, mesh: Mesh | None = None, *,
+  path_or_hub_id: str, dtype: Any = None, mesh: Mesh | None = None, *,
   adapter: str | None = None, quantise: str | None = None, step: int | str | None = None,
 ) -> LanguageModel:  # fmt: skip
   """Opens a model: a checkpoint of a folder of ours, a Hugging Face folder, or a hub id.
 
   Args:
     path_or_hub_id: of a folder of ours the newest checkpoint is taken, of FOLDER/STEP that one.
-    dtype: 'float32', 'bfloat16' or 'float16', of weights and computation; default: as stored. Only
-      on GPUs is float16 computed in: elsewhere its weights are used in float32.
+    dtype: 'float32', 'bfloat16' or 'float16', or such a type of NumPy or JAX, of weights and
+      computation; default: as stored. Only on GPUs is float16 computed in: elsewhere its weights
+      are used in float32.
     mesh: devices to split it over (`sharding.make_mesh`); default the first one.
     adapter: folder of a LoRA adapter in PEFT's form, which is merged into the weights.
     quantise: 'int8', 'w8a8' or 'int4': weights for inference (quant.py). A folder that a quantised
@@ -58,6 +67,7 @@ def load(
     UserError: not there, damaged, not supported, or not divisible over the mesh; in one line.
   """
   mesh = mesh or weights.first_device()
+  dtype = dtype_name(dtype)
   stored = weights.load_quantised(str(path_or_hub_id), mesh)
   if stored is not None:
     changed = any(given is not None for given in (adapter, dtype, step))
@@ -91,7 +101,8 @@ class LanguageModel:
   Attributes:
     config: what it is.
     params: its weights, jax arrays in the layout that model.py describes; of a quantised model
-      what its weights stand for, made when first used.
+      what its weights stand for, made when first used. `lm.params = …` gives it others, of the same
+      names and shapes; they are put where the old ones were.
     quantised: how its weights are quantised, None if they are not. `generate` computes with the
       quantised weights themselves, and 'w8a8' rounds activations there only.
     mesh: the devices it is on.
@@ -123,7 +134,35 @@ class LanguageModel:
 
   @params.setter
   def params(self, params: Any) -> None:
-    self._params = params
+    if self._quantised is not None:
+      raise UserError(
+        f"the model computes with weights quantised as {self._quantised.mode}: load it without"
+        " quantise to give it others"
+      )
+    refuse_traced("lm.params", params)
+    self._params = weights.placed_like(weights.abstract_params(self.config, self.mesh), params)
+
+  def __repr__(self) -> str:
+    config, device = self.config, self.mesh.devices.flat[0]
+    head = "" if config.head == "lm" else f", head {config.head}"
+    return (
+      f"LanguageModel({config.model_type}, {config.num_params():,} parameters in"
+      f" {self.quantised or config.param_dtype}{head}, {config.num_layers} layers, vocabulary"
+      f" {config.vocab_size}, {config.max_position_embeddings} positions, on {self.mesh.size} x"
+      f" {device.device_kind})"
+    )
+
+  def __call__(
+    self, input_ids: Any, attention_mask: Any = None, position_ids: Any = None, **options
+  ) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """What `logits` gives; takes what a tokenizer returns, as lm(**tokenizer(texts))."""
+    for name in options:
+      if name != "mc_token_ids":
+        raise UserError(
+          f"a model takes input_ids, attention_mask, position_ids and mc_token_ids, and not {name};"
+          " lm.hidden_states(ids) and lm.attentions(ids) give what is inside"
+        )
+    return self.logits(input_ids, attention_mask, position_ids, **options)
 
   @property
   def quantised(self) -> str | None:
@@ -161,13 +200,13 @@ class LanguageModel:
     scores …, for ids … x T and mc_token_ids … (default: the last position).
     """
     ids = integers("ids", ids)
+    if ids.ndim < 2 or (ids.ndim > 2 and self.config.head != "double_heads") or not ids.size:
+      raise UserError(f"ids have shape {ids.shape}; they are B x T, of at least one token")
     rows, shape = ids.reshape(-1, ids.shape[-1]), ids.shape[:-1]
-    if self.config.head != "double_heads" and ids.ndim != 2:
-      raise UserError(f"ids have {ids.ndim} axes; they are B x T")
-    token_B = self._token(rows, mc_token_ids)
+    token_B = forward.token_of_row(self.config, rows, mc_token_ids)
     method = "logits" if self.config.head == "lm" else "outputs"
     outputs, T = self._run(
-      _forward, rows, attention_mask, position_ids, method=method, token_B=token_B
+      forward.outputs, rows, attention_mask, position_ids, method=method, token_B=token_B
     )
     if self.config.head == "sequence_classification":
       return outputs
@@ -178,67 +217,16 @@ class LanguageModel:
 
   def hidden_states(self, ids: Any, attention_mask: Any = None) -> tuple[jax.Array, ...]:
     """Embeddings, then what each block gives, the last after the final norm: L + 1 of B x T x D."""
-    states, T = self._run(_hidden_states, ids, attention_mask)
+    states, T = self._run(forward.hidden_states, ids, attention_mask)
     return tuple(x[:, :T] for x in states)
 
   def attentions(self, ids: Any, attention_mask: Any = None) -> tuple[jax.Array, ...]:
     """Attention probabilities of each layer, L of B x H x T x T, always from the O(T²) path."""
-    layers, T = self._run(_attentions, ids, attention_mask)
+    layers, T = self._run(forward.attentions, ids, attention_mask)
     return tuple(x[:, :, :T, :T] for x in layers)
 
-  def _run(self, function, ids, attention_mask, position_ids=None, **options) -> tuple[Any, int]:
-    """Runs a compiled function on padded ids; its result without the rows added, and T."""
-    ids_BxT = integers("ids", ids)
-    if ids_BxT.ndim != 2 or ids_BxT.size == 0:
-      raise UserError(f"ids have shape {ids_BxT.shape}; they are B x T, of at least one token")
-    B, T = ids_BxT.shape
-    limit = self.config.max_position_embeddings
-    if T > limit:
-      raise UserError(f"{T} tokens are {T - limit} more than the model's {limit} positions")
-    _check_range("ids", ids_BxT, self.config.vocab_size)
-    ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-    width = min(_round_up(T, _BUCKET), limit)
-    pad = functools.partial(np.pad, pad_width=((0, -B % ways), (0, width - T)))
-    mask_BxT = positions_BxT = None
-    if attention_mask is not None:
-      mask_BxT = (integers("attention_mask", attention_mask).reshape(B, -1) != 0).astype(np.int32)
-      _check_shape("attention_mask", mask_BxT, (B, T))
-      positions_BxT = np.maximum(mask_BxT.cumsum(-1) - 1, 0)
-      mask_BxT = pad(mask_BxT)
-    if position_ids is not None:
-      positions_BxT = integers("position_ids", position_ids).reshape(B, -1)
-      _check_shape("position_ids", positions_BxT, (B, T))
-      _check_range("position_ids", positions_BxT, limit)
-    if positions_BxT is not None:
-      positions_BxT = pad(positions_BxT).astype(np.int32)
-    token_B = options.get("token_B")
-    if token_B is not None:
-      options["token_B"] = np.pad(token_B, (0, -B % ways)).astype(np.int32)
-    with jax.set_mesh(self.mesh), exact_products(self.config.dtype):
-      outputs = function(
-        heads.build(self.config), self.params, pad(ids_BxT).astype(np.int32),
-        positions_BxT=positions_BxT, segment_ids_BxT=mask_BxT, **options,
-      )  # fmt: skip
-    return jax.tree.map(lambda x: x[:B], outputs), T
-
-  def _token(self, ids_BxT: np.ndarray, mc_token_ids: Any) -> np.ndarray | None:
-    """The position of each row that the head reads, None if it reads all."""
-    B, T = ids_BxT.shape
-    if mc_token_ids is not None and self.config.head != "double_heads":
-      raise UserError(f"mc_token_ids are for double heads, and the head is {self.config.head!r}")
-    if self.config.head == "sequence_classification":
-      try:
-        return heads.last_tokens(ids_BxT, self.config.pad_token_id)
-      except ValueError as error:
-        raise UserError(str(error)) from None
-    if self.config.head != "double_heads":
-      return None
-    if mc_token_ids is None:
-      return np.full(B, T - 1)
-    token_B = integers("mc_token_ids", mc_token_ids).reshape(-1)
-    _check_shape("mc_token_ids", token_B, (B,))
-    _check_range("mc_token_ids", token_B, T)
-    return token_B
+  def _run(self, function: Any, *arguments: Any, **options: Any) -> tuple[Any, int]:
+    return forward.run(function, self.config, self.mesh, self.params, *arguments, **options)
 
   # --- texts --------------------------------------------------------------------------------------
 
@@ -263,8 +251,8 @@ class LanguageModel:
     batches = data.evaluation_batches(
       documents,
       tokenizer,
-      batch_size=_round_up(min(_SCORED_ROWS, max(len(texts), 1)), ways),
-      seq_len=min(_round_up(longest, _BUCKET), self.config.max_position_embeddings),
+      batch_size=forward.round_up(min(_SCORED_ROWS, max(len(texts), 1)), ways),
+      seq_len=min(forward.round_up(longest, forward.BUCKET), self.config.max_position_embeddings),
     )
     nll = [0.0] * len(texts)
     for batch in batches:
@@ -293,16 +281,21 @@ class LanguageModel:
       return step(self.params, steps.place_batch(batch, self.mesh, len(batch["inputs"])))
 
   def generate(
-    self, prompts: Any, attention_mask: Any = None, seed: int = 0, **options
-  ) -> Generation:
+    self, prompts: Any = None, attention_mask: Any = None, seed: int = 0, *,
+    input_ids: Any = None, **options,
+  ) -> Generation:  # fmt: skip
     """Continues prompts: a text, texts, or ids (rows of any lengths, or B x T with a mask).
 
+    What a tokenizer returns goes in as lm.generate(**tokenizer(texts)), padded or not.
     Options have transformers' names, meaning and defaults; `sampling.GenerationOptions` lists them.
     Greedy unless do_sample or num_beams say otherwise. Text is drawn by the seed and the prompt
     alone, whatever else is in the batch. Raises UserError before anything is computed: for an
     unknown option, options that contradict, a prompt that is empty or too long.
     """
     self._require_lm_head("generate")
+    if prompts is not None and input_ids is not None:
+      raise UserError("generate: prompts and input_ids are both given; they are the same")
+    prompts = input_ids if prompts is None else prompts
     return generation.generate(self, prompts, attention_mask, seed, options)
 
   def stream(self, prompt: Any, seed: int = 0, **options) -> Iterator[str]:
@@ -315,9 +308,10 @@ class LanguageModel:
     """The weights as decoding takes them (layers.py), made when first used: a copy of `params`."""
     if self._quantised is not None:
       return self._quantised.layered
-    if self._layered is None or self._layered[0] is not self.params:
+    leaves = jax.tree.leaves(self.params)
+    if self._layered is None or any(a is not b for a, b in zip(self._layered[0], leaves)):
       with jax.set_mesh(self.mesh):
-        self._layered = (self.params, decode.prepare(self.config, self.params))
+        self._layered = (leaves, decode.prepare(self.config, self.params))
     return self._layered[1]
 
   # --- changes ------------------------------------------------------------------------------------
@@ -332,7 +326,7 @@ class LanguageModel:
       raise UserError("the model's weights are quantised; resize it before")
     if size < 1:
       raise UserError(f"the vocabulary is to have {size} ids; it has at least 1")
-    self.config, self.params = weights.resize_vocabulary(
+    self.config, self._params = weights.resize_vocabulary(
       self.config, self.params, self.mesh, size, seed
     )
 
@@ -354,50 +348,7 @@ class LanguageModel:
       raise UserError(f"cannot {what}: the model's head is {self.config.head!r}, not next-token")
 
 
-# --- compiled functions, shared by all models of one config ---------------------------------------
-
-
-@functools.partial(jax.jit, static_argnames=("module", "method"))
-def _forward(module, params, ids_BxT, *, method, token_B, **options):
-  if token_B is not None:
-    options["token_B"] = token_B
-  outputs = module.apply({"params": params}, ids_BxT, method=method, **options)
-  V = module.config.vocab_size
-  if module.config.head == "lm":
-    return outputs[..., :V]
-  if module.config.head == "double_heads":
-    return outputs[0][..., :V], outputs[1]
-  return outputs
-
-
-@functools.partial(jax.jit, static_argnames="module")
-def _hidden_states(module, params, ids_BxT, **options):
-  return model.hidden_states(module, {"params": params}, ids_BxT, **options)
-
-
-@functools.partial(jax.jit, static_argnames="module")
-def _attentions(module, params, ids_BxT, **options):
-  return model.attentions(module, {"params": params}, ids_BxT, **options)
-
-
 @functools.lru_cache(maxsize=8)
 def _eval_step(module, sharding_leaves, tree, mesh):
+  """Shared by all models of one config."""
   return steps.make_eval_step(module, jax.tree.unflatten(tree, sharding_leaves), mesh)
-
-
-# --- small parts ----------------------------------------------------------------------------------
-
-
-def _round_up(n: int, multiple: int) -> int:
-  return math.ceil(n / multiple) * multiple
-
-
-def _check_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
-  if array.shape != shape:
-    raise UserError(f"{name} have shape {array.shape}, and the ids make it {shape}")
-
-
-def _check_range(name: str, array: np.ndarray, limit: int) -> None:
-  if array.min() < 0 or array.max() >= limit:
-    bad = array.min() if array.min() < 0 else array.max()
-    raise UserError(f"{name} hold {bad}; the model takes 0 to {limit - 1}")

@@ -334,7 +334,15 @@ class Decoder(_Module):
     return mask_padding(logits_BxTxV, config.vocab_size)
 
   def logits(self, ids_BxT: jax.Array, **options) -> jax.Array:
-    """Logits of a forward pass, float32 B x T x V; options as in `__call__`."""
+    """Logits of a forward pass, float32 B x T x V; options as in `__call__`.
+
+    Raises ValueError where the config's head is another: that one is `HeadedDecoder.outputs`.
+    """
+    if not self.config.has_lm_head:
+      raise ValueError(
+        f"the model's head is {self.config.head!r}, and these would be next-token logits:"
+        " heads.build(config).apply({'params': params}, ids, method='outputs') gives what it says"
+      )
     return self.unembed(self(ids_BxT, **options))
 
 

@@ -1,17 +1,19 @@
 """The loaded model: what it says, whatever the lengths, the padding, the mesh and the folder."""
 
+import copy
 import math
 import subprocess
 import sys
 import textwrap
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax._src.lax import lax
 
 import gptneo_jax
-from gptneo_jax import data, engine, heads, weights
+from gptneo_jax import data, engine, forward, heads, weights
 from gptneo_jax.data.documents import Document
 from gptneo_jax.errors import UserError
 
@@ -189,6 +191,9 @@ def test_rows_without_padding_id_are_refused_together():
     (([[1, 280]],), "ids hold 280; the model takes 0 to 279"),
     (([[1, -1]],), "ids hold -1"),
     (([1, 2],), "B x T"),
+    ((5,), r"ids have shape \(\); they are B x T"),
+    (([],), r"ids have shape \(0,\); they are B x T, of at least one token"),
+    (([[]],), r"ids have shape \(1, 0\)"),
     (([[1.5]],), "not an array of whole numbers"),
     (([[1], [1, 2]],), "not an array of whole numbers"),
     ((np.zeros((1, 97), int),), "97 tokens are 1 more than the model's 96 positions"),
@@ -203,10 +208,10 @@ def test_bad_ids_are_refused(lm, arguments, message):
 
 def test_new_lengths_do_not_recompile(lm):
   lm.logits(ids(T=10))
-  before = engine._forward._cache_size()
+  before = forward.outputs._cache_size()
   for T in range(1, 64, 7):
     lm.logits(ids(T=T))
-  assert engine._forward._cache_size() == before
+  assert forward.outputs._cache_size() == before
 
 
 # --- texts --------------------------------------------------------------------------------------
@@ -267,6 +272,79 @@ def test_without_a_tokenizer():
   assert lm.generate([[1, 2]], max_new_tokens=2).texts is None
   with pytest.raises(UserError, match="has no tokenizer"):
     lm.generate("text")
+
+
+# --- as people try it -----------------------------------------------------------------------------
+
+
+def test_what_a_tokenizer_returns_goes_in(lm, tokenizer):
+  padded = copy.deepcopy(tokenizer)
+  padded.pad_token, padded.padding_side = padded.eos_token, "left"
+  texts = ["the quick brown fox", "dog"]
+  encoded = padded(texts, padding=True, return_tensors="np")
+  logits = lm(**encoded)
+  np.testing.assert_array_equal(logits, lm.logits(encoded.input_ids, encoded.attention_mask))
+  made = lm.generate(**encoded, max_new_tokens=4)
+  assert made.texts == lm.generate(texts, max_new_tokens=4).texts
+  assert lm.generate(**padded("dog"), max_new_tokens=4).texts == made.texts[1:]
+  with pytest.raises(UserError, match="prompts and input_ids are both given"):
+    lm.generate("dog", **encoded)
+  with pytest.raises(UserError, match="token_type_ids are not supported; tokenizer"):
+    lm.generate(**encoded, token_type_ids=encoded.input_ids * 0)
+  with pytest.raises(UserError, match=r"and not output_hidden_states; lm\.hidden_states"):
+    lm(encoded.input_ids, output_hidden_states=True)
+
+
+def test_types_of_jax_and_numpy_are_types(lm, tmp_path):
+  lm.save(str(tmp_path / "saved"))
+  for dtype, name in ((jnp.bfloat16, "bfloat16"), (np.float32, "float32")):
+    again = gptneo_jax.load(str(tmp_path / "saved"), dtype=dtype)
+    assert (again.config.dtype, again.config.param_dtype) == (name, name)
+    assert TINY.replace(dtype=dtype) == TINY.replace(dtype=name)
+  for wrong in (jnp.int32, 3):
+    with pytest.raises(UserError, match=r"param_dtype is .*; it must be one of float32"):
+      gptneo_jax.load(str(tmp_path / "saved"), dtype=wrong)
+
+
+def test_it_says_what_it_is(lm):
+  text = repr(lm)
+  assert text.startswith("LanguageModel(gpt_neo, 12,512 parameters in float32, 2 layers")
+  assert "vocabulary 280" in text and "96 positions" in text and "1 x cpu" in text.lower()
+
+
+@pytest.mark.parametrize("use", ["logits", "generate", "hidden_states", "__call__"])
+def test_under_jit_the_functional_apply_is_named(lm, use):
+  with pytest.raises(UserError, match=r"are traced.*heads\.build\(lm\.config\)\.apply"):
+    jax.jit(getattr(lm, use))(ids())
+
+
+def test_functional_apply(lm):
+  module = heads.build(lm.config)
+  logits = jax.jit(lambda p, x: module.apply({"params": p}, x, method="logits"))(lm.params, ids())
+  np.testing.assert_allclose(logits, lm.logits(ids()), atol=2e-5)
+  for head in ("sequence_classification", "token_classification", "question_answering"):
+    headed = make(TINY.replace(head=head))
+    with pytest.raises(ValueError, match=r"head is .* next-token logits: .*method='outputs'"):
+      heads.build(headed.config).apply({"params": headed.params}, ids(), method="logits")
+
+
+def test_other_params(lm):
+  other, third = make(TINY, seed=5), make(TINY, seed=6)
+  before = other.generate([[1, 2, 3]], max_new_tokens=6).sequences
+  other.params = jax.tree.map(np.asarray, lm.params)
+  np.testing.assert_array_equal(other.logits(ids()), lm.logits(ids()))
+  after = other.generate([[1, 2, 3]], max_new_tokens=6, eos_token_id=-1).sequences
+  expected = lm.generate([[1, 2, 3]], max_new_tokens=6, eos_token_id=-1).sequences
+  np.testing.assert_array_equal(after, expected)
+  assert (after != before).any()
+  other.params["wte"] = third.params["wte"]  # in place: decoding's copy is made anew
+  third.params = {**lm.params, "wte": third.params["wte"]}
+  changed = [x.generate([[1, 2, 3]], max_new_tokens=6).sequences for x in (other, third)]
+  np.testing.assert_array_equal(*changed)
+  with pytest.raises(UserError, match=r"lm\.params: wpe is \(3, 16\), and the model makes it \(96"):
+    other.params = {**lm.params, "wpe": np.zeros((3, 16))}
+  with pytest.raises(UserError, match=r"lm\.params: blocks/layer_0/attn/k/kernel is absent"):
+    other.params = {"params": lm.params}
 
 
 # --- folders and meshes -------------------------------------------------------------------------

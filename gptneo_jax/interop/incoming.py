@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from gptneo_jax.checkpoint_pieces import LazyArray, write_params
-from gptneo_jax.config import ModelConfig
+from gptneo_jax.config import ModelConfig, dtype_name
 from gptneo_jax.data.files import refuse_pointer
 from gptneo_jax.errors import UserError
 from gptneo_jax.folder import save_config
@@ -86,6 +86,7 @@ def open_hf(name: str, dtype: str | None = None, ignore: Sequence[str] = ()) -> 
   tensors = plain_names(open_tensors(folder), ignore)
   config = _with_lm_head(config, tensors)
   _check_vocabulary(config, folder, tensors)
+  dtype = dtype_name(dtype)
   stored = _stored_dtype(tensors, dtype)
   config = config.replace(
     param_dtype=dtype or stored,
