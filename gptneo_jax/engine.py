@@ -240,6 +240,7 @@ class LanguageModel:
     self._require_lm_head("score")
     texts = [texts] if isinstance(texts, str) else list(texts)
     tokenizer = require_tokenizer(self, "score")
+    data.check_vocabulary(tokenizer, self.config.vocab_size)
     documents = [data.Document(text, "", f"texts[{i}]") for i, text in enumerate(texts)]
     for document in documents:
       try:

@@ -233,6 +233,14 @@ def test_score(lm, tokenizer):
     assert (score.tokens, score.bytes) == (len(tokens), len(text.encode()))
 
 
+def test_scores_of_another_tokenizer_are_refused(tokenizer):
+  """Ids without a row would give NaN."""
+  lm = make(TINY.replace(vocab_size=200))
+  lm.tokenizer = tokenizer
+  with pytest.raises(UserError, match="the tokenizer has 280 ids, but the model's vocabulary"):
+    lm.score(["the dog"])
+
+
 def test_generate_is_greedy(lm):
   """Each new token is the likeliest after the row so far, padding or not."""
   prompts = [[5, 6, 7], [9], [8, 8, 8, 8, 8]]
