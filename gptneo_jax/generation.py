@@ -180,7 +180,9 @@ def _check_finite(model: Model, fault: int) -> None:
       " finite"
     )
   if fault == decode.BAD_GUESSES:
-    raise UserError("generate: the assistant's logits are NaN or infinite")
+    raise UserError("generate: the assistant's logits are not finite")
   name = weights.first_not_finite(model.params)
-  why = f"the weight {name} holds such numbers" if name else f"they overflow {model.config.dtype}"
-  raise UserError(f"generate: the model's logits are NaN or infinite: {why}")
+  why = (
+    f"the weight {name} holds NaN or infinity" if name else f"they overflow {model.config.dtype}"
+  )
+  raise UserError(f"generate: the model's logits are not finite: {why}")
