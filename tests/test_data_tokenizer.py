@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gptneo_jax.data import cuts
+from gptneo_jax.data import cuts, learning
 from gptneo_jax.data import tokenizer as tokenizer_module
 from gptneo_jax.data.config import DataConfig
 from gptneo_jax.data.documents import DataError, Document
@@ -71,7 +71,7 @@ def test_learned_tokenizer_is_saved_and_found_again(tmp_path, remote):
 
 
 def test_only_a_bounded_sample_is_read(monkeypatch):
-  monkeypatch.setattr(tokenizer_module, "_SAMPLE_BYTES", 5000)
+  monkeypatch.setattr(learning, "SAMPLE_BYTES", 5000)
   read = []
 
   def endless():
@@ -235,7 +235,7 @@ def test_learning_from_a_stretch_without_spaces_is_bounded(letters, capsys):
 
 
 def test_words_are_learned_as_without_the_bound(monkeypatch, learned):
-  monkeypatch.setattr(tokenizer_module, "_STRETCH_BYTES", 10**6)
+  monkeypatch.setattr(learning, "STRETCH_BYTES", 10**6)
   unbounded = load_tokenizer("train", documents=documents(), vocab_size=320)
   assert unbounded.backend_tokenizer.to_str() == learned.backend_tokenizer.to_str()
 

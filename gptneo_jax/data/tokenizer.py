@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,16 +16,13 @@ import numpy as np
 from gptneo_jax.data.cuts import PART, cutter
 from gptneo_jax.data.documents import DataError, Document
 from gptneo_jax.data.files import file_system
+from gptneo_jax.data.learning import END_OF_TEXT, learn
 
-END_OF_TEXT = "<|endoftext|>"
 _SETTINGS = "tokenizer_config.json"
 _FILES = (_SETTINGS, "special_tokens_map.json", "tokenizer.json")
 # More threads than cores evict one another's caches; more than this many wait for Python's lock.
 _MOST_THREADS = 16
 _SHORT_DOCUMENT = 1000  # characters
-_SAMPLE_BYTES = 20_000_000  # text that a tokenizer is learned from; more changes little
-# The trainer's time grows with the square of a stretch without spaces; GPT-2's longest token: 128.
-_STRETCH_BYTES = 256
 _CHARACTERS_AT_ONCE = 1 << 18  # of long texts in one call, which holds hundreds of bytes a token
 
 
@@ -52,7 +48,7 @@ def load_tokenizer(
   if name == "train":
     if documents is None or vocab_size is None:
       raise ValueError("load_tokenizer('train') needs documents and vocab_size")
-    return _train(documents, vocab_size)
+    return learn(documents, vocab_size)
   return _load(name)
 
 
@@ -346,52 +342,6 @@ def _copy_files(fs, root: str, folder: str) -> None:
     if fs.exists(f"{root}/{file}"):
       with fs.open(f"{root}/{file}", "rb") as source, open(f"{folder}/{file}", "wb") as copied:
         shutil.copyfileobj(source, copied)
-
-
-def _train(documents: Iterable[Document], vocab_size: int):
-  """Byte-level BPE as in GPT-2; the end of text is id 0, being the trainer's first entry."""
-  import tokenizers
-  from tokenizers import decoders, models, pre_tokenizers, processors, trainers
-  from transformers import PreTrainedTokenizerFast
-
-  alphabet = pre_tokenizers.ByteLevel.alphabet()  # all 256 bytes: no text is unknown
-  if vocab_size <= len(alphabet):
-    raise DataError(f"vocab_size is {vocab_size}; a byte-level tokenizer needs 257 or more")
-  backend = tokenizers.Tokenizer(models.BPE())
-  words = pre_tokenizers.ByteLevel(add_prefix_space=False)
-  stretches = pre_tokenizers.FixedLength(_STRETCH_BYTES)  # letters are bytes by now
-  backend.pre_tokenizer = pre_tokenizers.Sequence([words, stretches])
-  backend.decoder = decoders.ByteLevel()
-  backend.post_processor = processors.ByteLevel(trim_offsets=False)
-  trainer = trainers.BpeTrainer(
-    vocab_size=vocab_size,
-    special_tokens=[END_OF_TEXT],
-    initial_alphabet=sorted(alphabet),
-    show_progress=sys.stderr.isatty(),
-  )
-  sample = list(_sample(documents))
-  if not sample:
-    raise DataError("there is no training text to learn a tokenizer from")
-  print(
-    f"learning a tokenizer of {vocab_size} entries from {len(sample)} documents,"
-    f" {sum(map(len, sample)) / 1e6:.1f} million characters",
-    file=sys.stderr,
-  )
-  backend.train_from_iterator(sample, trainer, length=len(sample))
-  backend.pre_tokenizer = words
-  return PreTrainedTokenizerFast(
-    tokenizer_object=backend, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, unk_token=END_OF_TEXT
-  )
-
-
-def _sample(documents: Iterable[Document]) -> Iterator[str]:
-  size = 0
-  for document in documents:
-    text = document.text[: _SAMPLE_BYTES - size]
-    yield text
-    size += len(text.encode())
-    if size >= _SAMPLE_BYTES:
-      return
 
 
 def _first_line(error: Exception) -> str:
