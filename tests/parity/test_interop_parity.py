@@ -17,6 +17,7 @@ import safetensors.torch  # noqa: E402
 from transformers.utils import logging as hf_logging  # noqa: E402
 
 from gptneo_jax import data, engine, heads, interop  # noqa: E402
+from gptneo_jax.checkpoint_pieces import LazyArray, write_params  # noqa: E402
 from gptneo_jax.data import DataConfig  # noqa: E402
 from gptneo_jax.errors import UserError  # noqa: E402
 from gptneo_jax.evals import perplexity  # noqa: E402
@@ -92,6 +93,34 @@ def test_each_class_comes_in_computes_the_same_and_goes_back(tmp_path, family, c
   assert all(torch.equal(expected[name], actual[name]) for name in expected)
   before, after = (json.loads((tmp_path / f / "config.json").read_text()) for f in ("hf", "back"))
   assert after == before
+
+
+def test_the_verifier_takes_the_checkpoint_that_is_meant(tmp_path):
+  """Step 7 is the model, its table padded; step 9, the newest, is another."""
+  make, settings = next(iter(hf_models.SETTINGS.values()))
+  make(std=0.3, **settings).save_pretrained(tmp_path / "hf")
+  hf, ours = str(tmp_path / "hf"), tmp_path / "ours"
+  interop.hf_to_orbax(hf, ours, tokenizer=False)
+  params = jax.tree.map(np.asarray, engine.load(hf).params)
+  params["wte"] = np.pad(params["wte"], ((0, 5), (0, 0)), constant_values=1e9)
+
+  def save(step, scale):
+    write_params(
+      ours,
+      jax.tree.map(
+        lambda x: LazyArray(x.shape, x.dtype, False, lambda _: np.asarray(x * scale, x.dtype)),
+        params,
+      ),
+      step,
+    )
+
+  save(7, 1.0)
+  save(9, 0.5)
+  for destination, step in ((ours, "7"), (ours / "7", None)):
+    report = interop.verify(hf, destination, step=step)
+    assert report["max_abs_difference"] < 1e-4 and report["step"] == 7
+    assert report["file"] == str(ours / interop.REPORT)
+  assert interop.verify(hf, ours)["max_abs_difference"] > 0.1
 
 
 @pytest.mark.parametrize("name", hf_models.SETTINGS)
