@@ -120,6 +120,11 @@ def test_a_vocabulary_of_word_pieces_is_a_tokenizer(tmp_path, file):
   (tmp_path / "hf/vocab.txt").write_text("\n".join(words))
   with pytest.raises(UserError, match="no file there is one that GPT2Tokenizer reads: name the"):
     interop.hf_to_orbax(name, tmp_path / "no")
+  (tmp_path / "lfs").mkdir()
+  pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+  (tmp_path / "lfs/vocab.txt").write_text(pointer)  # of which a vocabulary of three could be made
+  with pytest.raises(UserError, match=r"vocab\.txt is a Git LFS pointer"):
+    interop.hf_to_orbax(name, tmp_path / "no", tokenizer_from=str(tmp_path / "lfs"))
   path = tmp_path / "hf" / file
   fields = json.loads(path.read_text()) if path.exists() else {}
   path.write_text(json.dumps({**fields, "tokenizer_class": "BertTokenizer"}))

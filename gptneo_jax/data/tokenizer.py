@@ -15,11 +15,12 @@ import numpy as np
 
 from gptneo_jax.data.cuts import PART, cutter
 from gptneo_jax.data.documents import DataError, Document
-from gptneo_jax.data.files import file_system
+from gptneo_jax.data.files import file_system, refuse_pointer
 from gptneo_jax.data.learning import END_OF_TEXT, learn
 
 _SETTINGS = "tokenizer_config.json"
 _FILES = (_SETTINGS, "special_tokens_map.json", "tokenizer.json")
+_PLAIN_FILES = ("merges.txt", "vocab.txt", "spiece.model", "tokenizer.model")  # no JSON
 # More threads than cores evict one another's caches; more than this many wait for Python's lock.
 _MOST_THREADS = 16
 _SHORT_DOCUMENT = 1000  # characters
@@ -55,6 +56,8 @@ def load_tokenizer(
 def _load(name: str) -> Any:
   local = os.path.expanduser(name)
   holds = lambda *files: all(os.path.isfile(os.path.join(local, file)) for file in files)  # noqa: E731
+  for file in _PLAIN_FILES:
+    refuse_pointer(os.path.join(local, file))
   if os.path.isfile(local):
     return _from_file(local)
   if "://" in name or holds("tokenizer.json"):
