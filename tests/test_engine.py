@@ -297,7 +297,7 @@ def test_what_a_tokenizer_returns_goes_in(lm, tokenizer):
   assert lm.generate(**padded("dog"), max_new_tokens=4).texts == made.texts[1:]
   with pytest.raises(UserError, match="prompts and input_ids are both given"):
     lm.generate("dog", **encoded)
-  with pytest.raises(UserError, match="token_type_ids are not supported; tokenizer"):
+  with pytest.raises(UserError, match="token_type_ids is not supported; tokenizer"):
     lm.generate(**encoded, token_type_ids=encoded.input_ids * 0)
   with pytest.raises(UserError, match=r"and not output_hidden_states; lm\.hidden_states"):
     lm(encoded.input_ids, output_hidden_states=True)

@@ -157,7 +157,7 @@ def test_files_as_they_are(checkpoint, tmp_path, capsys):
     assert generate.main([*argv, str(file)]) == 0
     out = capsys.readouterr().out
     assert [json.loads(line)["prompt"] for line in out.rstrip("\n").split("\n")] == [odd, "é"]
-  file.write_text(out)
+  file.write_text(out, encoding="utf-8")
   assert generate.main([*argv, str(file)]) == 0
   assert capsys.readouterr().out == out
   file.write_bytes('"a"\n"é"'.encode("latin-1"))

@@ -335,6 +335,7 @@ def test_stream(lm):
     ([[1, 280]], {}, "prompts hold 280; the model takes 0 to 279"),
     ("a", {"tempreature": 1}, "tempreature is not supported; did you mean temperature"),
     ("a", {"eos_token_id": 300}, "eos_token_id holds 300"),
+    ("a", {"generation_config": {}}, "not supported; give its options by name, or set lm.gen"),
     ("a", {"pad_token_id": 300}, "pad_token_id is 300"),
     ("a", {"guidance_scale": 2.0, "negative_prompt": ["a", "b"]}, "2 negative prompts and 1"),
     ("a", {"stop_strings": ""}, "a stop string is empty"),

@@ -86,11 +86,9 @@ class GenerationOptions:
     Raises UserError for an option that does not exist, with the nearest name.
     """
     names = [field.name for field in dataclasses.fields(cls) if field.name != "inherited"]
-    if "token_type_ids" in options:
-      raise UserError(
-        "generate: token_type_ids are not supported; tokenizer(texts, return_token_type_ids=False)"
-        " leaves them out"
-      )
+    for name, instead in _INSTEAD.items():
+      if name in options:
+        raise UserError(f"generate: {name} is not supported; {instead}")
     for name in options:
       if name not in names:
         hint = did_you_mean(name, names) or f"; there are {', '.join(names)}"
@@ -191,6 +189,10 @@ def blaming(error: UserError, own: Iterable[str]) -> UserError:
   )
 
 
+_INSTEAD = {  # what is given to transformers' generate as well, and what to do here
+  "token_type_ids": "tokenizer(texts, return_token_type_ids=False) leaves them out",
+  "generation_config": "give its options by name, or set lm.generation_config",
+}
 _SAMPLING_ONLY = (
   "temperature", "top_h", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff",
 )  # fmt: skip
