@@ -212,10 +212,11 @@ def test_other_sources(checkpoint, tmp_path):
   assert same["data"]["text_sha256"] != book["data"]["text_sha256"]  # the subset's name differs
   config = tmp_path / "config.py"
   config.write_text(
-    "from ml_collections import ConfigDict\n"
+    "from gptneo_jax import config, run_config\n"
     "def get_config(arg=None):\n"
-    f"  data = dict(source='text', path='x', validation_path={str(text)!r})\n"
-    "  return ConfigDict({'data': data})\n"
+    "  c = run_config.base(config.PRESETS['neo_125m'])\n"
+    f"  c.data.update(source='text', path='x', validation_path={str(text)!r})\n"
+    "  return c\n"
   )
   configured = run(checkpoint, tmp_path, "--data", f"config:{config}")
   assert configured["results"]["data"] == book["results"]["data"]
