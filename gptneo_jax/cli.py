@@ -285,6 +285,11 @@ def _fault_in_config(error: Exception, path: str) -> str:
   if isinstance(error, SyntaxError):
     lines.append(error.lineno)
   where = f"{path}:{lines[-1]}" if lines else path
+  other_type = re.search(r"override field '(\w+)' .* to type <class '(\w+)'>", str(error))
+  if other_type is not None:
+    name, kind = other_type.groups()
+    example = ", such as 'bfloat16'" if name.endswith("dtype") else ""
+    return f"{where}: {name} takes a value of type {kind}{example}"
   unknown = re.search(r'Key "(\w+)" does not exist', str(error))
   if unknown is None:
     return f"{where}: {_last_line(error)}"

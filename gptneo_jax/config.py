@@ -31,6 +31,8 @@ HEADS = (
   "double_heads",
 )
 
+REMATS = ("none", "dots", "full")  # what the backward pass computes again
+
 _CHOICES = {
   "model_type": ("gpt_neo", "gpt2"),
   "head": HEADS,
@@ -42,7 +44,7 @@ _CHOICES = {
     "multi_label_classification",
   ),
   "initializer": ("mesh_tf", "hf"),
-  "remat": ("none", "dots", "full"),
+  "remat": REMATS,
   "attention_impl": ("auto", "xla", "splash", "cudnn", "reference"),
   "dtype": ("float32", "bfloat16", "float16"),  # float16: inference only
   "param_dtype": ("float32", "bfloat16", "float16"),

@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
 from gptneo_jax import data, preflight, run_config
-from gptneo_jax.config import ModelConfig
+from gptneo_jax.config import REMATS, ModelConfig
 from gptneo_jax.errors import UserError
 from gptneo_jax.model import Decoder
 from gptneo_jax.optim import OptimizerConfig, Schedule, ScheduleConfig, make_optimizer
@@ -36,6 +36,10 @@ def read(config: ConfigDict) -> Sections:
   """The config's sections; where model.remat is left open, it is `full` here. Raises UserError."""
   run_config.check_keys(config)
   model_fields = config.model.to_dict()
+  if model_fields["remat"] not in (AUTO, *REMATS):
+    raise UserError(
+      f"model.remat is {model_fields['remat']!r}; it must be one of {', '.join((AUTO, *REMATS))}"
+    )
   if model_fields["remat"] == AUTO:
     model_fields["remat"] = "full"
   with user_errors():

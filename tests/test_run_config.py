@@ -20,7 +20,8 @@ from gptneo_jax.errors import UserError
     ("c.eval.docments = 3", "unknown setting docments; did you mean eval.documents?"),
     ("c.optimizer.lr = 1e-3", "unknown setting lr; did you mean optimizer.learning_rate?"),
     ("c.data.update(num_stream=4)", "unknown setting num_stream; did you mean data.num_streams?"),
-    ("c.steps = 'many'", "many is of original type <class 'str'>"),
+    ("c.steps = 'many'", "steps takes a value of type int"),
+    ("c.model.dtype = jax.numpy.bfloat16", "dtype takes a value of type str, such as 'bfloat16'"),
     ("c.steps = undefined", "name 'undefined' is not defined"),
     ("c.steps = (", "'(' was never closed"),
   ],
@@ -28,7 +29,7 @@ from gptneo_jax.errors import UserError
 def test_a_mistake_in_a_config_file_is_one_line_with_its_place(line, said, tmp_path):
   file = tmp_path / "mine.py"
   file.write_text(f"""
-from gptneo_jax import run_config
+import jax; from gptneo_jax import run_config
 from gptneo_jax.config import PRESETS
 
 def get_config(arg=""):
@@ -58,6 +59,13 @@ def test_a_config_that_is_not_built_on_base_has_exactly_its_keys():
   del fewer.eval.documents
   with pytest.raises(UserError, match=r"has no eval\.documents; start it from"):
     sections.read(fewer)
+
+
+def test_recomputation_that_there_is_not():
+  config = run_config.base(ModelConfig())
+  config.model.remat = "ful"
+  with pytest.raises(UserError, match=r"'ful'; it must be one of auto, none, dots, full$"):
+    sections.read(config)
 
 
 def test_a_file_without_a_config(tmp_path):
