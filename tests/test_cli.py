@@ -136,6 +136,8 @@ def test_a_broken_connection_is_no_reader_that_has_gone():
 def test_interrupting_ends_quietly():
   done = run(
     "import os, signal\nfrom gptneo_jax import cli\n"
+    # What was started in the background of a script ignores Ctrl-C, and so would this.
+    "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     "def main(): os.kill(os.getpid(), signal.SIGINT)\n"
     "cli.guarded(main)"
   )

@@ -86,7 +86,7 @@ def test_lengths_that_do_not_fit(options, width, message):
     ({"suppress_tokens": [1, 50]}, "suppress_tokens holds 50; the model has ids 0 to 49"),
     ({"bad_words_ids": [[1, -2]]}, "bad_words_ids holds -2"),
     ({"bad_words_ids": [[]]}, "empty sequence"),
-    ({"forced_eos_token_id": "x"}, "not made of whole numbers"),
+    ({"forced_eos_token_id": "x"}, "forced_eos_token_id is 'x'; it is an id or a list of ids"),
   ],
 )
 def test_ids_that_do_not_exist(options, message):

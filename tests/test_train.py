@@ -3,10 +3,11 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import jax
 import pytest
-from absl import flags
 
 from gptneo_jax import data, fitting, run_config, sections
 from gptneo_jax.checkpoint import latest_step
@@ -281,11 +282,16 @@ def test_ranges(settings, config):
     sections.read(config)
 
 
+@pytest.mark.processes
 def test_two_programs_in_one_process():
   """Their flags are defined when they run, not when they are imported."""
-  from gptneo_jax import plan, train
-
-  assert train.main and plan.main and "workdir" not in flags.FLAGS
+  program = (
+    "from absl import flags; from gptneo_jax import plan, train; print('workdir' in flags.FLAGS)"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
+  )
+  assert done.stdout == "False\n", done.stderr
 
 
 def test_a_run_goes_on_in_less_where_the_compiler_finds_no_room(

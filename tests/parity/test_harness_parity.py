@@ -86,7 +86,7 @@ def random_model(tmp_path_factory):
 
 def evaluated(model, name, items, shots, limit, include_path=None):
   """Results and what was answered, item by item, in the order of the requests."""
-  report = {"results": {}, "versions": {}, "num_fewshot": {}}
+  report = {"results": {}, "versions": {}, "num_fewshot": {}, "items": {}}
   samples = {}
   manager = harness._manager({name: None}, include_path)
   loaded = harness._load(name, manager, model, str(items), shots, seed=0)
