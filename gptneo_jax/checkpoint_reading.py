@@ -15,8 +15,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from gptneo_jax.checkpoint_steps import CheckpointError, absolute, existing_step
-
-_TABLES = {"wte", "lm_head"}  # whose rows are the vocabulary's, with padding after them
+from gptneo_jax.config import VOCABULARY_TABLES
 
 
 class DamagedError(Exception):
@@ -143,7 +142,7 @@ def require_same_model(
 
 def _padded_alike(name: str, saved: Any, shape: tuple[int, ...], vocab_size: int) -> Any:
   """`saved` with the length of `shape` where only the padding of a table's rows differs."""
-  if not _TABLES & set(name.split("/")) or len(saved.shape) != len(shape):
+  if not set(VOCABULARY_TABLES) & set(name.split("/")) or len(saved.shape) != len(shape):
     return saved
   same = [n == m or min(n, m) >= vocab_size for n, m in zip(saved.shape, shape)]
   return jax.ShapeDtypeStruct(shape, saved.dtype) if all(same) else saved

@@ -261,11 +261,9 @@ def _with_file(value: str) -> str:
       f"--config {value}: a ':' divides a config's file from its argument and cannot be part of the"
       " path; move the file, or start in its folder"
     )
-  ours = pathlib.Path(__file__).parent / "configs"
-  if (
-    pathlib.Path(path).parent == pathlib.Path("configs") and pathlib.Path(ours, path[8:]).is_file()
-  ):
-    return f"{ours / path[8:]}{colon}{arg}"
+  ours, asked = pathlib.Path(__file__).parent / "configs", pathlib.Path(path)
+  if asked.parent == pathlib.Path("configs") and (ours / asked.name).is_file():
+    return f"{ours / asked.name}{colon}{arg}"
   there: list[str] = []
   for shown, folder in (
     (pathlib.Path(path).parent, pathlib.Path(path).parent),

@@ -31,6 +31,8 @@ HEADS = (
   "double_heads",
 )
 
+VOCABULARY_TABLES = ("wte", "lm_head")  # parameters with a row for each id, and then padding
+
 REMATS = ("none", "dots", "full")  # what the backward pass computes again
 
 _CHOICES = {

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from gptneo_jax import beam, decode, speculative, weights
+from gptneo_jax import beam, decode, interop, speculative
 from gptneo_jax.detokenization import TextStream, new_text
 from gptneo_jax.errors import UserError
 from gptneo_jax.matmul import exact_products
@@ -181,7 +181,7 @@ def _check_finite(model: Model, fault: int) -> None:
     )
   if fault == decode.BAD_GUESSES:
     raise UserError("generate: the assistant's logits are not finite")
-  name = weights.first_not_finite(model.params)
+  name = interop.first_not_finite(model.params)
   why = (
     f"the weight {name} holds NaN or infinity" if name else f"they overflow {model.config.dtype}"
   )

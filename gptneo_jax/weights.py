@@ -206,14 +206,6 @@ def placed_like(abstract: Any, params: Any) -> Any:
   return jax.tree.map(lambda to, leaf: jax.device_put(leaf, to.sharding), abstract, params)
 
 
-def first_not_finite(params: Any) -> str | None:
-  """The name of the first array with NaN or infinity in it, such as 'blocks/layer_0/ln_1/scale'."""
-  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    if not bool(jnp.isfinite(leaf).all()):
-      return jax.tree_util.keystr(path, simple=True, separator="/")
-  return None
-
-
 def first_device() -> Mesh:
   """A mesh of one device."""
   axis_types = (AxisType.Auto,) * len(MESH_AXES)

@@ -6,6 +6,8 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from gptneo_jax.data.files import GIT_LFS
+
 CHUNK = 1 << 17  # bytes read at a time
 _HEAD = 8000  # bytes in which a zero byte means a binary file, as in git
 
@@ -33,7 +35,7 @@ _FOREIGN = {
   b"\x1f\x9d": "packed with compress: unpack it",
   b"ARROW1": "Arrow file: data.source='datasets' reads it",
   b"PAR1": "parquet file: data.source='jsonl' reads it",
-  b"version https://git-lfs.github.com/": "Git LFS pointer, not the file itself: git lfs pull",
+  GIT_LFS: "Git LFS pointer, not the file itself: git lfs pull",
 }
 _TAR = 257, b"ustar"
 # UTF-32's first: its little-endian mark begins as UTF-16's.
@@ -257,3 +259,4 @@ _PACKINGS = (
   _Packing("xz", (".xz",), (b"\xfd7zXZ\0",), _xz_chunks),
   _Packing("bzip2", (".bz2",), _BZIP2, _bzip2_chunks),
 )
+PACKED = tuple(ending for packing in _PACKINGS for ending in packing.endings)  # of file names

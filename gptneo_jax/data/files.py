@@ -9,7 +9,7 @@ from typing import Any
 from gptneo_jax.data.documents import BadRecords, DataError, warn_once
 
 _NOT_SOURCE = "__pycache__"
-_GIT_LFS = b"version https://git-lfs"
+GIT_LFS = b"version https://git-lfs"  # how what Git left in place of a large file begins
 
 
 def file_system(path: str) -> tuple[Any, str]:
@@ -27,7 +27,7 @@ def refuse_pointer(path: str | os.PathLike) -> None:
   if not os.path.isfile(path):
     return
   with open(path, "rb") as file:
-    if file.read(len(_GIT_LFS)) == _GIT_LFS:
+    if file.read(len(GIT_LFS)) == GIT_LFS:
       raise DataError(
         f"{path} is a Git LFS pointer, not the file itself: fetch that with `git lfs pull` in its"
         " repository, or with `hf download`"

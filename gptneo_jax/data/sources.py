@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO, Protocol
 
 from gptneo_jax.data.config import DataConfig
+from gptneo_jax.data.contents import PACKED
 from gptneo_jax.data.documents import BadRecords, DataError, Document
 from gptneo_jax.data.files import match_files
 from gptneo_jax.data.hub import HubDataset, check_dataset
@@ -137,13 +138,12 @@ def source_files(config: DataConfig, split: str) -> dict[str, Callable[[], Binar
   return files
 
 
-_PACKED = (".zst", ".zstd", ".gz", ".xz", ".bz2")
 _RECORDS = (".jsonl", ".json", ".parquet")
 
 
 def holds_records(path: str) -> bool:
   """Whether a file, or the last part of a glob, is named as one that the source 'jsonl' reads."""
-  return _without(path.lower(), _PACKED).endswith(_RECORDS)
+  return _without(path.lower(), PACKED).endswith(_RECORDS)
 
 
 def source_name(kind: str, path: str) -> str:
@@ -160,7 +160,7 @@ def source_name(kind: str, path: str) -> str:
 def _last_part(path: str) -> str:
   parts = [part for part in path.split("/") if part and not set(part) & set("*?[")]
   name = parts[-1] if parts else ""
-  return _without(_without(name, _PACKED), (*_RECORDS, ".txt")).strip(".~:")
+  return _without(_without(name, PACKED), (*_RECORDS, ".txt")).strip(".~:")
 
 
 def _without(name: str, endings: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from gptneo_jax.data.config import DataConfig
+from gptneo_jax.data.contents import PACKED
 from gptneo_jax.data.documents import BadRecords, Document
 from gptneo_jax.data.files import file_size, match_files
 from gptneo_jax.data.sources import Component, has_split, held_out, open_components
@@ -15,7 +16,7 @@ from gptneo_jax.data.tokenizer import DocumentEncoder
 
 _COUNTED_BYTES = 30_000_000  # of files, packed ones taken four times: a second or two to read
 _SAMPLE_BYTES = 200_000  # of text, from which the tokens of all are estimated
-_PACKED = (".zst", ".zstd", ".gz", ".xz", ".bz2", ".parquet")
+_PACKED = (*PACKED, ".parquet")
 
 
 class _Amount(NamedTuple):

@@ -15,7 +15,7 @@ import numpy as np
 
 from gptneo_jax.data.cuts import PART, cutter
 from gptneo_jax.data.documents import DataError, Document
-from gptneo_jax.data.files import file_system, refuse_pointer
+from gptneo_jax.data.files import GIT_LFS, file_system, refuse_pointer
 from gptneo_jax.data.learning import END_OF_TEXT, learn
 
 _SETTINGS = "tokenizer_config.json"
@@ -264,7 +264,7 @@ def _load_error(name: str, files: Sequence[str], error: Exception) -> DataError:
     shown = name if os.path.isfile(name) else f"{name}/{os.path.basename(path)}"
     with open(path, "rb") as file:
       content = file.read()
-    if content.startswith(b"version https://git-lfs.github.com/"):
+    if content.startswith(GIT_LFS):
       return DataError(f"{shown}: a Git LFS pointer, not the tokenizer itself: git lfs pull")
     try:
       json.loads(content)
@@ -313,7 +313,7 @@ def _with_prefix_space(tokenizer, folder: str) -> Any:
   AutoTokenizer makes of these files: it counts whatever tokenizer.json says."""
   from tokenizers import pre_tokenizers
 
-  path = os.path.join(folder, "tokenizer_config.json")
+  path = os.path.join(folder, _SETTINGS)
   settings = (
     json.loads(pathlib.Path(path).read_text(encoding="utf-8")) if os.path.exists(path) else {}
   )

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from gptneo_jax.errors import UserError
 from gptneo_jax.evals import report as reports_of
 from gptneo_jax.evals import report_pictures
 
@@ -48,14 +45,7 @@ def write(reports: Sequence[_Report], files: Sequence[str], path: str) -> list[s
     "notes": notes(reports),
   }
   target = pathlib.Path(path)
-  try:
-    new = target.with_name(target.name + ".new")
-    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-    new.write_text(text + "\n", encoding="utf-8")
-    os.replace(new, target)
-    target.with_suffix(".md").write_text(markdown(reports), encoding="utf-8")
-  except OSError as error:
-    raise UserError(f"the comparison cannot be written: {error}") from None
+  reports_of.write_files(target, content, markdown(reports))
   picture = target.with_suffix(".png")
   return report_pictures.draw_comparison(names(reports), reports, rows(reports), picture)
 

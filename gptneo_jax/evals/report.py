@@ -36,16 +36,25 @@ def write(report: Mapping[str, Any], path: str) -> list[str]:
   """
   report = finite(report)
   target = pathlib.Path(path)
-  new = target.with_name(target.name + ".new")
-  text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
-  try:
-    new.write_text(text + "\n", encoding="utf-8")
-    os.replace(new, target)
-    target.with_suffix(".md").write_text(markdown(report), encoding="utf-8")
-  except OSError as error:
-    raise UserError(f"the report cannot be written: {error}") from None
+  write_files(target, report, markdown(report))
   picture = target.with_suffix(".png")
   return report_pictures.draw(name(report), report, picture) if "data" in report else []
+
+
+def write_files(target: pathlib.Path, content: Mapping[str, Any], text: str) -> None:
+  """Writes `content` to FILE.json, which appears at once and whole, and `text` to FILE.md.
+
+  Raises UserError if they cannot be written.
+  """
+  new = target.with_name(target.name + ".new")
+  try:
+    new.write_text(
+      json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+    )
+    os.replace(new, target)
+    target.with_suffix(".md").write_text(text, encoding="utf-8")
+  except OSError as error:
+    raise UserError(f"{target} cannot be written: {error}") from None
 
 
 def write_samples(samples: Mapping[str, Sequence[Mapping[str, Any]]], path: pathlib.Path) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from gptneo_jax.checkpoint_pieces import LazyArray, open_params
 from gptneo_jax.checkpoint_steps import existing_step, find
-from gptneo_jax.config import ModelConfig
+from gptneo_jax.config import VOCABULARY_TABLES, ModelConfig
 from gptneo_jax.data.tokenizer import end_of_text_id, load_tokenizer
 from gptneo_jax.errors import UserError
 from gptneo_jax.folder import load_config
@@ -139,7 +139,7 @@ def _check(source, leaves: dict[str, LazyArray], shapes: dict, vocab_size: int) 
   for path in [*shapes, *(path for path in leaves if path not in shapes)]:
     saved: Any = leaves[path].shape if path in leaves else "absent"
     expected = shapes.get(path, "absent")
-    if path in leaves and path in tables.OVER_VOCABULARY and leaves[path].shape[0] >= vocab_size:
+    if path in leaves and path in VOCABULARY_TABLES and leaves[path].shape[0] >= vocab_size:
       saved = (expected[0], *saved[1:])  # padded by the config of its time
     if saved != expected:
       raise UserError(

@@ -76,7 +76,6 @@ _GPT2_LAYER = [
 LAYER_ROWS = {"gpt_neo": _NEO_LAYER, "gpt2": _GPT2_LAYER}
 
 LM_HEAD = Row("lm_head.weight", ("lm_head",), "table")
-OVER_VOCABULARY = ("wte", "lm_head")  # our leaves that may have rows of padding
 
 # The head's name in PyTorch, and the class that has it, without the family's name before it.
 HEAD_NAMES = {

@@ -15,10 +15,10 @@ import numpy as np
 from gptneo_jax import heads
 from gptneo_jax.checkpoint_pieces import open_params
 from gptneo_jax.checkpoint_steps import existing_step, find
-from gptneo_jax.config import ModelConfig
+from gptneo_jax.config import VOCABULARY_TABLES, ModelConfig
 from gptneo_jax.errors import UserError
 from gptneo_jax.folder import load_config
-from gptneo_jax.interop import hub, tables
+from gptneo_jax.interop import hub
 from gptneo_jax.interop.hf_config import CLASSES
 from gptneo_jax.matmul import exact_products
 
@@ -139,7 +139,7 @@ def _params(folder: str, step: int, vocab_size: int) -> dict[str, Any]:
     node = params
     for parent in parents:
       node = node.setdefault(parent, {})
-    rows = vocab_size if path in tables.OVER_VOCABULARY else None
+    rows = vocab_size if path in VOCABULARY_TABLES else None
     node[name] = jnp.asarray(leaf.load()[:rows], jnp.float32)
   return params
 
