@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gptneo_jax import chips, optim, sharding, state, steps
+from gptneo_jax import hardware, optim, sharding, state, steps
 from gptneo_jax.config import PRESETS
 from gptneo_jax.model import Decoder
 
@@ -147,7 +147,7 @@ def main():
       ),
       "tokens_per_second": {side: B * T / times[side]["median"] for side in SIDES},
     }
-    if peak := chips.peak_flops(device.device_kind, jnp.dtype(config.dtype).itemsize):
+    if peak := hardware.peak_flops(device.device_kind, jnp.dtype(config.dtype).itemsize):
       results[shape]["mfu"] = {
         side: {kind: work / times[side]["median"] / peak for kind, work in flops.items()}
         for side in SIDES

@@ -17,7 +17,7 @@ import shlex
 import subprocess
 import sys
 
-from gptneo_jax import chips, preflight
+from gptneo_jax import hardware, preflight
 from gptneo_jax.config import PRESETS
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -80,7 +80,7 @@ def text_of(found: dict | None) -> str:
 
 
 def training_table(cells: dict) -> str:
-  there = [f"{t} ({chips.CHIPS[t.partition(':')[0]].memory_gib:.2f})" for t in TOPOLOGIES]
+  there = [f"{t} ({hardware.CHIPS[t.partition(':')[0]].memory_gib:.2f})" for t in TOPOLOGIES]
   rows = [["config", *there], ["---"] * (1 + len(TOPOLOGIES))]
   for model in MODELS:
     rows.append([f"`{model}`", *(text_of(cells.get(f"{model} {t}")) for t in TOPOLOGIES)])

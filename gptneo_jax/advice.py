@@ -10,8 +10,8 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from gptneo_jax import compilation, sections, sharding
-from gptneo_jax.compilation import TooLarge
+from gptneo_jax import sections, sharding
+from gptneo_jax.compiled_step import TooLarge, too_large
 from gptneo_jax.errors import UserError
 from gptneo_jax.fitting import Changes, apply, estimate
 from gptneo_jax.preflight import needs_text, size_text, total
@@ -156,7 +156,7 @@ def when_out_of_memory(config: ConfigDict, num_devices: int, memory: float) -> I
   try:
     yield
   except (TooLarge, jax.errors.JaxRuntimeError) as error:
-    problem = error if isinstance(error, TooLarge) else compilation.too_large(error)
+    problem = error if isinstance(error, TooLarge) else too_large(error)
     if problem is None:
       raise
     said = (

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from gptneo_jax.engine import LanguageModel
 from gptneo_jax.errors import UserError
 
 FORMAT = "User: {message}\nAssistant:{answer}\n"
@@ -42,7 +41,7 @@ class Format(NamedTuple):
     return following.rstrip() or following
 
 
-def talk(lm: LanguageModel, shape: Format, options: dict[str, Any], seed: int) -> None:
+def talk(lm: Any, shape: Format, options: dict[str, Any], seed: int) -> None:
   """Reads messages and prints answers until the input ends. Raises UserError.
 
   The oldest turns are dropped where all do not fit the model's positions.
@@ -77,7 +76,7 @@ def talk(lm: LanguageModel, shape: Format, options: dict[str, Any], seed: int) -
       past, turn = [*kept, said + shape.after], turn + 1
 
 
-def _answer(lm: LanguageModel, prompt: str, stop: str, options: dict[str, Any]) -> str:
+def _answer(lm: Any, prompt: str, stop: str, options: dict[str, Any]) -> str:
   """Prints what the model says as it is made, up to the stop string; and returns it."""
   said, shown = "", 0
   for piece in lm.stream(prompt, **options):
@@ -96,7 +95,7 @@ def _held(text: str, stop: str) -> int:
   return next((n for n in range(len(stop), 0, -1) if text.endswith(stop[:n])), 0)
 
 
-def _tokens(lm: LanguageModel, past: list[str]) -> int:
+def _tokens(lm: Any, past: list[str]) -> int:
   return len(lm.tokenizer("".join(past)).input_ids)
 
 

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gptneo_jax.activations import ACTIVATIONS
 from gptneo_jax.errors import did_you_mean
 
 # How a model is run, as opposed to what it is: two folders that differ only here hold the same
@@ -31,6 +30,12 @@ HEADS = (
   "double_heads",
 )
 
+# Of the MLP; model/activations.py has a function for each.
+ACTIVATIONS = (
+  "gelu_new", "gelu", "gelu_10", "quick_gelu", "relu", "relu2", "relu6", "leaky_relu", "silu",
+  "hardswish", "mish", "sigmoid", "tanh", "linear", "laplace", "sqrtsoftplus",
+)  # fmt: skip
+
 VOCABULARY_TABLES = ("wte", "lm_head")  # parameters with a row for each id, and then padding
 
 REMATS = ("none", "dots", "full")  # what the backward pass computes again
@@ -38,7 +43,7 @@ REMATS = ("none", "dots", "full")  # what the backward pass computes again
 _CHOICES = {
   "model_type": ("gpt_neo", "gpt2"),
   "head": HEADS,
-  "activation_function": tuple(ACTIVATIONS),
+  "activation_function": ACTIVATIONS,
   "problem_type": (
     "",
     "regression",

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import tqdm
 
 from gptneo_jax import cli, interop, lora
-from gptneo_jax.progress import progress_bar
+from gptneo_jax.cli import progress_bar
 
 _EXAMPLES = """\
 examples:

@@ -29,10 +29,11 @@ from gptneo_jax.config import ModelConfig, dtype_name
 from gptneo_jax.data.tokenizer import DocumentEncoder
 from gptneo_jax.errors import UserError
 from gptneo_jax.folder import is_checkpoint_folder
+from gptneo_jax.forward import integers, refuse_traced
 from gptneo_jax.generation import Generation
 from gptneo_jax.interop.incoming import GENERATION_CONFIG, HF_CONFIG
 from gptneo_jax.matmul import exact_products
-from gptneo_jax.tasks import integers, refuse_traced, require_tokenizer
+from gptneo_jax.tasks import require_tokenizer
 from gptneo_jax.vocab_loss import TokenPredictions
 
 _SCORED_ROWS = 8  # windows scored at once

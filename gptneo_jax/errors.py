@@ -1,8 +1,9 @@
 """The error of a user's mistake, which programs print as one line, and what may have been meant."""
 
+import contextlib
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 _CLOSE = 0.75  # of difflib's ratio: below it a name is another thing, not a misspelt one
 
@@ -36,6 +37,15 @@ _ALIASES = {
 
 class UserError(Exception):
   """Bad input: the message names the thing, the file and line if there is one, and what to do."""
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+  """Checks of values raise ValueError, being of use to programs too; here a user made them."""
+  try:
+    yield
+  except ValueError as error:
+    raise UserError(str(error)) from None
 
 
 def out_of_memory(error: Exception) -> str:

@@ -25,8 +25,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from gptneo_jax import cli, data, engine, sections, sharding, weights
-from gptneo_jax.errors import UserError
+from gptneo_jax import cli, config_file, data, engine, sharding, weights
+from gptneo_jax.errors import UserError, user_errors
 from gptneo_jax.evals import comparison, identity, perplexity, report
 from gptneo_jax.evals.partial import Partial
 from gptneo_jax.tasks import require_tokenizer
@@ -226,7 +226,7 @@ def _data(args: argparse.Namespace) -> tuple[data.DataConfig, str]:
       if getattr(args, flag) is not None:
         raise UserError(f"--{flag} says how files are read; {args.data} says so itself")
   if args.data.startswith("config:"):
-    section = cli.load_config(args.data.removeprefix("config:")).data.to_dict()
+    section = config_file.load(args.data.removeprefix("config:")).data.to_dict()
     config, split = _data_config(**section), args.split or "validation"
   elif args.data == "stdlib":
     config, split = _data_config(source="stdlib"), args.split or "validation"
@@ -243,7 +243,7 @@ def _data(args: argparse.Namespace) -> tuple[data.DataConfig, str]:
 
 
 def _data_config(**fields: Any) -> data.DataConfig:
-  with sections.user_errors():
+  with user_errors():
     return data.DataConfig(**fields)
 
 
@@ -256,7 +256,7 @@ def _mesh(args: argparse.Namespace) -> Any:
   written = ",".join(f"{axis}={size}" for axis, size in sizes.items())
   if written != args.mesh or not sizes.keys() <= set(sharding.MESH_AXES):
     raise UserError(f"--mesh {args.mesh!r} is not of the form data=2,fsdp=1,tensor=1")
-  with sections.user_errors():
+  with user_errors():
     of = lambda axis: int(sizes.get(axis, 1))  # noqa: E731
     return sharding.make_mesh(data=of("data"), fsdp=of("fsdp"), tensor=of("tensor"))
 

@@ -16,9 +16,10 @@ import jax
 from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
-from gptneo_jax import compilation, sections, sharding
-from gptneo_jax.compilation import TooLarge
+from gptneo_jax import compiled_step, sections, sharding
+from gptneo_jax.compiled_step import TooLarge
 from gptneo_jax.config import ModelConfig
+from gptneo_jax.errors import user_errors
 from gptneo_jax.model import Decoder
 from gptneo_jax.optim import OptimizerConfig, ScheduleConfig, make_optimizer
 from gptneo_jax.preflight import total
@@ -53,7 +54,7 @@ def estimate(config: ConfigDict, num_devices: int) -> dict[str, int]:
 
 def _estimate(config: ConfigDict, num_devices: int) -> dict[str, int]:
   parts = sections.read(config)
-  with sections.user_errors():
+  with user_errors():
     mesh = sharding.abstract_mesh(**config.mesh.to_dict(), num_devices=num_devices)
     optimizer = OptimizerConfig(**config.optimizer.to_dict())
     state = _state(parts.model.replace(remat="none"), optimizer, mesh)  # remat changes no state
@@ -134,7 +135,7 @@ def compile_step(
   hold itself. Raises TooLarge.
   """
   parts = sections.read(config)
-  return compilation.compile_step(
+  return compiled_step.compile_step(
     parts.model,
     parts.optimizer,
     state,
@@ -165,6 +166,6 @@ def _candidates(config: ConfigDict, num_devices: int) -> list[Changes]:
 
 def _ways(config: ConfigDict, num_devices: int) -> int:
   """Devices that a batch is split over. Raises UserError for a mesh that is not of so many."""
-  with sections.user_errors():
+  with user_errors():
     data, fsdp, _ = sharding.mesh_sizes(**config.mesh.to_dict(), num_devices=num_devices)
   return data * fsdp

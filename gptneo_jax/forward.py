@@ -14,7 +14,6 @@ from gptneo_jax import heads, model
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.errors import UserError
 from gptneo_jax.matmul import exact_products
-from gptneo_jax.tasks import integers
 
 BUCKET = 64  # lengths are rounded up to a multiple, so that new ones rarely recompile
 
@@ -120,3 +119,25 @@ def _check_range(name: str, array: np.ndarray, limit: int) -> None:
   if array.min() < 0 or array.max() >= limit:
     bad = array.min() if array.min() < 0 else array.max()
     raise UserError(f"{name} hold {bad}; the model takes 0 to {limit - 1}")
+
+
+def integers(name: str, values: Any) -> np.ndarray:
+  """An int64 array. Raises UserError, by name, for what is not made of whole numbers."""
+  refuse_traced(name, values)
+  try:
+    array = np.asarray(values)
+  except ValueError:
+    array = np.asarray(None)
+  if array.dtype.kind not in "iub" and array.size:
+    raise UserError(f"{name} are not an array of whole numbers")
+  return array.astype(np.int64)
+
+
+def refuse_traced(name: str, values: Any) -> None:
+  """Raises UserError for an array without values, as functions under jax.jit or jax.grad see."""
+  if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values)):
+    raise UserError(
+      f"{name} are traced, as under jax.jit or jax.grad: a loaded model compiles by itself, from"
+      " outside; in functions of your own call heads.build(lm.config).apply({'params': params},"
+      " ids, method='logits')"
+    )

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from gptneo_jax import chips
+from gptneo_jax import hardware
 from gptneo_jax.errors import UserError
 
 # Object stores cannot append: there the whole file is written anew, and not more often than this.
@@ -356,7 +356,7 @@ def peak_flops_per_second(device: jax.Device, dtype: Any) -> tuple[float, str]:
   A device the table does not know, such as any CPU, is measured once per process by a short
   matmul in `dtype` (float32 on CPU, where the 16-bit types are emulated).
   """
-  known = chips.peak_flops(device.device_kind, jnp.dtype(dtype).itemsize)
+  known = hardware.peak_flops(device.device_kind, jnp.dtype(dtype).itemsize)
   if known is None:
     return _measured_flops_per_second(
       device, jnp.dtype(jnp.float32 if device.platform == "cpu" else dtype)

@@ -31,10 +31,10 @@ from ml_collections import ConfigDict, config_flags
 
 from gptneo_jax import (
   advice,
-  chips,
-  cli,
   compilation,
+  config_file,
   fitting,
+  hardware,
   hosts,
   plan_report,
   preflight,
@@ -42,7 +42,9 @@ from gptneo_jax import (
   sharding,
   topology,
 )
-from gptneo_jax.compilation import Report, TooLarge
+from gptneo_jax.compilation import Report
+from gptneo_jax.compiled_step import TooLarge
+from gptneo_jax.errors import user_errors
 from gptneo_jax.fitting import Changes
 from gptneo_jax.preflight import GIB, size_text
 from gptneo_jax.topology import Topology
@@ -54,7 +56,7 @@ def main() -> None:
   flags.DEFINE_string(
     "topology", None, "What to plan for: v5e:2x4, t4:1, …, or 'here'; else this machine, estimated."
   )
-  cli.run_with_config(_run_command)
+  config_file.run_with_config(_run_command)
 
 
 def _run_command(config: ConfigDict) -> int:
@@ -73,7 +75,7 @@ def _run_command(config: ConfigDict) -> int:
   chosen = fitting.apply(config, fitting.choose(config, target.size, memory))
   needs = fitting.estimate(chosen, target.size)
 
-  plan_report.print_run(cli.config_path(), config, chosen, target)
+  plan_report.print_run(config_file.config_path(), config, chosen, target)
   plan_report.print_estimate(needs, available)
   plan_report.print_tasks(model, config.seq_len, target)
 
@@ -116,7 +118,7 @@ def _check_hosts(config: ConfigDict, parts: sections.Sections, target: Topology)
   Where the devices are not known, neither are their hosts.
   """
   if target.devices:
-    with sections.user_errors():
+    with user_errors():
       mesh = sharding.make_mesh(**config.mesh.to_dict(), devices=target.devices)
     hosts.streams_by_host(mesh, config.batch_size, parts.data.num_streams)
 
@@ -149,7 +151,7 @@ def _compile(
   Says on standard error that it is at it. Raises TooLarge.
   """
   parts = sections.read(config)
-  with sections.user_errors():
+  with user_errors():
     mesh = sharding.make_mesh(**config.mesh.to_dict(), devices=target.devices)
   state = sections.layout(config, parts, mesh)
 
@@ -198,7 +200,7 @@ def _print_advice(
   if options[0] is None:
     options = [search(target, budget, recipe=False)]
     for name in topology.larger(target):
-      size, memory = chips.num_chips(name.partition(":")[2]), _memory(target)[0]
+      size, memory = hardware.num_chips(name.partition(":")[2]), _memory(target)[0]
       if advice.find(config, size, advice.fitting(config, size, memory), recipe=True) is None:
         continue  # not worth a compilation
       options.append(search(topology.find(name), memory, recipe=True))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from gptneo_jax import chips, compilation, fitting, preflight, sections, sharding
+from gptneo_jax import compilation, fitting, hardware, preflight, sections, sharding
 from gptneo_jax.compilation import Report
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.preflight import size_text
@@ -70,7 +70,7 @@ def print_estimate(needs: dict[str, int], available: float) -> None:
 def print_tasks(model: ModelConfig, seq_len: int, target: Topology) -> None:
   half = None if target.chip and not target.chip.bfloat16 else "bfloat16"
   tasks = preflight.task_bytes(model, seq_len, half=half)
-  there = "; ".join(f"{chip.name} {chip.memory_gib:.1f}" for chip in chips.CHIPS.values())
+  there = "; ".join(f"{chip.name} {chip.memory_gib:.1f}" for chip in hardware.CHIPS.values())
   print(f"\nOther uses of the model on one device, by estimate (GiB there: {there})")
   _print_rows(
     *((task.name, f"{size_text(task.bytes):>12}  {task.terms}") for task in tasks),

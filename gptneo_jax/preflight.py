@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
-from gptneo_jax import attention, chips
+from gptneo_jax import attention, hardware
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.hardware import current_hardware
 from gptneo_jax.model import Decoder
@@ -180,7 +180,7 @@ def _of_accelerator(device: jax.Device) -> int | None:
   stats = device.memory_stats() or {}
   if "bytes_limit" in stats:
     return stats["bytes_limit"]
-  chip = None if device.platform == "cpu" else chips.find(device.device_kind)
+  chip = None if device.platform == "cpu" else hardware.find_chip(device.device_kind)
   return int(chip.memory_gib * GIB) if chip else None
 
 

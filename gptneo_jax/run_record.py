@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import pathlib
-import platform
 import subprocess
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +15,7 @@ from gptneo_jax import data
 from gptneo_jax.checkpoint_steps import latest_step
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.errors import UserError
+from gptneo_jax.evals.identity import versions
 from gptneo_jax.folder import is_checkpoint_folder, load_config
 from gptneo_jax.run_config import flat
 
@@ -53,17 +52,6 @@ def of(config: ConfigDict, num_streams: int, command: Sequence[str]) -> dict[str
     "commit": _commit(),
   }
   return json.loads(json.dumps(record))  # as it looks when read: lists for tuples
-
-
-def versions(packages: Sequence[str]) -> dict[str, str]:
-  """Those of Python and of the packages that are installed."""
-  found = {"python": platform.python_version()}
-  for package in packages:
-    try:
-      found[package] = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-      continue
-  return found
 
 
 def changes(workdir: epath.Path, record: dict[str, Any], model: ModelConfig) -> list[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import optax
@@ -12,7 +10,7 @@ from ml_collections import ConfigDict
 
 from gptneo_jax import data, preflight, run_config
 from gptneo_jax.config import REMATS, ModelConfig
-from gptneo_jax.errors import UserError
+from gptneo_jax.errors import UserError, user_errors
 from gptneo_jax.model import Decoder
 from gptneo_jax.optim import OptimizerConfig, Schedule, ScheduleConfig, make_optimizer
 from gptneo_jax.state import TrainState, abstract_state
@@ -119,12 +117,3 @@ def step_bytes(
     seq_len=config.seq_len,
     accumulates=config.grad_accumulation > 1,
   )
-
-
-@contextlib.contextmanager
-def user_errors() -> Iterator[None]:
-  """Checks of values raise ValueError, being of use to programs too; here a user made them."""
-  try:
-    yield
-  except ValueError as error:
-    raise UserError(str(error)) from None

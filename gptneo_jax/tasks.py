@@ -14,6 +14,7 @@ from gptneo_jax import cache, data, decode, sampling, speculative
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.detokenization import token_bytes
 from gptneo_jax.errors import UserError
+from gptneo_jax.forward import integers, refuse_traced
 from gptneo_jax.sampling import GenerationOptions
 from gptneo_jax.sampling.options import blaming
 from gptneo_jax.stops import StopTable, make_stop_table
@@ -309,25 +310,3 @@ def _filled(task: decode.Task, rows: int) -> decode.Task:
   to_numpy = lambda x: x if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else np.asarray(x)  # noqa: E731
   changed, negative = jax.tree.map(to_numpy, filled)
   return task._replace(**changed, negative=negative)
-
-
-def integers(name: str, values: Any) -> np.ndarray:
-  """An int64 array. Raises UserError, by name, for what is not made of whole numbers."""
-  refuse_traced(name, values)
-  try:
-    array = np.asarray(values)
-  except ValueError:
-    array = np.asarray(None)
-  if array.dtype.kind not in "iub" and array.size:
-    raise UserError(f"{name} are not an array of whole numbers")
-  return array.astype(np.int64)
-
-
-def refuse_traced(name: str, values: Any) -> None:
-  """Raises UserError for an array without values, as functions under jax.jit or jax.grad see."""
-  if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values)):
-    raise UserError(
-      f"{name} are traced, as under jax.jit or jax.grad: a loaded model compiles by itself, from"
-      " outside; in functions of your own call heads.build(lm.config).apply({'params': params},"
-      " ids, method='logits')"
-    )

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import topologies
 
-from gptneo_jax import chips
-from gptneo_jax.chips import CHIPS, Chip
+from gptneo_jax import hardware
 from gptneo_jax.errors import UserError
+from gptneo_jax.hardware import CHIPS, Chip
 
 HERE = "here"
 
@@ -41,7 +41,7 @@ class Topology(NamedTuple):
 
   @property
   def size(self) -> int:
-    return len(self.devices) or chips.num_chips(self.shape)
+    return len(self.devices) or hardware.num_chips(self.shape)
 
 
 def find(name: str) -> Topology:
@@ -52,7 +52,7 @@ def find(name: str) -> Topology:
   """
   if name == HERE:
     devices = tuple(jax.devices())
-    return Topology(name, chips.find(devices[0].device_kind), str(len(devices)), devices)
+    return Topology(name, hardware.find_chip(devices[0].device_kind), str(len(devices)), devices)
   family, _, shape = name.lower().partition(":")
   chip = CHIPS.get(family)
   if chip is None:
@@ -80,7 +80,7 @@ def larger(topology: Topology) -> list[str]:
     counts = (2**i for i in range(7))
     return [f"{topology.chip.name}:{n}" for n in counts if n > topology.size]
   shapes = topology.chip.shapes
-  return [f"{topology.chip.name}:{s}" for s in shapes if chips.num_chips(s) > topology.size]
+  return [f"{topology.chip.name}:{s}" for s in shapes if hardware.num_chips(s) > topology.size]
 
 
 def _nearest(name: str, family: str = "") -> str:
@@ -100,7 +100,7 @@ def _tpu_devices(chip: Chip, shape: str) -> tuple[jax.Device, ...]:
   for variable, value in _LIBTPU_ENVIRONMENT.items():
     os.environ.setdefault(variable, value)
   options: dict[str, Any] = {}
-  if chips.num_chips(shape) == 1:
+  if hardware.num_chips(shape) == 1:
     options["chips_per_host_bounds"] = [1, 1, 1]  # less than a host
   if chip.name == "v4":
     options["chip_config_name"] = "megacore"  # one device a chip, as v4 runs

@@ -35,7 +35,7 @@ from ml_collections import ConfigDict, config_flags
 
 from gptneo_jax import (
   advice,
-  cli,
+  config_file,
   data,
   fitting,
   hosts,
@@ -49,7 +49,7 @@ from gptneo_jax import (
 from gptneo_jax.checkpoint import Checkpointer
 from gptneo_jax.checkpoint_steps import latest_step
 from gptneo_jax.config import ModelConfig
-from gptneo_jax.errors import UserError
+from gptneo_jax.errors import UserError, user_errors
 from gptneo_jax.evals import validation
 from gptneo_jax.folder import run_folder, save_config
 from gptneo_jax.metrics import (
@@ -73,17 +73,17 @@ def main() -> None:
   )
   flags.DEFINE_integer("num_processes", None, "Number of processes in all.")
   flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
-  cli.run_with_config(_run_command)
+  config_file.run_with_config(_run_command)
 
 
 def _run_command(config: ConfigDict) -> int:
   given = flags.FLAGS
-  workdir = given.workdir or f"runs/{cli.config_name()}"
+  workdir = given.workdir or f"runs/{config_file.config_name()}"
   with hosts.joined(given.coordinator_address, given.num_processes, given.process_id):
     if jax.process_count() == 1:
       # Nothing is lost before the first step, and after it a second Ctrl-C is to end at once.
       signal.signal(signal.SIGINT, signal.SIG_DFL)
-    return run(config, workdir, config_path=cli.config_path())
+    return run(config, workdir, config_path=config_file.config_path())
 
 
 def run(config: ConfigDict, workdir: str, *, config_path: str = "") -> int:
@@ -299,7 +299,7 @@ def _layout(config: ConfigDict, parts: sections.Sections) -> tuple[Mesh, TrainSt
 
   Raises UserError for what does not divide, and for an attention backend that cannot serve here.
   """
-  with sections.user_errors():
+  with user_errors():
     mesh = sharding.make_mesh(**config.mesh.to_dict())
     _attention_backends(config, parts.model)
   abstract = sections.layout(config, parts, mesh)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gptneo_jax import chips
+from gptneo_jax import hardware
 
 
 @pytest.mark.parametrize(
@@ -19,19 +19,19 @@ from gptneo_jax import chips
   ],
 )
 def test_found_by_kind(kind, name):
-  found = chips.find(kind)
+  found = hardware.find_chip(kind)
   assert (found and found.name) == name
 
 
 def test_every_chip_has_a_peak():
-  for chip in chips.CHIPS.values():
+  for chip in hardware.CHIPS.values():
     assert chip.peak_flops(2) >= chip.peak_flops(4) > 1e12
     assert chip.hbm_gbytes > 100 and 10 < chip.memory_gib < 200
 
 
 def test_shapes_are_in_order():
-  for chip in chips.CHIPS.values():
-    sizes = [chips.num_chips(shape) for shape in chip.shapes]
+  for chip in hardware.CHIPS.values():
+    sizes = [hardware.num_chips(shape) for shape in chip.shapes]
     assert sizes == sorted(sizes)
 
 
@@ -48,5 +48,5 @@ def test_shapes_are_in_order():
   ],
 )
 def test_links(name, shape, links):
-  chip = chips.CHIPS[name]
+  chip = hardware.CHIPS[name]
   assert chip.links_bytes_per_second(shape) == links * chip.link_gbytes * 1e9

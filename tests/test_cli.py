@@ -12,7 +12,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from gptneo_jax import cli, convert, evaluate, generate
+from gptneo_jax import cli, config_file, convert, evaluate, generate
 from gptneo_jax.errors import UserError
 
 PROGRAM = """
@@ -20,7 +20,7 @@ import jax, jax.numpy as jnp
 from absl import flags
 from ml_collections import config_flags
 
-from gptneo_jax import cli, convert, evaluate, generate
+from gptneo_jax import cli, config_file, convert, evaluate, generate
 from gptneo_jax.errors import UserError
 hits = []
 jax.monitoring.register_event_listener(lambda event, **_: hits.append(event.endswith("cache_hits")))
@@ -183,7 +183,7 @@ def test_flags_of_programs_with_a_config(arguments, message, tmp_path, monkeypat
   flags.DEFINE_string("workdir", None, "", flag_values=flag_values)
   config_flags.DEFINE_config_file("config", flag_values=flag_values)
   with pytest.raises(UserError, match=message):
-    cli._parse(["train", *arguments.split()], flag_values)
+    config_file._parse(["train", *arguments.split()], flag_values)
 
 
 @pytest.mark.processes
@@ -245,13 +245,13 @@ def test_home_and_colons_in_the_path_of_a_config(monkeypatch, tmp_path, reposito
   text = (repository / "configs" / "tiny.py").read_text()
   for folder in (tmp_path, tmp_path / "a:b"):
     (folder / "own.py").write_text(text)
-  assert cli.load_config("~/own.py") == cli.load_config(f"{tmp_path}/own.py")
-  assert cli.load_config("~/own.py:runlocal").steps < cli.load_config("~/own.py").steps
+  assert config_file.load("~/own.py") == config_file.load(f"{tmp_path}/own.py")
+  assert config_file.load("~/own.py:runlocal").steps < config_file.load("~/own.py").steps
   for argument in ("", ":runlocal"):
     with pytest.raises(UserError, match="a ':' divides a config's file from its argument"):
-      cli.load_config(f"{tmp_path}/a:b/own.py{argument}")
+      config_file.load(f"{tmp_path}/a:b/own.py{argument}")
   monkeypatch.chdir(tmp_path / "a:b")
-  assert cli.load_config("own.py").steps == cli.load_config("~/own.py").steps
+  assert config_file.load("own.py").steps == config_file.load("~/own.py").steps
 
 
 @pytest.mark.parametrize("program", [evaluate, generate, convert])

@@ -5,8 +5,8 @@ import functools
 import jax
 import pytest
 
-from gptneo_jax import compilation, sharding
-from gptneo_jax.compilation import too_large
+from gptneo_jax import compilation, compiled_step, sharding
+from gptneo_jax.compiled_step import too_large
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.hlo import Shape
 from gptneo_jax.hlo_costs import Kernel
@@ -24,7 +24,7 @@ SMALL = ModelConfig(
 def report(config: ModelConfig, accumulation: int) -> compilation.Report:
   optimizer, _ = make_optimizer(OptimizerConfig(), ScheduleConfig(decay_steps=100))
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
-  compiled = compilation.compile_step(
+  compiled = compiled_step.compile_step(
     config,
     optimizer,
     abstract_state(Decoder(config), optimizer, mesh),

@@ -2,13 +2,13 @@
 
 import pytest
 
-from gptneo_jax import cli, run_config
+from gptneo_jax import config_file, run_config
 from gptneo_jax.errors import did_you_mean
 
 
 @pytest.fixture(scope="module")
 def settings(repository):
-  return run_config.flat(cli.load_config(str(repository / "configs/tiny.py")))
+  return run_config.flat(config_file.load(str(repository / "configs/tiny.py")))
 
 
 @pytest.mark.parametrize(

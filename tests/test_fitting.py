@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from configs import neo_1p3b, tiny
 from gptneo_jax import advice, fitting, preflight, sections, sharding, train
-from gptneo_jax.compilation import TooLarge
+from gptneo_jax.compiled_step import TooLarge
 from gptneo_jax.errors import UserError
 from gptneo_jax.preflight import GIB
 

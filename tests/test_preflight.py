@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from gptneo_jax import chips, fitting, preflight, sharding
+from gptneo_jax import fitting, hardware, preflight, sharding
 from gptneo_jax.config import PRESETS, ModelConfig
 from gptneo_jax.model import Decoder
 from gptneo_jax.optim import OptimizerConfig, ScheduleConfig, make_optimizer
@@ -49,13 +49,13 @@ def test_the_estimate_is_near_the_compilers_count(name, cell):
   """Neither so low that what is chosen does not compile, nor so high that memory lies idle."""
   model, topology = name.split()
   chip, _, shape = topology.partition(":")
-  devices = chips.num_chips(shape)
+  devices = hardware.num_chips(shape)
   config = importlib.import_module(f"gptneo_jax.configs.{model}").get_config()
   given = dict(setting.split("=") for setting in cell["settings"])
   changes = {key: int(value) if value.isdigit() else value for key, value in given.items()}
   config = fitting.apply(config, changes)
   chosen = {"grad_accumulation": cell["grad_accumulation"], "model.remat": cell["remat"]}
-  assert fitting.choose(config, devices, chips.CHIPS[chip].memory_gib * preflight.GIB) == chosen
+  assert fitting.choose(config, devices, hardware.CHIPS[chip].memory_gib * preflight.GIB) == chosen
   estimated = fitting.estimate(fitting.apply(config, chosen), devices)
   ratio = preflight.total(estimated) / preflight.GIB / cell["needed"]
   low, high = preflight.NEARNESS

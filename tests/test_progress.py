@@ -5,7 +5,7 @@ import sys
 import pytest
 import tqdm
 
-from gptneo_jax import progress
+from gptneo_jax import cli
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def lines(capsys) -> list[str]:
 
 
 def test_a_short_job_is_one_line(capsys):
-  with progress.progress_bar(total=400, desc="answers", initial=100) as bar:
+  with cli.progress_bar(total=400, desc="answers", initial=100) as bar:
     for _ in range(300):
       bar.update()
   (line,) = lines(capsys)
@@ -37,7 +37,7 @@ def test_a_short_job_is_one_line(capsys):
 
 
 def test_a_long_one_has_a_line_now_and_then(capsys, minutes):
-  with progress.progress_bar(desc="evaluating", unit=" tokens", unit_scale=True) as bar:
+  with cli.progress_bar(desc="evaluating", unit=" tokens", unit_scale=True) as bar:
     for _ in range(3):
       bar.update(2000)
       bar.set_postfix_str("loss 2.5", refresh=False)
@@ -50,21 +50,21 @@ def test_a_long_one_has_a_line_now_and_then(capsys, minutes):
 
 
 def test_a_job_shorter_than_its_delay_says_nothing(capsys):
-  with progress.progress_bar(total=3, delay=100) as bar:
+  with cli.progress_bar(total=3, delay=100) as bar:
     bar.update(3)
   assert lines(capsys) == []
 
 
 def test_nothing_done_or_switched_off_says_nothing(capsys):
-  with progress.progress_bar(total=0):
+  with cli.progress_bar(total=0):
     pass
-  with progress.progress_bar(total=3, disable=True) as bar:
+  with cli.progress_bar(total=3, disable=True) as bar:
     bar.update()
   assert lines(capsys) == []
 
 
 def test_on_a_terminal_it_is_a_bar(capsys, monkeypatch):
   monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-  with progress.progress_bar(total=3) as bar:
+  with cli.progress_bar(total=3) as bar:
     bar.update(3)
   assert "\r" in capsys.readouterr().err

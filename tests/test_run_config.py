@@ -8,7 +8,7 @@ import pytest
 import setuptools
 from ml_collections import ConfigDict
 
-from gptneo_jax import cli, run_config, sections
+from gptneo_jax import config_file, run_config, sections
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.errors import UserError
 
@@ -38,7 +38,7 @@ def get_config(arg=""):
   return run_config.finish(c, arg)
 """)
   with pytest.raises(UserError) as caught:
-    cli.load_config(str(file))
+    config_file.load(str(file))
   assert str(caught.value).startswith(f"{file}:7: ") and said in str(caught.value)
   assert "\n" not in str(caught.value)
 
@@ -75,11 +75,11 @@ def test_a_file_without_a_config(tmp_path):
     "from ml_collections import ConfigDict\ndef get_config(): return ConfigDict({'setps': 3})"
   )
   with pytest.raises(UserError, match=r"own\.py: unknown setting setps; did you mean steps\?"):
-    cli.load_config(str(tmp_path / "own.py"))
+    config_file.load(str(tmp_path / "own.py"))
   with pytest.raises(UserError, match=r"empty\.py: .*has no attribute 'get_config'"):
-    cli.load_config(str(tmp_path / "empty.py"))
+    config_file.load(str(tmp_path / "empty.py"))
   with pytest.raises(UserError, match=r"none\.py: get_config returns NoneType"):
-    cli.load_config(str(tmp_path / "none.py"))
+    config_file.load(str(tmp_path / "none.py"))
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_a_file_without_a_config(tmp_path):
   ],
 )
 def test_a_task_that_is_not_there_is_no_language_model(changes, message):
-  config = cli.load_config("configs/tiny.py")
+  config = config_file.load("configs/tiny.py")
   config.update_from_flattened_dict(changes)
   with pytest.raises(UserError, match=message):
     sections.read(config)
@@ -125,13 +125,13 @@ def test_a_config_works_from_another_folder(repository, tmp_path):
 
 def test_a_file_in_the_folder_goes_before_the_packages(repository, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  assert cli.load_config("configs/tiny.py").steps == 2400
+  assert config_file.load("configs/tiny.py").steps == 2400
   with pytest.raises(UserError, match=r"'configs/huge\.py'; there are: configs/gpt2_small\.py, "):
-    cli.load_config("configs/huge.py")
+    config_file.load("configs/huge.py")
   (tmp_path / "configs").mkdir()
   text = (repository / "configs" / "tiny.py").read_text()
   (tmp_path / "configs" / "tiny.py").write_text(text.replace("2400, 4", "7, 4"))
-  assert cli.load_config("configs/tiny.py").steps == 7
+  assert config_file.load("configs/tiny.py").steps == 7
 
 
 @pytest.mark.processes
@@ -146,14 +146,14 @@ def test_help_is_no_error(repository, tmp_path):
 @pytest.mark.parametrize("seed", [-1, 2**32, 10**30])
 def test_a_seed_that_no_key_holds(seed):
   """Cut to 32 bits, 2**32 would give the weights of 0, and 10**30 a traceback."""
-  config = cli.load_config("configs/tiny.py")
+  config = config_file.load("configs/tiny.py")
   config.seed = seed
   with pytest.raises(UserError, match=r"seed is -?\d+; it must be from 0 to 2\*\*32 - 1"):
     sections.read(config)
 
 
 def test_a_run_that_ends_within_its_warm_up_is_warned_of():
-  config = cli.load_config("configs/tiny.py")
+  config = config_file.load("configs/tiny.py")
   assert sections.warmup_warning(config) == ""
   config.steps = config.schedule.warmup_steps + 1
   assert sections.warmup_warning(config) == ""

@@ -6,7 +6,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from gptneo_jax import cli, run_record, sections
+from gptneo_jax import config_file, run_record, sections
 from gptneo_jax.checkpoint import Checkpointer
 from gptneo_jax.errors import UserError
 from gptneo_jax.folder import save_config
@@ -15,7 +15,7 @@ COMMAND = ["python", "-m", "gptneo_jax.train", "--config", "configs/tiny.py"]
 
 
 def _config(**changes):
-  config = cli.load_config("configs/tiny.py")
+  config = config_file.load("configs/tiny.py")
   config.update_from_flattened_dict({name.replace("__", "."): v for name, v in changes.items()})
   return config
 

@@ -11,7 +11,7 @@ import pytest
 
 from gptneo_jax import data, fitting, run_config, sections
 from gptneo_jax.checkpoint import latest_step
-from gptneo_jax.compilation import TooLarge
+from gptneo_jax.compiled_step import TooLarge
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.errors import UserError
 from gptneo_jax.evals import validation

@@ -18,10 +18,10 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from gptneo_jax import data, engine
+from gptneo_jax.cli import progress_bar
 from gptneo_jax.data.tokenizer import DocumentEncoder
 from gptneo_jax.errors import UserError
 from gptneo_jax.evals.scoring import Asked, Scorer
-from gptneo_jax.progress import progress_bar
 from gptneo_jax.tasks import require_tokenizer
 
 _NEW_TOKENS = 256  # the harness' default

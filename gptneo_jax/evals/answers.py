@@ -14,11 +14,11 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import IO, Any
 
 from gptneo_jax import engine
+from gptneo_jax.cli import progress_bar
 from gptneo_jax.errors import UserError
 from gptneo_jax.evals import identity
 from gptneo_jax.evals import judge as judges
 from gptneo_jax.evals.questions import Question, read
-from gptneo_jax.progress import progress_bar
 from gptneo_jax.tasks import require_tokenizer
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.metadata
 import json
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,12 +17,11 @@ from etils import epath
 
 from gptneo_jax import engine
 from gptneo_jax.checkpoint_steps import find, latest_step
+from gptneo_jax.cli import progress_bar
 from gptneo_jax.data.tokenizer import DocumentEncoder
 from gptneo_jax.folder import is_checkpoint_folder
 from gptneo_jax.interop import hub
 from gptneo_jax.interop.tensors import TOKENIZER_FILES, weights_file
-from gptneo_jax.progress import progress_bar
-from gptneo_jax.run_record import versions
 
 _PIECE = 1 << 20
 _PACKAGES = (
@@ -114,6 +114,17 @@ def _checksum(x: jax.Array) -> jax.Array:
 
 def of_software() -> dict[str, str]:
   return versions(_PACKAGES)
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+  """Those of Python and of the packages that are installed."""
+  found = {"python": platform.python_version()}
+  for package in packages:
+    try:
+      found[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      continue
+  return found
 
 
 def of_hardware(mesh: jax.sharding.Mesh) -> dict[str, Any]:

@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gptneo_jax.cli import progress_bar
 from gptneo_jax.data import DataConfig, Document
 from gptneo_jax.data.documents import BadRecords
 from gptneo_jax.data.files import match_files
 from gptneo_jax.data.sources import holds_records, open_components
 from gptneo_jax.errors import UserError
-from gptneo_jax.progress import progress_bar
 
 _PIECE = 1 << 17  # characters hashed at once: few enough to stay in the processor's cache
 _CODE_POINTS = 0x110000

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from gptneo_jax import data
+from gptneo_jax.cli import progress_bar
 from gptneo_jax.data import EvaluationBatches, KeptBatches
 from gptneo_jax.engine import LanguageModel
 from gptneo_jax.errors import UserError
 from gptneo_jax.evals.partial import Partial
-from gptneo_jax.progress import progress_bar
 from gptneo_jax.tasks import require_tokenizer
 from gptneo_jax.vocab_loss import TokenPredictions
 

@@ -17,7 +17,7 @@ import msgpack
 import numpy as np
 
 from gptneo_jax.errors import UserError
-from gptneo_jax.interop.tensors import Tensor
+from gptneo_jax.interop.tensor import Tensor
 
 _NDARRAY = 1  # flax's number for an array among msgpack's extension types
 _CHUNKED = "__msgpack_chunked_array__"  # flax's mark of an array above 1 GiB

@@ -26,7 +26,8 @@ from gptneo_jax.interop.destination import new_folder
 from gptneo_jax.interop.hf_config import from_hf
 from gptneo_jax.interop.names import ignore_pattern, plain_names
 from gptneo_jax.interop.tables import Entry
-from gptneo_jax.interop.tensors import Tensor, open_tensors, refuse_adapter
+from gptneo_jax.interop.tensor import Tensor
+from gptneo_jax.interop.tensors import open_tensors, refuse_adapter
 from gptneo_jax.interop.tokenizer_files import (
   bring_tokenizer,
   has_tokenizer,

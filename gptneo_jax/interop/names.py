@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from gptneo_jax.errors import UserError
 from gptneo_jax.interop import tables
-from gptneo_jax.interop.tensors import Tensor
+from gptneo_jax.interop.tensor import Tensor
 
 # What torch.compile, DataParallel, FSDP and activation checkpointing put into names, at any place.
 _WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")

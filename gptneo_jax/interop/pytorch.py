@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from gptneo_jax.errors import UserError
-from gptneo_jax.interop.tensors import Tensor
+from gptneo_jax.interop.tensor import Tensor
 
 _log = logging.getLogger(__name__)
 

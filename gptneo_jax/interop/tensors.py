@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import pathlib
-from collections.abc import Callable
-
-import numpy as np
 
 from gptneo_jax.data.files import refuse_pointer
 from gptneo_jax.errors import UserError
-
-
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-  """A stored tensor, by PyTorch's name and layout."""
-
-  shape: tuple[int, ...]
-  dtype: np.dtype
-  file: pathlib.Path
-  read: Callable[[], np.ndarray]
-
+from gptneo_jax.interop.tensor import Tensor
 
 # In the order in which they are looked for: what needs no torch and no second copy first.
 FILES = ("model.safetensors", "pytorch_model.bin", "flax_model.msgpack")

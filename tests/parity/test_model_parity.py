@@ -20,6 +20,7 @@ import referee  # noqa: E402
 from comparison import NOT_WORSE, compare, largest, make_batch, rms  # noqa: E402
 from transformers.activations import ACT2FN  # noqa: E402
 
+from gptneo_jax import config as config_module  # noqa: E402
 from gptneo_jax.activations import ACTIVATIONS, ALIASES, activate  # noqa: E402
 from gptneo_jax.config import ModelConfig  # noqa: E402
 from gptneo_jax.losses import token_losses  # noqa: E402
@@ -199,6 +200,7 @@ def test_every_activation_is_the_function_of_its_name(name):
 def test_no_activation_is_left_out():
   assert set(ACT2FN) - {"prelu", "xielu"} == ACTIVATIONS.keys() | ALIASES.keys()
   assert not ACTIVATIONS.keys() & ALIASES.keys()
+  assert tuple(ACTIVATIONS) == config_module.ACTIVATIONS
 
 
 # --- the comparison can fail -------------------------------------------------------------------
