@@ -7,8 +7,8 @@ python -m gptneo_jax.train --config configs/gpt2_small.py
 python -m gptneo_jax.train --config configs/gpt2_small.py:runlocal   # the same program on a laptop
 """
 
-from gptneo_jax import run_config
 from gptneo_jax.config import PRESETS
+from gptneo_jax.training import run_config
 
 
 def get_config(arg=""):

@@ -8,7 +8,7 @@ python -m gptneo_jax.train --config configs/neo_350m.py
 python -m gptneo_jax.train --config configs/neo_350m.py:runlocal   # the same program on a laptop
 """
 
-from gptneo_jax import run_config
+from gptneo_jax.training import run_config
 
 
 def get_config(arg=""):

@@ -3,11 +3,12 @@
 python -m gptneo_jax.train --config configs/tiny.py
 
 1.3 million parameters, one global and one local layer, 2.5 million tokens: every file once, about.
-The packages held out are those that data/trees.py names. Expected figures: experiments/README.md.
+The packages held out are those that data/text_files.py names. Expected figures:
+experiments/README.md.
 """
 
-from gptneo_jax import run_config
 from gptneo_jax.config import ModelConfig
+from gptneo_jax.training import run_config
 
 
 def get_config(arg=""):

@@ -18,10 +18,11 @@ import jax
 import numpy as np
 import torch
 
-from gptneo_jax import optim, sharding, state
-from gptneo_jax.checkpoint import Checkpointer
+from gptneo_jax import sharding, state
+from gptneo_jax.checkpoints.manager import Checkpointer
 from gptneo_jax.config import PRESETS
-from gptneo_jax.model import Decoder
+from gptneo_jax.model.decoder import Decoder
+from gptneo_jax.training import optimizer
 
 
 def panels(results):
@@ -37,11 +38,11 @@ def main():
   args = parser.parse_args()
   mesh = sharding.make_mesh()
   model = Decoder(PRESETS[args.model])
-  optimizer, _ = optim.make_optimizer(
-    optim.OptimizerConfig(name="adamw"), optim.ScheduleConfig(decay_steps=10_000)
+  rule, _ = optimizer.make_optimizer(
+    optimizer.OptimizerConfig(name="adamw"), optimizer.ScheduleConfig(decay_steps=10_000)
   )
-  abstract = state.abstract_state(model, optimizer, mesh)
-  full = jax.block_until_ready(state.init_state(model, optimizer, mesh, seed=0))
+  abstract = state.abstract_state(model, rule, mesh)
+  full = jax.block_until_ready(state.init_state(model, rule, mesh, seed=0))
   ours = {"params": full.params, "optimizer": full.opt_state}
   theirs = [torch.from_numpy(np.array(x)) for x in jax.tree.leaves(ours)]
   size = sum(x.nbytes for x in jax.tree.leaves(ours))

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 
 from gptneo_jax import sharding
 from gptneo_jax.config import ModelConfig
-from gptneo_jax.model import Decoder
-from gptneo_jax.optim import OptimizerConfig, ScheduleConfig, make_optimizer
+from gptneo_jax.model.decoder import Decoder
 from gptneo_jax.state import abstract_state
 from gptneo_jax.steps import make_train_step
+from gptneo_jax.training.optimizer import OptimizerConfig, ScheduleConfig, make_optimizer
 
 
 def compile_seconds(num_layers: int) -> float:

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import gptneo_jax
-from gptneo_jax import decode
+from gptneo_jax.generation import decode
 
 PROMPT = 128
 CEILING_REPEATS = 5

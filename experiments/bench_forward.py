@@ -17,7 +17,7 @@ import numpy as np
 import peer
 
 from gptneo_jax.config import PRESETS
-from gptneo_jax.model import Decoder
+from gptneo_jax.model.decoder import Decoder
 
 
 def ours(config, ids_BxT):

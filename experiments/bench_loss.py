@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gptneo_jax.losses import token_losses
-from gptneo_jax.vocab_loss import loss_sums
+from gptneo_jax.model.chunked_cross_entropy import loss_sums
+from gptneo_jax.model.losses import token_losses
 
 
 def in_chunks(x_BxTxD, table_VxD, targets_BxT, weights_BxT, V):

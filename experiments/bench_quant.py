@@ -22,7 +22,8 @@ import numpy as np
 import zstandard
 
 import gptneo_jax
-from gptneo_jax import cache, data, incremental
+from gptneo_jax import data
+from gptneo_jax.generation import cached_forward, kv_cache
 
 ROWS, NEW_TOKENS = 4, 64
 MODES = (None, "int8", "w8a8", "int4")
@@ -45,10 +46,16 @@ def windows(lm, path: str, count: int) -> np.ndarray:
 @functools.partial(jax.jit, static_argnames="config")
 def nll(config, layered, ids_BxT1):
   B, T = ids_BxT1.shape[0], ids_BxT1.shape[1] - 1
-  hidden_DxBxT, _ = incremental.extend(
-    config, layered, cache.make_cache(config, B, T), ids_BxT1[:, :-1], 0, T, jnp.zeros(B, jnp.int32)
+  hidden_DxBxT, _ = cached_forward.extend(
+    config,
+    layered,
+    kv_cache.make_cache(config, B, T),
+    ids_BxT1[:, :-1],
+    0,
+    T,
+    jnp.zeros(B, jnp.int32),
   )
-  logits_NxV = incremental.unembed(config, layered, hidden_DxBxT.reshape(-1, B * T))
+  logits_NxV = cached_forward.unembed(config, layered, hidden_DxBxT.reshape(-1, B * T))
   log_NxV = jax.nn.log_softmax(logits_NxV)
   return -jnp.take_along_axis(log_NxV, ids_BxT1[:, 1:].reshape(-1, 1), 1).mean()
 

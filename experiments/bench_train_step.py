@@ -20,24 +20,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gptneo_jax import hardware, optim, sharding, state, steps
+from gptneo_jax import hardware, sharding, state, steps
 from gptneo_jax.config import PRESETS
-from gptneo_jax.model import Decoder
+from gptneo_jax.model.decoder import Decoder
+from gptneo_jax.training import optimizer
 
 
 def ours(config, ids_BxT):
   mesh = sharding.make_mesh()
   model = Decoder(config)
-  optimizer, _ = optim.make_optimizer(
-    optim.OptimizerConfig(name="adamw", learning_rate=1e-4, weight_decay=0.1),
-    optim.ScheduleConfig(name="constant", warmup_steps=0, decay_steps=1),
+  rule, _ = optimizer.make_optimizer(
+    optimizer.OptimizerConfig(name="adamw", learning_rate=1e-4, weight_decay=0.1),
+    optimizer.ScheduleConfig(name="constant", warmup_steps=0, decay_steps=1),
   )
-  abstract = state.abstract_state(model, optimizer, mesh)
+  abstract = state.abstract_state(model, rule, mesh)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-  step = steps.make_train_step(model, optimizer, shardings, mesh, z_loss=0.0)
+  step = steps.make_train_step(model, rule, shardings, mesh, z_loss=0.0)
   targets_BxT = np.roll(ids_BxT, -1, axis=1)
   batch = steps.place_batch({"inputs": ids_BxT, "targets": targets_BxT}, mesh, len(ids_BxT))
-  current = state.init_state(model, optimizer, mesh, seed=0)
+  current = state.init_state(model, rule, mesh, seed=0)
 
   def call():
     nonlocal current

@@ -1,4 +1,5 @@
-"""The MLP's forward and backward pass with matmul.py's weight gradient and with JAX's own rule.
+"""The MLP's forward and backward pass with model/matmul.py's weight gradient and with JAX's own
+rule.
 
   python experiments/bench_weight_gradient.py
 
@@ -9,7 +10,7 @@ import bench
 import jax
 import jax.numpy as jnp
 
-from gptneo_jax.matmul import contract
+from gptneo_jax.model.matmul import contract
 
 
 def panels(results):

@@ -22,19 +22,19 @@ import time
 import numpy as np
 
 from gptneo_jax.config import PRESETS
-from gptneo_jax.interop import hf_config, outgoing, tables
+from gptneo_jax.interop import hf_config, hf_export, name_map
 from gptneo_jax.interop.safetensors_file import open_safetensors, write_safetensors
 
 
 def make(folder: pathlib.Path, preset: str) -> None:
   """A model of theirs with weights of deviation 0.02, as transformers initialises them."""
   config = PRESETS[preset]
-  shapes = tables.leaf_shapes(config)
+  shapes = name_map.leaf_shapes(config)
   specs = {
-    entry.name: (tables.their_shape(entry, shapes, config.vocab_size), np.dtype(np.float32))
-    for entry in tables.entries(config)
+    entry.name: (name_map.their_shape(entry, shapes, config.vocab_size), np.dtype(np.float32))
+    for entry in name_map.entries(config)
   }
-  files = outgoing.split_into_files(specs)
+  files = hf_export.split_into_files(specs)
   rng = np.random.default_rng(0)
   folder.mkdir(parents=True)
   for file, names in files.items():

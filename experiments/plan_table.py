@@ -17,8 +17,9 @@ import shlex
 import subprocess
 import sys
 
-from gptneo_jax import hardware, preflight
+from gptneo_jax import hardware
 from gptneo_jax.config import PRESETS
+from gptneo_jax.training import memory_estimate
 
 HERE = pathlib.Path(__file__).resolve().parent
 CELLS, PAGE = HERE / "plan_table.json", HERE.parent / "docs" / "memory.md"
@@ -92,13 +93,15 @@ def uses_table() -> str:
   columns = {}
   for half, where in (("bfloat16", ""), (None, ", on a T4")):
     for model in MODELS:
-      for task in preflight.task_bytes(PRESETS[model], 2048, half=half):
+      for task in memory_estimate.task_bytes(PRESETS[model], 2048, half=half):
         trains = task.name == "fine-tune"
         if trains or half:
           columns.setdefault(f"{task.name}: {task.terms}{where}", []).append(task.bytes)
-  columns["convert: the host's memory"] = [preflight.convert_bytes(PRESETS[m]) for m in MODELS]
+  columns["convert: the host's memory"] = [
+    memory_estimate.convert_bytes(PRESETS[m]) for m in MODELS
+  ]
   for name, values in columns.items():
-    rows.append([name, *(f"{value / preflight.GIB:.1f}" for value in values)])
+    rows.append([name, *(f"{value / memory_estimate.GIB:.1f}" for value in values)])
   return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

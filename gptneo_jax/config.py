@@ -91,7 +91,7 @@ class ModelConfig:
   tie_word_embeddings: bool = True
   head: str = "lm"  # double_heads (language model and multiple choice) is GPT-2's only
   num_labels: int = 2  # of the two classification heads
-  problem_type: str = ""  # of sequence classification; '': as the labels say (heads.py)
+  problem_type: str = ""  # of sequence classification; '': as the labels say (model/heads.py)
   id2label: tuple[str, ...] = ()  # names of the labels; (): none
   pad_token_id: int = -1  # -1: none; sequence classification finds the end of a row by it
   classifier_dropout: float = 0.1  # before the token classifier

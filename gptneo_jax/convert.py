@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import tqdm
 
-from gptneo_jax import cli, interop, lora
+from gptneo_jax import cli, interop
 from gptneo_jax.cli import progress_bar
+from gptneo_jax.interop import peft_files
 
 _EXAMPLES = """\
 examples:
@@ -62,8 +63,8 @@ def _adapter(folder: str | None):
   """What is written in place of each parameter to merge an adapter; None without one."""
   if folder is None:
     return None
-  read = functools.cache(lambda config: lora.read_adapter(folder, config))
-  return lambda config, path, leaf: lora.merged(read(config), path, leaf)
+  read = functools.cache(lambda config: peft_files.read_adapter(folder, config))
+  return lambda config, path, leaf: peft_files.merged(read(config), path, leaf)
 
 
 def _verify(args: argparse.Namespace) -> int:

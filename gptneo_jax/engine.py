@@ -14,27 +14,20 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from gptneo_jax import (
-  data,
-  decode,
-  forward,
-  generation,
-  heads,
-  lora,
-  model_defaults,
-  steps,
-  weights,
-)
+from gptneo_jax import data, model_io, steps
+from gptneo_jax.checkpoints.folder import is_checkpoint_folder
 from gptneo_jax.config import ModelConfig, dtype_name
 from gptneo_jax.data.tokenizer import DocumentEncoder
 from gptneo_jax.errors import UserError
-from gptneo_jax.folder import is_checkpoint_folder
-from gptneo_jax.forward import integers, refuse_traced
-from gptneo_jax.generation import Generation
-from gptneo_jax.interop.incoming import GENERATION_CONFIG, HF_CONFIG
-from gptneo_jax.matmul import exact_products
-from gptneo_jax.tasks import require_tokenizer
-from gptneo_jax.vocab_loss import TokenPredictions
+from gptneo_jax.generation import api, decode, model_defaults
+from gptneo_jax.generation.api import Generation
+from gptneo_jax.generation.requests import require_tokenizer
+from gptneo_jax.interop import peft_files
+from gptneo_jax.interop.hf_import import GENERATION_CONFIG, HF_CONFIG
+from gptneo_jax.model import forward, heads
+from gptneo_jax.model.chunked_cross_entropy import TokenPredictions
+from gptneo_jax.model.forward import integers, refuse_traced
+from gptneo_jax.model.matmul import exact_products
 
 _SCORED_ROWS = 8  # windows scored at once
 
@@ -60,16 +53,17 @@ def load(
       are used in float32.
     mesh: devices to split it over (`sharding.make_mesh`); default the first one.
     adapter: folder of a LoRA adapter in PEFT's form, which is merged into the weights.
-    quantise: 'int8', 'w8a8' or 'int4': weights for inference (quant.py). A folder that a quantised
+    quantise: 'int8', 'w8a8' or 'int4': weights for inference (generation/quantization.py). A folder
+    that a quantised
       model was saved to is opened as such without it.
     step: which checkpoint of a folder of ours, a number or 'best' (lowest eval/loss).
 
   Raises:
     UserError: not there, damaged, not supported, or not divisible over the mesh; in one line.
   """
-  mesh = mesh or weights.first_device()
+  mesh = mesh or model_io.first_device()
   dtype = dtype_name(dtype)
-  stored = weights.load_quantised(str(path_or_hub_id), mesh)
+  stored = model_io.load_quantised(str(path_or_hub_id), mesh)
   if stored is not None:
     changed = any(given is not None for given in (adapter, dtype, step))
     if changed or quantise not in (None, stored.mode):
@@ -78,22 +72,22 @@ def load(
         " other type or quantisation"
       )
     return LanguageModel(stored.weights, mesh, quantised=stored)
-  loaded = weights.load(str(path_or_hub_id), dtype, mesh, step)
+  loaded = model_io.load(str(path_or_hub_id), dtype, mesh, step)
   if adapter is not None:
-    merged = lora.merge(loaded.params, lora.read_adapter(adapter, loaded.config))
+    merged = peft_files.merge(loaded.params, peft_files.read_adapter(adapter, loaded.config))
     # Laid out like the weights were: what is computed here is not.
     put = lambda new, old: jax.device_put(new, old.sharding)  # noqa: E731
     loaded = loaded._replace(params=jax.tree.map(put, merged, loaded.params))
   if quantise is not None:
-    stored = weights.quantise(loaded, quantise, mesh)
+    stored = model_io.quantise(loaded, quantise, mesh)
     return LanguageModel(stored.weights, mesh, quantised=stored)
   return LanguageModel(loaded, mesh)
 
 
 def init(config: ModelConfig, seed: int = 0, mesh: Mesh | None = None) -> LanguageModel:
   """A model with random weights, by `config.initializer`, and without a tokenizer."""
-  mesh = mesh or weights.first_device()
-  return LanguageModel(weights.init(config, seed, mesh), mesh)
+  mesh = mesh or model_io.first_device()
+  return LanguageModel(model_io.init(config, seed, mesh), mesh)
 
 
 class LanguageModel:
@@ -101,7 +95,8 @@ class LanguageModel:
 
   Attributes:
     config: what it is.
-    params: its weights, jax arrays in the layout that model.py describes; of a quantised model
+    params: its weights, jax arrays in the layout that model/decoder.py describes; of a quantised
+    model
       what its weights stand for, made when first used. `lm.params = …` gives it others, of the same
       names and shapes; they are put where the old ones were.
     quantised: how its weights are quantised, None if they are not. `generate` computes with the
@@ -119,7 +114,7 @@ class LanguageModel:
   """
 
   def __init__(
-    self, loaded: weights.Weights, mesh: Mesh, quantised: weights.QuantisedWeights | None = None
+    self, loaded: model_io.Weights, mesh: Mesh, quantised: model_io.QuantisedWeights | None = None
   ):
     self.config, self.mesh = loaded.config, mesh
     self._params = loaded.params
@@ -130,7 +125,7 @@ class LanguageModel:
   @property
   def params(self) -> Any:
     if self._params is None and self._quantised is not None:
-      self._params = weights.dequantised(self._quantised, self.mesh)
+      self._params = model_io.dequantised(self._quantised, self.mesh)
     return self._params
 
   @params.setter
@@ -141,7 +136,7 @@ class LanguageModel:
         " quantise to give it others"
       )
     refuse_traced("lm.params", params)
-    self._params = weights.placed_like(weights.abstract_params(self.config, self.mesh), params)
+    self._params = model_io.placed_like(model_io.abstract_params(self.config, self.mesh), params)
 
   def __repr__(self) -> str:
     config, device = self.config, self.mesh.devices.flat[0]
@@ -298,16 +293,17 @@ class LanguageModel:
     if prompts is not None and input_ids is not None:
       raise UserError("generate: prompts and input_ids are both given; they are the same")
     prompts = input_ids if prompts is None else prompts
-    return generation.generate(self, prompts, attention_mask, seed, options)
+    return api.generate(self, prompts, attention_mask, seed, options)
 
   def stream(self, prompt: Any, seed: int = 0, **options) -> Iterator[str]:
     """The new text of one prompt as it is made, whole characters only; options as `generate`'s."""
     self._require_lm_head("generate")
-    return generation.stream(self, prompt, seed, options)
+    return api.stream(self, prompt, seed, options)
 
   @property
   def layered(self) -> Any:
-    """The weights as decoding takes them (layers.py), made when first used: a copy of `params`."""
+    """The weights as decoding takes them (generation/unstacked.py): a copy of `params`, made when
+    first used."""
     if self._quantised is not None:
       return self._quantised.layered
     leaves = jax.tree.leaves(self.params)
@@ -328,7 +324,7 @@ class LanguageModel:
       raise UserError("the model's weights are quantised; resize it before")
     if size < 1:
       raise UserError(f"the vocabulary is to have {size} ids; it has at least 1")
-    self.config, self._params = weights.resize_vocabulary(
+    self.config, self._params = model_io.resize_vocabulary(
       self.config, self.params, self.mesh, size, seed
     )
 
@@ -339,9 +335,9 @@ class LanguageModel:
     there and not empty, is not local, or the disk is full.
     """
     if self._quantised is not None:
-      weights.save_quantised(path, self._quantised, self.tokenizer)
+      model_io.save_quantised(path, self._quantised, self.tokenizer)
       return
-    weights.save(
+    model_io.save(
       path, self._loaded._replace(config=self.config, params=self.params), self.tokenizer
     )
 

@@ -25,11 +25,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from gptneo_jax import cli, config_file, data, engine, sharding, weights
+from gptneo_jax import cli, data, engine, model_io, sharding
 from gptneo_jax.errors import UserError, user_errors
-from gptneo_jax.evals import comparison, identity, perplexity, report
-from gptneo_jax.evals.partial import Partial
-from gptneo_jax.tasks import require_tokenizer
+from gptneo_jax.evals import comparison, perplexity, provenance, report
+from gptneo_jax.evals.resume_file import Partial
+from gptneo_jax.generation.requests import require_tokenizer
+from gptneo_jax.training import config_file
 
 _SPLITS = ("train", "validation", "test")
 _ONLY_WITH = {
@@ -55,12 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
   results: dict[str, Any] = {
     "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     "arguments": {key: value for key, value in vars(args).items() if value is not None},
-    "checkpoint": identity.of_checkpoint(args.checkpoint, args.step, args.adapter),
-    "tokenizer": identity.of_tokenizer(lm),
+    "checkpoint": provenance.of_checkpoint(args.checkpoint, args.step, args.adapter),
+    "tokenizer": provenance.of_tokenizer(lm),
     "model": lm.config.to_dict(),
     "parameters": lm.config.num_params(),
-    "versions": identity.of_software(),
-    "hardware": identity.of_hardware(lm.mesh),
+    "versions": provenance.of_software(),
+    "hardware": provenance.of_hardware(lm.mesh),
     "seed": args.seed,
     "results": {},
   }
@@ -119,7 +120,7 @@ def _documents(
     "source": args.data,
     "split": split if args.data == "stdlib" or args.data.startswith("config:") else "all",
     "text_key": config.text_key,
-    "sha256": identity.of_files(data.source_files(config, split)),
+    "sha256": provenance.of_files(data.source_files(config, split)),
   }
   settings = {
     **{key: results[key] for key in ("checkpoint", "tokenizer", "model", "versions", "hardware")},
@@ -174,18 +175,18 @@ def _tasks(
     report.write_samples(samples, pathlib.Path(args.output).with_suffix(".samples.jsonl"))
   if not args.check_overlap:
     return []
-  from gptneo_jax.evals import overlap
+  from gptneo_jax.evals import contamination
 
-  return overlap.items_of_tasks(samples)
+  return contamination.items_of_tasks(samples)
 
 
 def _answers(
   args: argparse.Namespace, lm: engine.LanguageModel, results: dict[str, Any]
 ) -> list[tuple[str, str]]:
   """Generated answers against references; adds `answers` and `results.answers`. Returns items."""
-  from gptneo_jax.evals import answers, questions
+  from gptneo_jax.evals import generation_metrics, qa_file
 
-  found = answers.run(
+  found = generation_metrics.run(
     lm,
     args.answers,
     judge=args.judge,
@@ -199,7 +200,7 @@ def _answers(
   results["answers"] = found
   return [
     (question.where, " ".join((question.prompt, *question.references)))
-    for question in itertools.islice(questions.read(args.answers), args.limit)
+    for question in itertools.islice(qa_file.read(args.answers), args.limit)
   ]
 
 
@@ -208,12 +209,12 @@ def _overlap(
   items: list[tuple[str, str]], results: dict[str, Any],
 ) -> None:  # fmt: skip
   """Items that share long n-grams with training data; adds `overlap`."""
-  from gptneo_jax.evals import overlap
+  from gptneo_jax.evals import contamination
 
   if config is not None:
     documents = data.evaluation_documents(config, split, args.limit or 0)
     items += [(document.location, document.text) for document in documents]
-  results["overlap"] = overlap.find(items, args.check_overlap)
+  results["overlap"] = contamination.find(items, args.check_overlap)
 
 
 # --- what is asked for ----------------------------------------------------------------------------
@@ -250,7 +251,7 @@ def _data_config(**fields: Any) -> data.DataConfig:
 def _mesh(args: argparse.Namespace) -> Any:
   """All devices, rows split over them, unless --mesh says otherwise; one for quantised weights."""
   if args.mesh is None:
-    stored = pathlib.Path(args.checkpoint, weights.QUANTISED_FILE).is_file()
+    stored = pathlib.Path(args.checkpoint, model_io.QUANTISED_FILE).is_file()
     return None if args.quantise or stored else sharding.make_mesh()
   sizes = dict(re.findall(r"(\w+)=(-?\d+)(?:,|$)", args.mesh))
   written = ",".join(f"{axis}={size}" for axis, size in sizes.items())

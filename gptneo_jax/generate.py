@@ -21,10 +21,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from gptneo_jax import chat, cli, engine, generation
+from gptneo_jax import cli, engine
 from gptneo_jax.data import load_tokenizer
 from gptneo_jax.errors import UserError
-from gptneo_jax.generation import Generation
+from gptneo_jax.generation import api, chat
+from gptneo_jax.generation.api import Generation
 
 _BATCH = 8
 _INTEGERS = {
@@ -188,7 +189,7 @@ def _check_lengths(lm: engine.LanguageModel, prompts: list[_Prompt], options: di
   """Raises UserError, with its line, for a prompt that is too long, before any is continued."""
   for where, text in prompts:
     try:
-      generation.check(lm, text, options)
+      api.check(lm, text, options)
     except UserError as error:
       raise UserError(f"{where}: {str(error).removeprefix('generate: ')}") from None
 

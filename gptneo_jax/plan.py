@@ -29,25 +29,15 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from gptneo_jax import (
-  advice,
-  compilation,
-  config_file,
-  fitting,
-  hardware,
-  hosts,
-  plan_report,
-  preflight,
-  sections,
-  sharding,
-  topology,
-)
-from gptneo_jax.compilation import Report
-from gptneo_jax.compiled_step import TooLarge
+from gptneo_jax import hardware, sharding
 from gptneo_jax.errors import user_errors
-from gptneo_jax.fitting import Changes
-from gptneo_jax.preflight import GIB, size_text
-from gptneo_jax.topology import Topology
+from gptneo_jax.planning import advice, aot_compile, report, topology
+from gptneo_jax.planning.aot_compile import Report
+from gptneo_jax.planning.topology import Topology
+from gptneo_jax.training import config_file, fitting, memory_estimate, multihost, parse_config
+from gptneo_jax.training.compiled_step import TooLarge
+from gptneo_jax.training.fitting import Changes
+from gptneo_jax.training.memory_estimate import GIB, size_text
 
 
 def main() -> None:
@@ -67,7 +57,7 @@ def _run_command(config: ConfigDict) -> int:
   jax.config.update("jax_enable_compilation_cache", False)
   target = topology.find(wanted or topology.HERE)
   compiles = wanted is not None and bool(target.devices)
-  parts = sections.read(config)
+  parts = parse_config.read(config)
   _check_hosts(config, parts, target)
   model = parts.model
   config, forced = _computable(config, target)
@@ -75,29 +65,29 @@ def _run_command(config: ConfigDict) -> int:
   chosen = fitting.apply(config, fitting.choose(config, target.size, memory))
   needs = fitting.estimate(chosen, target.size)
 
-  plan_report.print_run(config_file.config_path(), config, chosen, target)
-  plan_report.print_estimate(needs, available)
-  plan_report.print_tasks(model, config.seq_len, target)
+  report.print_run(config_file.config_path(), config, chosen, target)
+  report.print_estimate(needs, available)
+  report.print_tasks(model, config.seq_len, target)
 
   # --- compile, or refuse what cannot fit whatever the compiler does -----------------------------
-  estimated = needed = float(preflight.total(needs))
-  how, report = "by estimate", None
-  if compiles and preflight.certain_bytes(needs) > available:
+  estimated = needed = float(memory_estimate.total(needs))
+  how, costs = "by estimate", None
+  if compiles and memory_estimate.certain_bytes(needs) > available:
     print("\nnot compiled: parameters, gradients and optimizer alone are more than there is")
   elif compiles:
     how = "by the compiler's count"
     try:
       by_estimate = chosen
-      chosen, (report, seconds) = _compile(config, target, memory)
-      needed = report.memory.needed
+      chosen, (costs, seconds) = _compile(config, target, memory)
+      needed = costs.memory.needed
       if chosen != by_estimate:
-        plan_report.print_choice(config, chosen, target)
-      plan_report.print_report(report, seconds, chosen, target)
+        report.print_choice(config, chosen, target)
+      report.print_report(costs, seconds, chosen, target)
     except TooLarge as error:
       print("\nthe compiler found no way to fit the step")
-      estimated = preflight.total(fitting.estimate(config, target.size))
+      estimated = memory_estimate.total(fitting.estimate(config, target.size))
       needed = max(error.needed or estimated, available + 1)
-  plan_report.print_speed(report, chosen, target)
+  report.print_speed(costs, chosen, target)
   fits = needed <= available
 
   if not fits:
@@ -112,7 +102,7 @@ def _run_command(config: ConfigDict) -> int:
   return 0 if fits else 1
 
 
-def _check_hosts(config: ConfigDict, parts: sections.Sections, target: Topology) -> None:
+def _check_hosts(config: ConfigDict, parts: parse_config.Sections, target: Topology) -> None:
   """Raises UserError if the data cannot be shared out among the hosts, as `train` would.
 
   Where the devices are not known, neither are their hosts.
@@ -120,7 +110,7 @@ def _check_hosts(config: ConfigDict, parts: sections.Sections, target: Topology)
   if target.devices:
     with user_errors():
       mesh = sharding.make_mesh(**config.mesh.to_dict(), devices=target.devices)
-    hosts.streams_by_host(mesh, config.batch_size, parts.data.num_streams)
+    multihost.streams_by_host(mesh, config.batch_size, parts.data.num_streams)
 
 
 def _computable(config: ConfigDict, target: Topology) -> tuple[ConfigDict, Changes]:
@@ -135,7 +125,7 @@ def _memory(target: Topology) -> tuple[float, float]:
   """Bytes of one device that a run counts on, and that there are now: the same but on a CPU."""
   if target.name == topology.HERE:
     here = jax.local_devices()
-    return preflight.memory_bytes(here), preflight.available_bytes(here)
+    return memory_estimate.memory_bytes(here), memory_estimate.available_bytes(here)
   assert target.chip is not None
   return target.chip.memory_gib * GIB, target.chip.memory_gib * GIB
 
@@ -150,19 +140,19 @@ def _compile(
 
   Says on standard error that it is at it. Raises TooLarge.
   """
-  parts = sections.read(config)
+  parts = parse_config.read(config)
   with user_errors():
     mesh = sharding.make_mesh(**config.mesh.to_dict(), devices=target.devices)
-  state = sections.layout(config, parts, mesh)
+  state = parse_config.layout(config, parts, mesh)
 
-  def report(chosen: ConfigDict) -> tuple[Report, float]:
+  def compile_and_count(chosen: ConfigDict) -> tuple[Report, float]:
     start = time.perf_counter()
     with _patience(f"compiling the step for {target.name}"):
       compiled = fitting.compile_step(chosen, mesh, state, memory)
-    seconds, model = time.perf_counter() - start, sections.read(chosen).model
-    return compilation.report(compiled, model, target.devices[0].platform), seconds
+    seconds, model = time.perf_counter() - start, parse_config.read(chosen).model
+    return aot_compile.report(compiled, model, target.devices[0].platform), seconds
 
-  return fitting.fit(config, target.size, memory, report)
+  return fitting.fit(config, target.size, memory, compile_and_count)
 
 
 @contextlib.contextmanager
@@ -222,9 +212,9 @@ def _needed(config: ConfigDict, target: Topology) -> float | None:
   """Bytes that a config needs of each device, as compiled; None if they are not there."""
   memory, available = _memory(target)
   with contextlib.suppress(TooLarge):
-    _, (report, _) = _compile(config, target, memory)
-    if report.memory.needed <= available:
-      return report.memory.needed
+    _, (costs, _) = _compile(config, target, memory)
+    if costs.memory.needed <= available:
+      return costs.memory.needed
   return None
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from gptneo_jax.model import Decoder
+from gptneo_jax.model.decoder import Decoder
 from gptneo_jax.sharding import param_shardings
 
 

@@ -10,10 +10,14 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gptneo_jax.model import Decoder, output_table
+from gptneo_jax.model.chunked_cross_entropy import (
+  TokenPredictions,
+  loss_sums,
+  predictions_of_tokens,
+)
+from gptneo_jax.model.decoder import Decoder, output_table
 from gptneo_jax.sharding import BATCH_SPEC
 from gptneo_jax.state import TrainState
-from gptneo_jax.vocab_loss import TokenPredictions, loss_sums, predictions_of_tokens
 
 Batch = dict[str, jax.Array]
 

@@ -5,9 +5,10 @@
   python -m gptneo_jax.train --config configs/neo_1p3b.py:runlocal      (shrunk, for a laptop)
   python -m gptneo_jax.train --config configs/tiny.py --config.steps=100 --config.model.num_layers=8
 
-Any setting of the config file can be given as --config.NAME=VALUE; gptneo_jax/run_config.py lists
-them with their meaning. The folder --workdir holds the checkpoints, config.json, the tokenizer and
-metrics.jsonl; started again on the same folder, the run goes on where it stopped, bit for bit.
+Any setting of the config file can be given as --config.NAME=VALUE;
+gptneo_jax/training/run_config.py lists them with their meaning. The folder --workdir holds the
+checkpoints, config.json, the tokenizer and metrics.jsonl; started again on the same folder, the run
+goes on where it stopped, bit for bit.
 
 Ctrl-C, once, ends the step, saves and says how to go on; twice ends at once.
 
@@ -33,35 +34,28 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
-from gptneo_jax import (
-  advice,
-  config_file,
-  data,
-  fitting,
-  hosts,
-  preflight,
-  run_record,
-  run_tokenizer,
-  sections,
-  sharding,
-  weights,
-)
-from gptneo_jax.checkpoint import Checkpointer
-from gptneo_jax.checkpoint_steps import latest_step
+from gptneo_jax import data, model_io, sharding
+from gptneo_jax.checkpoints.folder import run_folder, save_config
+from gptneo_jax.checkpoints.manager import Checkpointer
+from gptneo_jax.checkpoints.step_folders import latest_step
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.errors import UserError, user_errors
-from gptneo_jax.evals import validation
-from gptneo_jax.folder import run_folder, save_config
-from gptneo_jax.metrics import (
-  MetricWriter,
-  Progress,
-  check_wandb,
-  peak_flops_per_second,
-)
-from gptneo_jax.model import Decoder
+from gptneo_jax.model.decoder import Decoder
+from gptneo_jax.planning import advice
 from gptneo_jax.state import TrainState, init_state
-from gptneo_jax.step_report import StepReports, Trace
 from gptneo_jax.steps import place_batch
+from gptneo_jax.training import (
+  config_file,
+  fitting,
+  memory_estimate,
+  multihost,
+  parse_config,
+  run_record,
+  run_tokenizer,
+  validation,
+)
+from gptneo_jax.training.metrics import MetricWriter, Progress, check_wandb, peak_flops_per_second
+from gptneo_jax.training.step_report import StepReports, Trace
 
 
 def main() -> None:
@@ -79,7 +73,7 @@ def main() -> None:
 def _run_command(config: ConfigDict) -> int:
   given = flags.FLAGS
   workdir = given.workdir or f"runs/{config_file.config_name()}"
-  with hosts.joined(given.coordinator_address, given.num_processes, given.process_id):
+  with multihost.joined(given.coordinator_address, given.num_processes, given.process_id):
     if jax.process_count() == 1:
       # Nothing is lost before the first step, and after it a second Ctrl-C is to end at once.
       signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -101,20 +95,20 @@ def _run(
   config: ConfigDict, workdir: epath.Path, config_path: str, closing: contextlib.ExitStack
 ) -> int:
   # --- what is asked for, and whether it can run here -------------------------------------------
-  parts = sections.read(config)
+  parts = parse_config.read(config)
   check_wandb(config.wandb_project)
   mesh, abstract = _layout(config, parts)
-  memory = min(hosts.gather_objects(preflight.memory_bytes(jax.local_devices())))
+  memory = min(multihost.gather_objects(memory_estimate.memory_bytes(jax.local_devices())))
   asked, config = config, fitting.apply(config, fitting.choose(config, mesh.size, memory))
-  model_config, data_config, optimizer, learning_rate = sections.read(config)
+  model_config, data_config, optimizer, learning_rate = parse_config.read(config)
   model = Decoder(model_config)
   warning = _check_needs(config, data_config, config_path)
   command = ["python", "-m", "gptneo_jax.train", *sys.argv[1:]] if config_path else []
   record = run_record.of(asked, data_config.num_streams, command)
   changed = run_record.changes(workdir, record, model_config)
-  say = _say if hosts.is_first() else lambda _: None
+  say = _say if multihost.is_first() else lambda _: None
   say(_summary(asked, config, model_config, mesh, abstract, workdir))
-  for text in filter(None, (warning, sections.warmup_warning(config))):
+  for text in filter(None, (warning, parse_config.warmup_warning(config))):
     say(text)
   closing.enter_context(advice.when_out_of_memory(config, mesh.size, memory))
 
@@ -128,13 +122,13 @@ def _run(
     batch_size=config.batch_size,
     seq_len=config.seq_len,
     seed=config.seed,
-    streams=hosts.local_streams(mesh, config.batch_size, data_config.num_streams),
+    streams=multihost.local_streams(mesh, config.batch_size, data_config.num_streams),
   )
   closing.callback(batches.close)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
   evaluate = validation.Validation(config, data_config, model, shardings.params, mesh, tokenizer)
 
-  if hosts.is_first():
+  if multihost.is_first():
     say(data.amount_of_data(data_config, tokenizer, config.batch_size * (config.seq_len + 1)))
   peak_flops, _ = peak_flops_per_second(jax.local_devices()[0], model_config.dtype)  # no mesh yet
 
@@ -157,10 +151,10 @@ def _run(
       run_tokenizer.check_of_weights(tokenizer, config.init_from)
     state = init_state(model, optimizer, mesh, config.seed)
     if config.init_from:
-      state = state.replace(params=weights.start_from(config.init_from, model_config, mesh))
+      state = state.replace(params=model_io.start_from(config.init_from, model_config, mesh))
       say(f"weights from {config.init_from}")
   first_step = int(state.step)
-  if hosts.is_first():
+  if multihost.is_first():
     save_config(workdir, model_config)
     run_record.write(workdir, record, changed, first_step)
   estimated = config
@@ -178,7 +172,7 @@ def _run(
     tokens_per_step=config.batch_size * config.seq_len,
     first_step=first_step,
     every={"eval": config.eval_every, "checkpoint": config.checkpoint_every},
-    enabled=hosts.is_first(),
+    enabled=multihost.is_first(),
   )
   closing.callback(progress.close)
   # The line of a step stands with its checkpoint too: it may not have come into the file.
@@ -188,7 +182,7 @@ def _run(
     resume_step=first_step - bool(written) if restored else None,
     wandb_project=config.wandb_project or None,
     run=record,
-    enabled=hosts.is_first(),
+    enabled=multihost.is_first(),
   )
   closing.callback(writer.close)
 
@@ -212,7 +206,7 @@ def _run(
         step,
         params=state.params,
         optimizer=_all_but_params(state),
-        data_state=data.merge_states(hosts.gather_objects(batches.get_state())),
+        data_state=data.merge_states(multihost.gather_objects(batches.get_state())),
         metrics=line,
       )
 
@@ -226,7 +220,7 @@ def _run(
     say(validation.report(step, results, baselines(), sample))
     return results
 
-  stop = hosts.StopRequest()
+  stop = multihost.StopRequest()
   closing.callback(stop.close)
   trace = Trace(workdir, config.profile)
   closing.callback(trace.close)
@@ -294,7 +288,7 @@ def _run(
   return 0
 
 
-def _layout(config: ConfigDict, parts: sections.Sections) -> tuple[Mesh, TrainState]:
+def _layout(config: ConfigDict, parts: parse_config.Sections) -> tuple[Mesh, TrainState]:
   """The mesh, and the state as shapes on it.
 
   Raises UserError for what does not divide, and for an attention backend that cannot serve here.
@@ -302,13 +296,13 @@ def _layout(config: ConfigDict, parts: sections.Sections) -> tuple[Mesh, TrainSt
   with user_errors():
     mesh = sharding.make_mesh(**config.mesh.to_dict())
     _attention_backends(config, parts.model)
-  abstract = sections.layout(config, parts, mesh)
-  hosts.local_streams(mesh, config.batch_size, parts.data.num_streams)
+  abstract = parse_config.layout(config, parts, mesh)
+  multihost.local_streams(mesh, config.batch_size, parts.data.num_streams)
   return mesh, abstract
 
 
 def _attention_backends(config: ConfigDict, model_config: ModelConfig) -> dict[str, str]:
-  return preflight.attention_backends(
+  return memory_estimate.attention_backends(
     model_config, config.seq_len, segments=config.data.segment_ids
   )
 
@@ -323,10 +317,10 @@ def _check_needs(config: ConfigDict, data_config: data.DataConfig, config_path: 
     data.check_sources(data_config)
   except data.DataError as error:
     problems.append(f"data: {error}")
-  devices, available = jax.device_count(), preflight.available_bytes(jax.local_devices())
+  devices, available = jax.device_count(), memory_estimate.available_bytes(jax.local_devices())
   needs = fitting.estimate(config, devices)
-  figures = preflight.needs_text(needs, available, devices)
-  if preflight.certain_bytes(needs) > available:
+  figures = memory_estimate.needs_text(needs, available, devices)
+  if memory_estimate.certain_bytes(needs) > available:
     problems.append(f"memory: {figures}")
   if problems:
     instead = ""
@@ -336,7 +330,7 @@ def _check_needs(config: ConfigDict, data_config: data.DataConfig, config_path: 
     raise UserError(
       f"{config_path or 'the config'} cannot run here. {'; '.join(problems)}.{instead}"
     )
-  if preflight.total(needs) <= available:
+  if memory_estimate.total(needs) <= available:
     return ""
   would_fit = advice.would_fit(config, devices, available)
   return f"this may run out of memory: by estimate {figures}. {would_fit}".rstrip()
@@ -356,7 +350,7 @@ def _summary(
   abstract: TrainState,
   workdir: Any,
 ) -> str:
-  size = preflight.size_text(sharding.bytes_per_device(abstract))
+  size = memory_estimate.size_text(sharding.bytes_per_device(abstract))
   shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
   backends = _attention_backends(config, model_config)
   attention = ", ".join(f"{kind} {backend}" for kind, backend in backends.items())

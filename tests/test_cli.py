@@ -12,15 +12,17 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from gptneo_jax import cli, config_file, convert, evaluate, generate
+from gptneo_jax import cli, convert, evaluate, generate
 from gptneo_jax.errors import UserError
+from gptneo_jax.training import config_file
 
 PROGRAM = """
 import jax, jax.numpy as jnp
 from absl import flags
 from ml_collections import config_flags
 
-from gptneo_jax import cli, config_file, convert, evaluate, generate
+from gptneo_jax import cli, convert, evaluate, generate
+from gptneo_jax.training import config_file
 from gptneo_jax.errors import UserError
 hits = []
 jax.monitoring.register_event_listener(lambda event, **_: hits.append(event.endswith("cache_hits")))

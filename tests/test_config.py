@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from gptneo_jax.checkpoints.folder import load_config, save_config
 from gptneo_jax.config import PRESETS, ModelConfig
 from gptneo_jax.errors import UserError
-from gptneo_jax.folder import load_config, save_config
-from gptneo_jax.model import Decoder
+from gptneo_jax.model.decoder import Decoder
 
 # Tied head counted once. GPT-Neo: EleutherAI's released models; GPT-2: openai/gpt-2 and distilgpt2.
 PARAMETERS = {

@@ -2,16 +2,16 @@ import json
 import subprocess
 import sys
 
-import hf_folders
 import jax
 import numpy as np
 import pytest
 
-from gptneo_jax import cli, convert, engine, interop, lora
-from gptneo_jax.checkpoint_steps import saved_steps
+from gptneo_jax import cli, convert, engine, interop
+from gptneo_jax.checkpoints.folder import load_config
+from gptneo_jax.checkpoints.step_folders import saved_steps
 from gptneo_jax.errors import UserError
-from gptneo_jax.folder import load_config
-from gptneo_jax.interop import verification
+from gptneo_jax.interop import peft_files, verification
+from tests.helpers import hf_folders
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_an_adapter_is_merged_on_the_way(tmp_path, hf):
   q = {"attn": {"q": {"a": draw(2, 24, 3), "b": draw(2, 3, 4, 6)}}}
   factors = {"blocks": {"layer_0": q, "layer_1": q}}
   adapter, plain = str(tmp_path / "adapter"), str(tmp_path / "plain")
-  lora.write_adapter(adapter, interop.open_hf(hf).config, lora.Adapter(2.0, factors))
+  peft_files.write_adapter(adapter, interop.open_hf(hf).config, peft_files.Adapter(2.0, factors))
   convert.main(["hf-to-orbax", hf, str(tmp_path / "in"), "--adapter", adapter])
   convert.main(["hf-to-orbax", hf, plain])
   convert.main(["orbax-to-hf", plain, str(tmp_path / "out"), "--adapter", adapter])

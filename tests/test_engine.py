@@ -13,9 +13,10 @@ import pytest
 from jax._src.lax import lax
 
 import gptneo_jax
-from gptneo_jax import data, engine, forward, heads, weights
+from gptneo_jax import data, engine, model_io
 from gptneo_jax.data.documents import Document
 from gptneo_jax.errors import UserError
+from gptneo_jax.model import forward, heads
 
 TINY = gptneo_jax.ModelConfig(
   vocab_size=280, max_position_embeddings=96, hidden_size=16, num_layers=2, num_heads=2,
@@ -31,12 +32,12 @@ def tokenizer():
 
 def make(config, seed=0):
   """A model at random, made without compiling `init`."""
-  mesh, rng = weights.first_device(), np.random.default_rng(seed)
+  mesh, rng = model_io.first_device(), np.random.default_rng(seed)
   params = jax.tree.map(
     lambda x: jax.device_put((0.3 * rng.standard_normal(x.shape)).astype(x.dtype), x.sharding),
-    weights.abstract_params(config, mesh),
+    model_io.abstract_params(config, mesh),
   )
-  return engine.LanguageModel(weights.Weights(config, params), mesh)
+  return engine.LanguageModel(model_io.Weights(config, params), mesh)
 
 
 def apply(lm, ids_BxT, method):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from gptneo_jax import config_file, run_config
 from gptneo_jax.errors import did_you_mean
+from gptneo_jax.training import config_file, run_config
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,11 @@ import pytest
 import zstandard
 
 import gptneo_jax
-from gptneo_jax import evaluate, lora
+from gptneo_jax import evaluate
 from gptneo_jax.data import load_tokenizer
 from gptneo_jax.data.documents import Document
 from gptneo_jax.errors import UserError
+from gptneo_jax.interop import peft_files
 
 TEXTS = ["the quick brown fox jumps over the lazy dog " * 12, "ção 日本", "", "fox and dog " * 30]
 
@@ -145,7 +146,9 @@ def test_adapter_and_tokenizer_of_other_folders(checkpoint, corpus, tmp_path):
   factors = {"a": random.normal(size=(1, 16, 2)), "b": random.normal(size=(1, 2, 2, 8))}
   pair = {name: factor.astype(np.float32) for name, factor in factors.items()}
   places = {f"layer_{i}": {"attn": {"q": pair}} for i in range(2)}
-  lora.write_adapter(tmp_path / "lora", lm.config, lora.Adapter(4.0, {"blocks": places}))
+  peft_files.write_adapter(
+    tmp_path / "lora", lm.config, peft_files.Adapter(4.0, {"blocks": places})
+  )
   lm.tokenizer.save_pretrained(tmp_path / "words")
   lm.tokenizer = None
   lm.save(str(tmp_path / "bare"))
@@ -212,7 +215,7 @@ def test_other_sources(checkpoint, tmp_path):
   assert same["data"]["text_sha256"] != book["data"]["text_sha256"]  # the subset's name differs
   config = tmp_path / "config.py"
   config.write_text(
-    "from gptneo_jax import config, run_config\n"
+    "from gptneo_jax import config\nfrom gptneo_jax.training import run_config\n"
     "def get_config(arg=None):\n"
     "  c = run_config.base(config.PRESETS['neo_125m'])\n"
     f"  c.data.update(source='text', path='x', validation_path={str(text)!r})\n"

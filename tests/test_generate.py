@@ -8,11 +8,12 @@ import sys
 import pytest
 
 import gptneo_jax
-from gptneo_jax import chat, generate
+from gptneo_jax import generate
 from gptneo_jax.data import load_tokenizer
 from gptneo_jax.data.documents import Document
 from gptneo_jax.engine import LanguageModel
 from gptneo_jax.errors import UserError
+from gptneo_jax.generation import chat
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +187,7 @@ def test_several_texts_are_told_apart(checkpoint, capsys):
 
 
 def test_another_tokenizer(checkpoint, tmp_path, capsys):
-  from hf_folders import word_tokenizer
+  from tests.helpers.hf_folders import word_tokenizer
 
   word_tokenizer(tmp_path)
   argv = ["--checkpoint", checkpoint, "--tokenizer", str(tmp_path), "--output", "jsonl"]

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -10,8 +9,9 @@ import jax.numpy as jnp
 import pytest
 
 from gptneo_jax import sharding
+from tests.helpers import HELPERS
 
-SCRIPT = pathlib.Path(__file__).with_name("sharding_checks.py")
+SCRIPT = HELPERS / "sharding_checks.py"
 
 
 @pytest.fixture(scope="module")

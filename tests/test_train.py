@@ -9,16 +9,16 @@ import sys
 import jax
 import pytest
 
-from gptneo_jax import data, fitting, run_config, sections
-from gptneo_jax.checkpoint import latest_step
-from gptneo_jax.compiled_step import TooLarge
+from gptneo_jax import data
+from gptneo_jax.checkpoints.manager import latest_step
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.errors import UserError
-from gptneo_jax.evals import validation
-from gptneo_jax.model import Decoder
+from gptneo_jax.model.decoder import Decoder
 from gptneo_jax.sharding import make_mesh
 from gptneo_jax.state import init_state
 from gptneo_jax.train import run
+from gptneo_jax.training import fitting, parse_config, run_config, validation
+from gptneo_jax.training.compiled_step import TooLarge
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -185,9 +185,9 @@ def drawn(config):
   """Makes the validation of a run, which draws a batch and the sample's prompt, and no more."""
 
   def draw() -> validation.Validation:
-    parts = sections.read(config)
+    parts = parse_config.read(config)
     mesh = make_mesh(data=-1, fsdp=1, tensor=1)
-    state = sections.layout(config, parts, mesh)
+    state = parse_config.layout(config, parts, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state.params)
     tokenizer = data.load_tokenizer(
       "train", documents=data.mixed_documents(parts.data), vocab_size=300
@@ -221,7 +221,7 @@ def test_the_sample_fits_the_length(seq_len, sample_tokens, prompt, expected, co
 def test_a_run_that_is_to_stop_ends_tasks_between_batches(config, drawn):
   pytest.importorskip("lm_eval", reason="tasks need lm-evaluation-harness")
   config.eval.update(tasks=("stdlib_cloze",), task_items=4)
-  measure, parts = drawn(), sections.read(config)
+  measure, parts = drawn(), parse_config.read(config)
   mesh = make_mesh(data=-1, fsdp=1, tensor=1)
   params = init_state(Decoder(parts.model), parts.optimizer, mesh, 0).params
   asked = []
@@ -279,7 +279,7 @@ def test_ranges(settings, config):
   config.update_from_flattened_dict(settings)
   ((name, value),) = settings.items()
   with pytest.raises(UserError, match=f"{name} is {value}; it must be at least 0"):
-    sections.read(config)
+    parse_config.read(config)
 
 
 @pytest.mark.processes

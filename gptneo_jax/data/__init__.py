@@ -1,7 +1,7 @@
 """Text to batches: sources, virtual streams with exact resume, tokenizers, evaluation windows."""
 
-from gptneo_jax.data.baselines import byte_unigram_bits_per_byte, gzip_bits_per_byte
 from gptneo_jax.data.batches import ORDER_SETTINGS, TrainBatches, merge_states
+from gptneo_jax.data.compression_baselines import byte_unigram_bits_per_byte, gzip_bits_per_byte
 from gptneo_jax.data.config import DataConfig
 from gptneo_jax.data.documents import DataError, Document
 from gptneo_jax.data.evaluation import (

@@ -14,10 +14,10 @@ from gptneo_jax.data.config import DataConfig
 from gptneo_jax.data.contents import PACKED
 from gptneo_jax.data.documents import BadRecords, DataError, Document
 from gptneo_jax.data.files import match_files
-from gptneo_jax.data.hub import HubDataset, check_dataset
+from gptneo_jax.data.hf_datasets import HubDataset, check_dataset
 from gptneo_jax.data.jsonl import JsonLines
 from gptneo_jax.data.splits import Listed, Shares, enlarged, in_parts, part_of, position
-from gptneo_jax.data.trees import stdlib_files, text_files
+from gptneo_jax.data.text_files import stdlib_files, text_files
 
 SPLITS = ("train", "validation", "test")
 

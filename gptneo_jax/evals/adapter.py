@@ -22,7 +22,7 @@ from gptneo_jax.cli import progress_bar
 from gptneo_jax.data.tokenizer import DocumentEncoder
 from gptneo_jax.errors import UserError
 from gptneo_jax.evals.scoring import Asked, Scorer
-from gptneo_jax.tasks import require_tokenizer
+from gptneo_jax.generation.requests import require_tokenizer
 
 _NEW_TOKENS = 256  # the harness' default
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # first wins

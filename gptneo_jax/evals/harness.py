@@ -18,7 +18,7 @@ import numpy as np
 
 from gptneo_jax import engine
 from gptneo_jax.errors import UserError, did_you_mean
-from gptneo_jax.evals import identity, local_tasks, task_sets
+from gptneo_jax.evals import local_tasks, provenance, task_sets
 
 _SECONDS = 5  # to reach the hub
 
@@ -252,7 +252,7 @@ def _cached(model: Any, lm: engine.LanguageModel, cache: str | None) -> Iterator
   from lm_eval.api.model import CachingLM
 
   path = pathlib.Path(cache).expanduser()
-  name = f"{path.stem}-{identity.of_model(lm)}{path.suffix or '.db'}"
+  name = f"{path.stem}-{provenance.of_model(lm)}{path.suffix or '.db'}"
   try:
     caching = CachingLM(model, str(path.absolute().with_name(name)))
   except OSError as error:

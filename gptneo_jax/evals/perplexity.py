@@ -20,9 +20,9 @@ from gptneo_jax.cli import progress_bar
 from gptneo_jax.data import EvaluationBatches, KeptBatches
 from gptneo_jax.engine import LanguageModel
 from gptneo_jax.errors import UserError
-from gptneo_jax.evals.partial import Partial
-from gptneo_jax.tasks import require_tokenizer
-from gptneo_jax.vocab_loss import TokenPredictions
+from gptneo_jax.evals.resume_file import Partial
+from gptneo_jax.generation.requests import require_tokenizer
+from gptneo_jax.model.chunked_cross_entropy import TokenPredictions
 
 _BINS = 10  # of confidence
 

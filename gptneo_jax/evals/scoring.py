@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gptneo_jax import axes, heads, steps
-from gptneo_jax.matmul import exact_products
+from gptneo_jax import axes, steps
+from gptneo_jax.model import heads
+from gptneo_jax.model.matmul import exact_products
 from gptneo_jax.sharding import constrain
 
 _CHUNK = 64  # places whose logits exist at a time: 13 MB of float32 at 50257 ids

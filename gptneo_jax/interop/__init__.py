@@ -1,7 +1,7 @@
 """Weights of other programs: Hugging Face's, in every form they are stored in, in and out."""
 
-from gptneo_jax.interop.incoming import HuggingFaceModel, hf_to_orbax, open_hf
-from gptneo_jax.interop.outgoing import orbax_to_hf
+from gptneo_jax.interop.hf_export import orbax_to_hf
+from gptneo_jax.interop.hf_import import HuggingFaceModel, hf_to_orbax, open_hf
 from gptneo_jax.interop.verification import REPORT, TOLERANCE, first_not_finite, verify
 
 __all__ = [

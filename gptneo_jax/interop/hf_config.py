@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gptneo_jax.activations import ALIASES
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.errors import UserError
+from gptneo_jax.model.activations import ALIASES
 
 # Our field: their names, the first of which is written; and the value where the file has none.
 _SHARED = {

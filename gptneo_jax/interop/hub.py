@@ -7,7 +7,7 @@ import os
 import pathlib
 
 from gptneo_jax.errors import UserError
-from gptneo_jax.interop.tensors import TOKENIZER_FILES, weights_file
+from gptneo_jax.interop.hf_files import TOKENIZER_FILES, weights_file
 
 _TIMEOUT = 10  # seconds for the first answer of the hub
 _CONFIGS = ("config.json", "generation_config.json")

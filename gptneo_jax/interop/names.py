@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from gptneo_jax.errors import UserError
-from gptneo_jax.interop import tables
+from gptneo_jax.interop import name_map
 from gptneo_jax.interop.tensor import Tensor
 
 # What torch.compile, DataParallel, FSDP and activation checkpointing put into names, at any place.
@@ -47,7 +47,7 @@ def plain_names(tensors: Mapping[str, Tensor], ignore: Sequence[str] = ()) -> di
   for name in stored:
     plain = unwrapped[name].removeprefix(prefix)
     if re.match(r"(wte|wpe|ln_f|h\.\d+)\.", plain):
-      plain = tables.PREFIX + plain
+      plain = name_map.PREFIX + plain
     if plain in named:
       raise UserError(f"{tensors[name].file} holds {plain} twice, with a prefix and without")
     named[plain] = tensors[name]

@@ -10,7 +10,7 @@ from typing import Any
 
 from gptneo_jax.data.tokenizer import load_tokenizer
 from gptneo_jax.errors import UserError
-from gptneo_jax.interop.tensors import TOKENIZER_FILES
+from gptneo_jax.interop.hf_files import TOKENIZER_FILES
 
 
 def no_tokenizer(source: Any) -> str:

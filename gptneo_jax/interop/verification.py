@@ -12,15 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gptneo_jax import heads
-from gptneo_jax.checkpoint_pieces import open_params
-from gptneo_jax.checkpoint_steps import existing_step, find
+from gptneo_jax.checkpoints.folder import load_config
+from gptneo_jax.checkpoints.lazy import open_params
+from gptneo_jax.checkpoints.step_folders import existing_step, find
 from gptneo_jax.config import VOCABULARY_TABLES, ModelConfig
 from gptneo_jax.errors import UserError
-from gptneo_jax.folder import load_config
 from gptneo_jax.interop import hub
 from gptneo_jax.interop.hf_config import CLASSES
-from gptneo_jax.matmul import exact_products
+from gptneo_jax.model import heads
+from gptneo_jax.model.matmul import exact_products
 
 TOLERANCE = 1e-4  # of logits in float32, largest absolute difference
 REPORT = "parity.json"

@@ -1,13 +1,13 @@
 """Eight devices, other meshes and several hosts: the same data, the same loss to rounding."""
 
 import json
-import pathlib
 import socket
 import subprocess
 
 import numpy as np
 import pytest
-import train_runs
+
+from tests.helpers import HELPERS, train_runs
 
 pytestmark = pytest.mark.processes
 
@@ -70,7 +70,7 @@ def test_two_hosts(settings, one_device, tmp_path):
   python, _, _, *arguments = train_runs.train_command(
     tmp_path, **settings | {"steps": 8, "mesh__fsdp": 2, "eval__sample_tokens": 8}
   )
-  program = pathlib.Path(__file__).with_name("train_on_torus.py")
+  program = HELPERS / "train_on_torus.py"
   statuses, outputs = two_hosts([python, program, *arguments])
   assert statuses == [0, 0], outputs
   assert "done: step 8, checkpoint" in outputs[0][0]  # one of them speaks

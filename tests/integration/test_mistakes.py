@@ -9,10 +9,10 @@ import subprocess
 import sys
 
 import pytest
-import train_runs
 from absl import flags
 
 import gptneo_jax.train
+from tests.helpers import train_runs
 
 pytestmark = pytest.mark.processes
 

@@ -6,8 +6,9 @@ import subprocess
 import sys
 
 import pytest
-import train_runs
-from test_topology import needs_libtpu
+
+from tests.helpers import train_runs
+from tests.helpers.topologies import needs_libtpu
 
 pytestmark = pytest.mark.processes
 

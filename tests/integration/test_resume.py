@@ -7,7 +7,8 @@ import subprocess
 import time
 
 import pytest
-import train_runs
+
+from tests.helpers import train_runs
 
 pytestmark = pytest.mark.processes
 

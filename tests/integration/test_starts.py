@@ -1,10 +1,10 @@
 """Settings that change how a run starts: weights of another run, segments, a profile."""
 
 import pytest
-import train_runs
 
 import gptneo_jax
 from gptneo_jax.evals import harness
+from tests.helpers import train_runs
 
 pytestmark = pytest.mark.processes
 

@@ -9,15 +9,14 @@ import json
 import pathlib
 import tempfile
 
-import hf_models
 import jax
 import numpy as np
 import pytest
-import referee
 import torch
 import transformers
 
-from gptneo_jax import engine, weights
+from gptneo_jax import engine, model_io
+from tests.helpers import hf_models, referee
 
 pytestmark = pytest.mark.parity
 
@@ -34,7 +33,7 @@ def random_pair(name):
   model.config.use_cache = model.generation_config.use_cache = True
   config = hf_models.config_of(model)
   params = jax.tree.map(jax.numpy.asarray, hf_models.to_params(hf_models.tensors(model), config))
-  return model, engine.LanguageModel(weights.Weights(config, params), weights.first_device())
+  return model, engine.LanguageModel(model_io.Weights(config, params), model_io.first_device())
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 import json
 
-import hf_models
 import numpy as np
 import pytest
 
@@ -10,6 +9,7 @@ import gptneo_jax
 from gptneo_jax import data
 from gptneo_jax.data.documents import Document
 from gptneo_jax.evals import harness, local_tasks
+from tests.helpers import hf_models
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -18,13 +18,11 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-import hf_models  # noqa: E402
-import referee  # noqa: E402
-from comparison import AGREE, NOT_WORSE, SMALL, largest, rms  # noqa: E402
-
-from gptneo_jax import heads, model  # noqa: E402
 from gptneo_jax.config import ModelConfig  # noqa: E402
-from gptneo_jax.losses import IGNORED  # noqa: E402
+from gptneo_jax.model import decoder, heads  # noqa: E402
+from gptneo_jax.model.losses import IGNORED  # noqa: E402
+from tests.helpers import hf_models, referee  # noqa: E402
+from tests.helpers.comparison import AGREE, NOT_WORSE, SMALL, largest, rms  # noqa: E402
 
 pytestmark = pytest.mark.parity
 torch.set_num_threads(1)  # the tensors are tiny
@@ -451,8 +449,8 @@ def test_hidden_states_and_attentions(family):
   options = dict(positions_BxT=case.positions_BxT, segment_ids_BxT=case.real_BxT.astype(np.int32))
   module = heads.build(case.config)
   both = jax.jit(
-    lambda v: [f(module, v, case.ids_BxT, **options) for f in (model.hidden_states,
-                                                              model.attentions)]
+    lambda v: [f(module, v, case.ids_BxT, **options) for f in (decoder.hidden_states,
+                                                              decoder.attentions)]
   )  # fmt: skip
   states, attentions = both(variables)
   assert len(states) == len(theirs.hidden_states) == 5

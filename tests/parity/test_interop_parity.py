@@ -12,18 +12,19 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-import hf_models  # noqa: E402
 import safetensors.torch  # noqa: E402
 from transformers.utils import logging as hf_logging  # noqa: E402
 
-from gptneo_jax import data, engine, heads, interop  # noqa: E402
-from gptneo_jax.checkpoint_pieces import LazyArray, write_params  # noqa: E402
+from gptneo_jax import data, engine, interop  # noqa: E402
+from gptneo_jax.checkpoints.folder import load_config  # noqa: E402
+from gptneo_jax.checkpoints.lazy import LazyArray, write_params  # noqa: E402
 from gptneo_jax.data import DataConfig  # noqa: E402
 from gptneo_jax.errors import UserError  # noqa: E402
 from gptneo_jax.evals import perplexity  # noqa: E402
-from gptneo_jax.folder import load_config  # noqa: E402
-from gptneo_jax.interop import tables  # noqa: E402
-from gptneo_jax.losses import token_losses  # noqa: E402
+from gptneo_jax.interop import name_map  # noqa: E402
+from gptneo_jax.model import heads  # noqa: E402
+from gptneo_jax.model.losses import token_losses  # noqa: E402
+from tests.helpers import hf_models  # noqa: E402
 
 pytestmark = pytest.mark.parity
 torch.set_num_threads(1)  # the tensors are tiny
@@ -358,15 +359,15 @@ def test_open_params_match_the_tests_own_conversion():
   for family in CLASSES:
     model = getattr(hf_models, family)()
     config = hf_models.config_of(model)
-    shapes = tables.leaf_shapes(config)
+    shapes = name_map.leaf_shapes(config)
     expected = hf_models.to_params(hf_models.tensors(model), config)
     flat = {
       "/".join(key.key for key in keys): leaf
       for keys, leaf in jax.tree_util.tree_leaves_with_path(expected)
     }
-    for entry in tables.entries(config):
+    for entry in name_map.entries(config):
       theirs = dict(model.named_parameters())[entry.name].detach().numpy()
       for part, path in enumerate(entry.paths):
         leaf = flat[path] if entry.index is None else flat[path][entry.index]
         shape = shapes[path] if entry.index is None else shapes[path][1:]
-        np.testing.assert_array_equal(tables.to_ours(entry, theirs, part, shape), leaf)
+        np.testing.assert_array_equal(name_map.to_ours(entry, theirs, part, shape), leaf)

@@ -10,11 +10,12 @@ import pytest
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 
-import hf_models  # noqa: E402
 import safetensors.torch  # noqa: E402
 
-from gptneo_jax import heads, lora  # noqa: E402
 from gptneo_jax.errors import UserError  # noqa: E402
+from gptneo_jax.interop import peft_files  # noqa: E402
+from gptneo_jax.model import heads  # noqa: E402
+from tests.helpers import hf_models  # noqa: E402
 
 pytestmark = [
   pytest.mark.parity,
@@ -83,16 +84,16 @@ def test_adapters_of_peft(name, tmp_path):
   params = hf_models.to_params(hf_models.tensors(model), config)
   plain = our_logits(config, params)
   theirs = make_adapter(model, tmp_path / "theirs", **settings)
-  adapter = lora.read_adapter(tmp_path / "theirs", config)
+  adapter = peft_files.read_adapter(tmp_path / "theirs", config)
   with_head = {**params, "head": adapter.head} if adapter.head else params
   applied = our_logits(config, with_head, adapter)
-  merged = our_logits(config, lora.merge(params, adapter))
+  merged = our_logits(config, peft_files.merge(params, adapter))
   errors = [float(np.abs(ours - theirs).max()) for ours in (applied, merged)]
   print(f"{name}: applied {errors[0]:.1e}, merged {errors[1]:.1e}")
   assert max(errors) <= 1e-4
   assert np.abs(plain - theirs).max() > 0.01
 
-  lora.write_adapter(tmp_path / "ours", config, adapter)
+  peft_files.write_adapter(tmp_path / "ours", config, adapter)
   opened = peft.PeftModel.from_pretrained(make_model(family, head), str(tmp_path / "ours")).eval()
   with torch.no_grad():
     again = opened(torch.tensor(IDS)).logits.numpy()
@@ -111,14 +112,14 @@ def test_separate_factors_of_gpt2(tmp_path):
     "attn": {"q": pair(), "v": pair()},
     "mlp": {"c_fc": {"a": draw(24, 2), "b": draw(2, 96)}},
   }
-  adapter = lora.Adapter(0.1, {"blocks": {"layer_0": layer}})
-  lora.write_adapter(tmp_path, config, adapter)
+  adapter = peft_files.Adapter(0.1, {"blocks": {"layer_0": layer}})
+  peft_files.write_adapter(tmp_path, config, adapter)
   opened = peft.PeftModel.from_pretrained(model, str(tmp_path)).eval()
   with torch.no_grad():
     theirs = opened(torch.tensor(IDS)).logits.numpy()
   assert np.abs(our_logits(config, params, adapter) - theirs).max() <= 1e-4
-  again = lora.read_adapter(tmp_path, config)
-  assert np.abs(our_logits(config, lora.merge(params, again)) - theirs).max() <= 1e-4
+  again = peft_files.read_adapter(tmp_path, config)
+  assert np.abs(our_logits(config, peft_files.merge(params, again)) - theirs).max() <= 1e-4
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,7 @@ def test_what_is_not_implemented_is_refused(settings, name, tmp_path):
   config = hf_models.config_of(model)
   make_adapter(model, tmp_path, **settings)
   with pytest.raises(UserError, match=f"adapter_config.json: {name} is .*not supported"):
-    lora.read_adapter(tmp_path, config)
+    peft_files.read_adapter(tmp_path, config)
 
 
 def test_embedding_adapters_are_refused_by_tensor(tmp_path):
@@ -146,7 +147,7 @@ def test_embedding_adapters_are_refused_by_tensor(tmp_path):
   with pytest.raises(
     UserError, match=r"holds transformer\.wte\.lora_embedding_A, which this model"
   ):
-    lora.read_adapter(tmp_path, config)
+    peft_files.read_adapter(tmp_path, config)
 
 
 def test_an_adapter_in_a_bin(tmp_path):
@@ -154,12 +155,14 @@ def test_an_adapter_in_a_bin(tmp_path):
   model = make_model("gpt_neo")
   config = hf_models.config_of(model)
   make_adapter(model, tmp_path, task_type="CAUSAL_LM")
-  expected = lora.read_adapter(tmp_path, config)
+  expected = peft_files.read_adapter(tmp_path, config)
   file = tmp_path / "adapter_model.safetensors"
   torch.save(safetensors.torch.load_file(file), tmp_path / "adapter_model.bin")
   file.unlink()
   jax.tree.map(
-    np.testing.assert_array_equal, lora.read_adapter(tmp_path, config).factors, expected.factors
+    np.testing.assert_array_equal,
+    peft_files.read_adapter(tmp_path, config).factors,
+    expected.factors,
   )
 
 
@@ -167,4 +170,4 @@ def test_another_kind_of_adapter(tmp_path):
   (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "IA3"}))
   config = hf_models.config_of(make_model("gpt_neo"))
   with pytest.raises(UserError, match="peft_type is 'IA3'; only 'LORA'"):
-    lora.read_adapter(tmp_path, config)
+    peft_files.read_adapter(tmp_path, config)

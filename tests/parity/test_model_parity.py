@@ -15,16 +15,15 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-import hf_models  # noqa: E402
-import referee  # noqa: E402
-from comparison import NOT_WORSE, compare, largest, make_batch, rms  # noqa: E402
 from transformers.activations import ACT2FN  # noqa: E402
 
 from gptneo_jax import config as config_module  # noqa: E402
-from gptneo_jax.activations import ACTIVATIONS, ALIASES, activate  # noqa: E402
 from gptneo_jax.config import ModelConfig  # noqa: E402
-from gptneo_jax.losses import token_losses  # noqa: E402
-from gptneo_jax.model import Decoder  # noqa: E402
+from gptneo_jax.model.activations import ACTIVATIONS, ALIASES, activate  # noqa: E402
+from gptneo_jax.model.decoder import Decoder  # noqa: E402
+from gptneo_jax.model.losses import token_losses  # noqa: E402
+from tests.helpers import hf_models, referee  # noqa: E402
+from tests.helpers.comparison import NOT_WORSE, compare, largest, make_batch, rms  # noqa: E402
 
 pytestmark = pytest.mark.parity
 torch.set_num_threads(1)  # the tensors are tiny

@@ -7,12 +7,11 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the referee is PyTorch")
 
-import hf_models  # noqa: E402
-
 import gptneo_jax  # noqa: E402
 from gptneo_jax.data import load_tokenizer  # noqa: E402
 from gptneo_jax.data.documents import Document  # noqa: E402
 from gptneo_jax.evals import perplexity  # noqa: E402
+from tests.helpers import hf_models  # noqa: E402
 
 pytestmark = pytest.mark.parity
 

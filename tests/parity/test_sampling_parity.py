@@ -10,7 +10,7 @@ import transformers
 from hypothesis import example, given, reject, settings
 from hypothesis import strategies as st
 
-from gptneo_jax import sampling
+from gptneo_jax.generation import sampling
 
 pytestmark = pytest.mark.parity
 

@@ -1,0 +1,184 @@
+"""Checkpoints read: whole, of the model asked for, or with a reason in one line. Knows orbax."""
+
+import contextlib
+import gc
+import os
+import re
+import sys
+import time
+import traceback
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from gptneo_jax.checkpoints.step_folders import CheckpointError, absolute, existing_step
+from gptneo_jax.config import VOCABULARY_TABLES
+
+
+class DamagedError(Exception):
+  """A committed checkpoint with missing or truncated files; the message is the reason."""
+
+
+def params_metadata(folder: str, step: int | None = None) -> Any:
+  """Returns the saved parameters as nested dictionaries of ShapeDtypeStruct, reading none of them.
+
+  Raises CheckpointError where the step (default: the newest) is not there or not readable.
+  """
+  step = existing_step(folder, step)
+  try:
+    return jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+      _saved_tree(absolute(folder) / str(step) / "params"),
+    )
+  except DamagedError as error:
+    raise CheckpointError(f"checkpoint {step} in {folder} is damaged: {error}") from error
+
+
+def restore_params(
+  folder: str, abstract_params: Any, step: int | None = None, *, vocab_size: int | None = None
+) -> Any:
+  """Returns the parameters of one checkpoint, for inference; changes nothing in the folder.
+
+  Args:
+    folder: holds the numbered checkpoints.
+    abstract_params: tree of ShapeDtypeStruct; sharding and dtype are those of the result.
+    step: default the newest.
+    vocab_size: the rows of `wte` and `lm_head` that mean something; of those past them, which pad
+      the tables, there may be more or fewer than were saved. None: as many as were saved.
+
+  Raises:
+    CheckpointError: no such checkpoint, another model in it, or damaged.
+  """
+  step = existing_step(folder, step)
+  path = absolute(folder) / str(step)
+  try:
+    require_same_model(path, "params", abstract_params, vocab_size, same_dtype=False)
+    return read(path, params=restore_args(abstract_params))["params"]
+  except DamagedError as error:
+    raise CheckpointError(f"checkpoint {step} in {folder} is damaged: {error}") from error
+
+
+def restore_args(abstract: Any) -> ocp.args.StandardRestore:
+  """Asks for `abstract`; a leaf without a sharding goes to the first device.
+
+  Else orbax would take the sharding stored, which names the devices of the machine that wrote. Not
+  strict: a shape that differs from the stored one, which `require_same_model` allows for the
+  padding of tables alone, is cut or filled with zeros.
+  """
+  default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return ocp.args.StandardRestore(
+    jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or default), abstract
+    ),
+    strict=False,
+  )
+
+
+@contextlib.contextmanager
+def _reading():
+  """Tells what a failed read means, and lets it leave neither memory nor noise behind.
+
+  The arrays read so far must not stand beside those of the next older checkpoint. And orbax
+  abandons its other reads, which Python would report one by one, with tracebacks.
+  """
+  report, sys.unraisablehook = sys.unraisablehook, lambda _: None
+  try:
+    yield
+  except Exception as error:
+    traceback.clear_frames(error.__traceback__)
+    time.sleep(0.05)  # until the reads under way have noticed
+    gc.collect()
+    raise _damage(error) from error
+  finally:
+    sys.unraisablehook = report
+
+
+def _saved_tree(path: epath.Path) -> Any:
+  """Returns the tree of orbax's array metadata of one item (custom nodes as dictionaries)."""
+  with _reading():
+    return ocp.PyTreeCheckpointHandler().metadata(path).tree
+
+
+def read(path: epath.Path, **items) -> ocp.args.Composite:
+  """Reads items of one checkpoint, each process its own shards.
+
+  The processes do not wait for one another here: one that finds damage could not tell the rest,
+  and they would hang in orbax's barrier. `restore` lets them agree afterwards.
+  """
+  alone = ocp.options.MultiprocessingOptions(
+    primary_host=jax.process_index(),
+    active_processes={jax.process_index()},
+    barrier_sync_key_prefix=f"process_{jax.process_index()}",
+  )
+  handler = ocp.CompositeCheckpointHandler(
+    composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
+  )
+  with _reading(), ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
+    return reader.restore(path, args=ocp.args.Composite(**items))
+
+
+def require_same_model(
+  path: epath.Path, item: str, abstract: Any, vocab_size: int | None, *, same_dtype: bool
+) -> None:
+  """Raises CheckpointError naming the first tensor that is missing, extra or of another shape.
+
+  Arrays of the tables over the vocabulary may have other rows past `vocab_size`.
+  """
+  saved, expected = _by_name(_saved_tree(path / item)), _by_name(abstract)
+  for name in [*expected, *(name for name in saved if name not in expected)]:
+    there = saved.get(name)
+    if vocab_size is not None and name in expected and there is not None:
+      there = _padded_alike(name, there, expected[name].shape, vocab_size)
+    ours, theirs = (_describe(array, same_dtype) for array in (expected.get(name), there))
+    if ours != theirs:
+      raise CheckpointError(
+        f"checkpoint {path.name} in {path.parent} is of another model: "
+        f"{item}/{name} is {theirs} there, {ours} here"
+      )
+
+
+def _padded_alike(name: str, saved: Any, shape: tuple[int, ...], vocab_size: int) -> Any:
+  """`saved` with the length of `shape` where only the padding of a table's rows differs."""
+  if not set(VOCABULARY_TABLES) & set(name.split("/")) or len(saved.shape) != len(shape):
+    return saved
+  same = [n == m or min(n, m) >= vocab_size for n, m in zip(saved.shape, shape)]
+  return jax.ShapeDtypeStruct(shape, saved.dtype) if all(same) else saved
+
+
+def _by_name(tree: Any) -> dict[str, Any]:
+  """Maps the path of each array to the array; the same for a tree and for its saved form."""
+  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+  return {
+    "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path): leaf
+    for path, leaf in leaves
+    if hasattr(leaf, "shape")  # orbax marks empty nodes
+  }
+
+
+def _describe(array: Any, with_dtype: bool) -> str:
+  if array is None:
+    return "absent"
+  return f"{tuple(array.shape)} {np.dtype(array.dtype)}" if with_dtype else f"{tuple(array.shape)}"
+
+
+def _damage(error: Exception) -> Exception:
+  """Tells damage from a machine that cannot read just now; the latter must move no checkpoint."""
+  elsewhere = "RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAVAILABLE|DEADLINE_EXCEEDED|UNAUTHENTICATED"
+  if isinstance(error, (MemoryError, PermissionError, TimeoutError)) or re.search(
+    elsewhere, str(error)
+  ):
+    return CheckpointError(f"could not read the checkpoint: {reason_of(error)}")
+  return DamagedError(reason_of(error))
+
+
+def reason_of(error: BaseException) -> str:
+  """Returns the cause in a few words: the system's own where there is one."""
+  if isinstance(error, OSError) and error.strerror:
+    return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+  if code := re.search(r"os_error_code='(\d+)'", str(error)):  # tensorstore's form
+    return os.strerror(int(code.group(1)))
+  lines = str(error).strip().splitlines()
+  return lines[0][:300] if lines else type(error).__name__

@@ -1,0 +1,144 @@
+"""What a report says so that its numbers can be had again: hashes of files, versions, hardware."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from gptneo_jax import engine
+from gptneo_jax.checkpoints.folder import is_checkpoint_folder
+from gptneo_jax.checkpoints.step_folders import find, latest_step
+from gptneo_jax.cli import progress_bar
+from gptneo_jax.data.tokenizer import DocumentEncoder
+from gptneo_jax.interop import hub
+from gptneo_jax.interop.hf_files import TOKENIZER_FILES, weights_file
+
+_PIECE = 1 << 20
+_PACKAGES = (
+  "gptneo_jax", "jax", "jaxlib", "flax", "numpy", "transformers", "tokenizers", "lm-eval"
+)  # fmt: skip
+
+
+def of_checkpoint(
+  name: str, step: int | str | None = None, adapter: str | None = None, *, progress: bool = True
+) -> dict[str, Any]:
+  """Where the model comes from: name, step (of a folder of ours), sha256 by file.
+
+  The files are the weights, config.json, the tokenizer and those of the adapter. name, step,
+  adapter: as `engine.load` takes them.
+  """
+  about: dict[str, Any] = {"name": name}
+  found, number = find(name, step)
+  if is_checkpoint_folder(found):
+    folder = epath.Path(found)
+    step = latest_step(found) if number is None else number
+    if step is not None:
+      about["step"] = step
+      weights = list(_files_below(folder / str(step) / "params"))
+    else:
+      weights = list(folder.glob("*.safetensors"))  # quantised
+  else:
+    folder = epath.Path(hub.find(name))
+    file = weights_file({path.name for path in folder.iterdir()}) or ""
+    stem, _, suffix = file.removesuffix(".index.json").rpartition(".")
+    weights = list(folder.glob(f"{stem}*.{suffix}"))
+  others = [folder / file for file in ("config.json", *TOKENIZER_FILES)]
+  paths = sorted(weights) + [path for path in others if path.exists()]
+  files = {str(path.relative_to(folder)): functools.partial(path.open, "rb") for path in paths}
+  if adapter is not None:
+    about["adapter"] = adapter
+    files |= {
+      f"adapter/{path.name}": functools.partial(path.open, "rb")
+      for path in sorted(epath.Path(adapter).expanduser().iterdir())
+      if path.is_file()
+    }
+  return {**about, "sha256": of_files(files, progress=progress)}
+
+
+def of_files(files: Mapping[str, Callable[[], Any]], *, progress: bool = True) -> dict[str, str]:
+  """sha256 of each file, by name; files: what opens each."""
+  hashes = {}
+  with progress_bar(
+    desc="hashing files", unit="B", unit_scale=True, delay=3, disable=not progress
+  ) as bar:
+    for name, opened in files.items():
+      digest = hashlib.sha256()
+      with opened() as file:
+        while piece := file.read(_PIECE):
+          digest.update(piece)
+          bar.update(len(piece))
+      hashes[name] = digest.hexdigest()
+  return hashes
+
+
+def of_tokenizer(lm: engine.LanguageModel) -> str | None:
+  """A hash of the vocabulary: equal where a token is the same thing."""
+  return None if lm.tokenizer is None else DocumentEncoder(lm.tokenizer).fingerprint()
+
+
+def of_model(lm: engine.LanguageModel) -> str:
+  """A hash of a model in memory, of its config, weights and tokenizer: 16 hexadecimal digits."""
+  digest = hashlib.blake2b(digest_size=8)
+  digest.update(json.dumps([lm.config.to_dict(), lm.quantised], sort_keys=True).encode())
+  if lm.tokenizer is not None:
+    digest.update(DocumentEncoder(lm.tokenizer).fingerprint().encode())
+  with jax.set_mesh(lm.mesh):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(lm.params):
+      digest.update(jax.tree_util.keystr(path).encode())
+      digest.update(np.asarray(_checksum(leaf)).tobytes())
+  return digest.hexdigest()
+
+
+@jax.jit
+def _checksum(x: jax.Array) -> jax.Array:
+  """64 bits of an array's bits and their places, made where it is, in whole numbers: the same
+  however it is laid out over devices."""
+  unsigned = {2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+  bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
+  place = jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape)
+  mixed = (bits ^ (place * np.uint32(0x9E3779B1))) * np.uint32(0x85EBCA77)
+  mixed = (mixed ^ (mixed >> 15)) * np.uint32(0xC2B2AE3D)
+  mixed ^= mixed >> 13
+  return jnp.stack([mixed.sum(dtype=jnp.uint32), (mixed * (2 * place + 1)).sum(dtype=jnp.uint32)])
+
+
+def of_software() -> dict[str, str]:
+  return versions(_PACKAGES)
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+  """Those of Python and of the packages that are installed."""
+  found = {"python": platform.python_version()}
+  for package in packages:
+    try:
+      found[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      continue
+  return found
+
+
+def of_hardware(mesh: jax.sharding.Mesh) -> dict[str, Any]:
+  device = mesh.devices.flat[0]
+  return {
+    "device": f"{device.device_kind} ({device.platform})",
+    "mesh": dict(mesh.shape),
+    "machine": platform.machine(),
+  }
+
+
+def _files_below(folder: epath.Path) -> Iterator[epath.Path]:
+  for path in folder.iterdir():
+    if path.is_dir():
+      yield from _files_below(path)
+    else:
+      yield path

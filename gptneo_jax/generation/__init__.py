@@ -1,0 +1,1 @@
+"""Text from a model: requests, the decoding loops, sampling, caches."""

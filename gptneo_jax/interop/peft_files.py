@@ -1,0 +1,409 @@
+"""LoRA adapters in PEFT's two files: read, applied, merged into the weights, written.
+
+An adapter holds low-rank factors of some kernels: a (N, …in, r) and b (N, r, …out), N the repeats
+of the scan over layers, in a tree of the parameters' layout. The change of a kernel is
+scale · a·b. Passed to the model as the collection `lora` it is applied beside the weights, which
+stay as they are; `merge` adds it to them. Source: huggingface/peft, tuners/lora.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gptneo_jax.checkpoints.lazy import LazyArray
+from gptneo_jax.config import ModelConfig
+from gptneo_jax.errors import UserError
+from gptneo_jax.interop import name_map
+from gptneo_jax.interop.hf_files import open_file
+from gptneo_jax.interop.safetensors_file import write_safetensors
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+_BIN_FILE = "adapter_model.bin"  # of older versions of PEFT
+
+_PREFIX = "base_model.model."
+_TASKS = {
+  "lm": "CAUSAL_LM",
+  "sequence_classification": "SEQ_CLS",
+  "token_classification": "TOKEN_CLS",
+  "question_answering": "QUESTION_ANS",
+  "double_heads": None,
+}
+# Settings that the tensors themselves show, that matter to training only, or that only describe.
+_HARMLESS = {
+  "auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "exclude_modules",
+  "fan_in_fan_out", "inference_mode", "layers_pattern", "layers_to_transform", "lora_dropout",
+  "megatron_core", "peft_version", "qalora_group_size", "revision", "runtime_config",
+  "target_modules", "task_type",
+}  # fmt: skip
+_READ = {
+  "alpha_pattern", "init_lora_weights", "lora_alpha", "modules_to_save", "peft_type", "r",
+  "rank_pattern", "use_rslora",
+}  # fmt: skip
+# Other ways to begin change the weights of the base model too.
+_PLAIN_STARTS = (True, False, "gaussian")
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+  """Factors for some of a model's kernels.
+
+  Attributes:
+    scale: what multiplies every product of factors: alpha / r.
+    factors: nested dictionaries down to {'a', 'b'} where the parameters have {'kernel'}.
+    head: the parameters of a head trained in full beside the factors, or None.
+  """
+
+  scale: float
+  factors: dict[str, Any]
+  head: dict[str, Any] | None = None
+
+  def collection(self) -> dict[str, Any]:
+    """For `model.apply({'params': …, 'lora': adapter.collection()}, …)`: the scale is in b."""
+    return _map_pairs(lambda a, b: {"a": a, "b": self.scale * b}, self.factors)
+
+
+def merge(params: dict[str, Any], adapter: Adapter) -> dict[str, Any]:
+  """Parameters with the adapter added to them; a pure function of arrays, also under jit."""
+
+  def add(node: Any, change: dict[str, Any]) -> Any:
+    if set(change) == {"a", "b"}:
+      return {**node, "kernel": _added(node["kernel"], change["a"], change["b"], adapter.scale)}
+    return {**node, **{key: add(node[key], change[key]) for key in change}}
+
+  merged = add(params, adapter.factors)
+  if adapter.head is not None:
+    merged["head"] = jax.tree.map(
+      lambda new, old: jnp.asarray(new, old.dtype), adapter.head, params["head"]
+    )
+  return merged
+
+
+def merged(adapter: Adapter, path: str, leaf: LazyArray) -> LazyArray:
+  """The parameter of that path with the adapter added to it, a layer at a time, as it is read."""
+  parent, _, name = path.rpartition("/")
+  if parent == "head" and adapter.head is not None:
+    head = np.asarray(adapter.head[name], leaf.dtype)
+    return dataclasses.replace(leaf, read=lambda _: head)
+  factors = _node(adapter.factors, path)
+  if not factors or name != "kernel":
+    return leaf
+
+  def read(i: int | None) -> np.ndarray:
+    a, b = (factors[side][i : i + 1] for side in "ab")
+    return np.asarray(_added(leaf.read(i)[None], a, b, adapter.scale))[0]
+
+  return dataclasses.replace(leaf, read=read)
+
+
+def read_adapter(folder: str | os.PathLike, config: ModelConfig) -> Adapter:
+  """Reads PEFT's files for a model; factors are float32 NumPy arrays, with one rank for all.
+
+  Raises UserError for a missing or damaged file, a setting that is not implemented and not at its
+  default, and tensors that this model has no place for; names the setting or the tensor.
+  """
+  folder = pathlib.Path(os.path.expanduser(folder))
+  settings = _read_settings(folder / CONFIG_FILE)
+  path = next((folder / f for f in (WEIGHTS_FILE, _BIN_FILE) if (folder / f).is_file()), None)
+  if path is None:
+    raise UserError(f"{folder} holds no {WEIGHTS_FILE}: it is no LoRA adapter in PEFT's form")
+  tensors = {
+    _our_name(name): np.asarray(tensor.read(), np.float32)
+    for name, tensor in open_file(path).items()
+  }
+  head = _take_head(config, settings, tensors, path)
+  pairs = _take_pairs(config, tensors, path)
+  if tensors:
+    raise UserError(f"{path} holds {next(iter(tensors))}, which this model has no place for")
+  if settings.get("layers_to_transform") is None and isinstance(settings["target_modules"], list):
+    _check_all_layers(config, pairs, path)
+  scale = _scale(settings, settings["lora_alpha"], settings["r"])
+  return Adapter(scale, _to_tree(config, settings, scale, pairs), head)
+
+
+def write_adapter(
+  folder: str | os.PathLike,
+  config: ModelConfig,
+  adapter: Adapter,
+  *,
+  base: str | None = None,
+  dropout: float = 0.0,
+) -> None:
+  """Writes the two files that PEFT opens, float32, into a folder that is made if need be.
+
+  base: where the base model is, for PEFT to find it. dropout: what it was trained with.
+  """
+  folder = pathlib.Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  tensors, ranks = _to_pairs(config, adapter)
+  rank = min(ranks.values())
+  wider = {name: r for name, r in ranks.items() if r != rank}
+  head_name = name_map.HEAD_NAMES[config.head]
+  if adapter.head is not None:
+    tensors[f"{_PREFIX}{head_name}.weight"] = np.asarray(adapter.head["kernel"], np.float32).T
+    if "bias" in adapter.head:
+      tensors[f"{_PREFIX}{head_name}.bias"] = np.asarray(adapter.head["bias"], np.float32)
+  settings = {
+    "peft_type": "LORA",
+    "task_type": _TASKS[config.head],
+    "base_model_name_or_path": base,
+    "inference_mode": True,
+    "r": rank,
+    "lora_alpha": adapter.scale * rank,
+    "lora_dropout": dropout,
+    "target_modules": sorted(ranks),
+    "modules_to_save": None if adapter.head is None else [head_name],
+    "fan_in_fan_out": config.model_type == "gpt2",  # the layout of Conv1D
+    "bias": "none",
+    "use_rslora": False,
+    "rank_pattern": wider,
+    "alpha_pattern": {name: adapter.scale * r for name, r in wider.items()},
+  }
+  write_safetensors(
+    folder / WEIGHTS_FILE,
+    {name: (x.shape, x.dtype) for name, x in tensors.items()},
+    tensors.values(),
+  )
+  (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+
+
+# --- their settings -------------------------------------------------------------------------------
+
+
+def _read_settings(path: pathlib.Path) -> dict[str, Any]:
+  if not path.is_file():
+    raise UserError(f"{path.parent} holds no {path.name}: it is no LoRA adapter in PEFT's form")
+  try:
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings = {"r": 8, "lora_alpha": 8, "target_modules": None, **settings}  # PEFT's defaults
+  except (ValueError, TypeError) as error:
+    raise UserError(f"{path} cannot be read: {error}") from None
+  if settings.get("peft_type") != "LORA":
+    raise UserError(f"{path}: peft_type is {settings.get('peft_type')!r}; only 'LORA' is supported")
+  for name, value in settings.items():
+    at_default = not value or value == "none"
+    if name == "init_lora_weights":
+      at_default = value in _PLAIN_STARTS
+    if not at_default and (name not in _HARMLESS | _READ or name == "init_lora_weights"):
+      raise UserError(f"{path}: {name} is {value!r}, which is not supported")
+  return settings
+
+
+def _scale(settings: dict[str, Any], alpha: float, rank: int) -> float:
+  return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+
+
+def _pattern(patterns: dict[str, Any] | None, name: str, default: Any) -> Any:
+  """The value of the first pattern that is the end of a module's name, as PEFT matches them."""
+  for pattern, value in (patterns or {}).items():
+    if re.match(rf"(.*\.)?({pattern})$", name):
+      return value
+  return default
+
+
+# --- their tensors --------------------------------------------------------------------------------
+
+Pairs = dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]  # (their module, layer): A, B
+
+
+def _our_name(name: str) -> str:
+  """The name without PEFT's prefix, and with that of the classes that have a head."""
+  name = name.removeprefix(_PREFIX)
+  return name_map.PREFIX + name if re.match(r"(h\.\d+|wte|wpe|ln_f)\.", name) else name
+
+
+def _matrices(config: ModelConfig) -> dict[str, name_map.Row]:
+  """Rows of the layers' matrices by the name of their module."""
+  return {
+    row.theirs.removesuffix(".weight"): row
+    for row in name_map.LAYER_ROWS[config.model_type]
+    if row.form in ("linear", "conv1d")
+  }
+
+
+def _take_head(config, settings, tensors, path) -> dict[str, np.ndarray] | None:
+  """Takes the head out of the tensors, if it is among the modules that were saved."""
+  name = name_map.HEAD_NAMES[config.head]
+  if config.head == "lm" or f"{name}.weight" not in tensors:
+    return None
+  shapes = {"kernel": (config.hidden_size, config.head_size), "bias": (config.head_size,)}
+  head = {"kernel": tensors.pop(f"{name}.weight").T}
+  if config.head_bias:
+    head["bias"] = tensors.pop(f"{name}.bias", np.zeros(0))
+  for key, array in head.items():
+    if array.shape != shapes[key]:
+      raise UserError(
+        f"{path}: the head {name} has a {key} of shape {array.shape}, and this model's is"
+        f" {shapes[key]}"
+      )
+  return head
+
+
+def _take_pairs(config: ModelConfig, tensors: dict[str, np.ndarray], path) -> Pairs:
+  """Takes both factors of every adapted matrix out of the tensors."""
+  pairs = {}
+  shapes = name_map.leaf_shapes(config)
+  for module, row in _matrices(config).items():
+    kernels = [shapes[f"blocks/layer_0/{ours}"][1:] for ours in row.ours]
+    inputs = math.prod(kernels[0][: row.inputs])
+    outputs = sum(math.prod(shape[row.inputs :]) for shape in kernels)
+    for layer in range(config.num_layers):
+      names = [f"{name_map.PREFIX}h.{layer}.{module}.lora_{side}.weight" for side in "AB"]
+      A, B = (tensors.pop(name, None) for name in names)
+      if A is None and B is None:
+        continue
+      if A is None or B is None:
+        raise UserError(f"{path} lacks {names[0] if A is None else names[1]}")
+      if (A.shape[1:], B.shape[:1], A.shape[:1]) != ((inputs,), (outputs,), B.shape[1:]):
+        raise UserError(
+          f"{path}: {names[0]} and lora_B have shapes {A.shape} and {B.shape}; this model makes"
+          f" them (r, {inputs}) and ({outputs}, r)"
+        )
+      pairs[module, layer] = A, B
+  if not pairs:
+    raise UserError(f"{path} holds no factors for any matrix of this model")
+  return pairs
+
+
+def _check_all_layers(config: ModelConfig, pairs: Pairs, path) -> None:
+  for module in {module for module, _ in pairs}:
+    for layer in range(config.num_layers):
+      if (module, layer) not in pairs:
+        raise UserError(
+          f"{path} lacks {_PREFIX}{name_map.PREFIX}h.{layer}.{module}.lora_A.weight, and"
+          " layers_to_transform does not leave that layer out"
+        )
+
+
+# --- the tree of ours -----------------------------------------------------------------------------
+
+
+def _to_tree(config: ModelConfig, settings, scale: float, pairs: Pairs) -> dict[str, Any]:
+  """Factors by our paths; layers without any get zeros, and lower ranks columns of zeros."""
+  shapes = name_map.leaf_shapes(config)
+  repeats = config.num_layers // config.period
+  tree: dict[str, Any] = {}
+  for module, row in _matrices(config).items():
+    ranks = [a.shape[0] for (name, _), (a, _) in pairs.items() if name == module]
+    for j in range(config.period):
+      if not any((module, i) in pairs for i in range(j, config.num_layers, config.period)):
+        continue
+      r, start = max(ranks), 0
+      for ours in row.ours:
+        shape = shapes[f"blocks/layer_{j}/{ours}"][1:]
+        in_shape, out_shape = shape[: row.inputs], shape[row.inputs :]
+        outputs = math.prod(out_shape)
+        a = np.zeros((repeats, math.prod(in_shape), r), np.float32)
+        b = np.zeros((repeats, r, outputs), np.float32)
+        for n in range(repeats):
+          name, layer = (
+            f"{name_map.PREFIX}h.{n * config.period + j}.{module}",
+            n * config.period + j,
+          )
+          if (module, layer) not in pairs:
+            continue
+          A, B = pairs[module, layer]
+          rank = A.shape[0]
+          alpha = _pattern(settings.get("alpha_pattern"), name, settings["lora_alpha"])
+          own = _scale(settings, alpha, rank)
+          a[n, :, :rank] = A.T
+          b[n, :rank] = own / scale * B[start : start + outputs].T
+        start += outputs
+        *parents, _ = f"blocks/layer_{j}/{ours}".split("/")
+        node = tree
+        for parent in parents:
+          node = node.setdefault(parent, {})
+        node |= {"a": a.reshape(repeats, *in_shape, r), "b": b.reshape(repeats, r, *out_shape)}
+  return tree
+
+
+def _to_pairs(
+  config: ModelConfig, adapter: Adapter
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+  """PEFT's tensors by name, and the rank of each module that has some."""
+  tensors, ranks = {}, {}
+  shapes = name_map.leaf_shapes(config)
+  for module, row in _matrices(config).items():
+    for j in range(config.period):
+      nodes = [_node(adapter.factors, f"blocks/layer_{j}/{ours}") for ours in row.ours]
+      if not any(nodes):
+        continue
+      sizes = [math.prod(shapes[f"blocks/layer_{j}/{ours}"][1 + row.inputs :]) for ours in row.ours]
+      for n in range(config.num_layers // config.period):
+        A, B = _joined([node and _slices(node, n) for node in nodes], sizes)
+        name = f"{_PREFIX}{name_map.PREFIX}h.{n * config.period + j}.{module}"
+        tensors |= {f"{name}.lora_A.weight": A, f"{name}.lora_B.weight": B}
+        ranks[module] = max(ranks.get(module, 0), A.shape[0])
+  for name, x in tensors.items():  # places of the period may differ in rank
+    module = next(m for m in ranks if f".{m}.lora_" in name)
+    short = ranks[module] - min(x.shape[0] if "lora_A" in name else x.shape[1], ranks[module])
+    widths = ((0, short), (0, 0)) if "lora_A" in name else ((0, 0), (0, short))
+    tensors[name] = np.ascontiguousarray(np.pad(x, widths))
+  return tensors, ranks
+
+
+def _joined(parts: list[Any], sizes: list[int]) -> tuple[np.ndarray, np.ndarray]:
+  """One A (r, in) and B (out, r) for matrices side by side: q, k and v of GPT-2.
+
+  If they share their a, so does the whole; if not, the factors go side by side too, with zeros
+  where they do not meet.
+  """
+  present = [part for part in parts if part]
+  shared = all(np.array_equal(part[0], present[0][0]) for part in present)
+  rows, columns, done = [], [], 0
+  width = present[0][0].shape[0] if shared else sum(part[0].shape[0] for part in present)
+  for part, size in zip(parts, sizes):
+    block = np.zeros((size, width), np.float32)
+    if part:
+      A, B = part
+      if shared:
+        block[:] = B
+      else:
+        block[:, done : done + A.shape[0]] = B
+        done += A.shape[0]
+      columns.append(A)
+    rows.append(block)
+  return (present[0][0] if shared else np.concatenate(columns)), np.concatenate(rows)
+
+
+def _slices(node: dict[str, Any], n: int) -> tuple[np.ndarray, np.ndarray]:
+  """PEFT's A (r, in) and B (out, r) of one layer."""
+  a, b = np.asarray(node["a"][n], np.float32), np.asarray(node["b"][n], np.float32)
+  r = a.shape[-1]
+  return a.reshape(-1, r).T, b.reshape(r, -1).T
+
+
+def _node(factors: dict[str, Any], path: str) -> Any:
+  """The factors for a kernel's path, None if there are none."""
+  node: Any = factors
+  for key in path.split("/")[:-1]:
+    node = node.get(key) if node else None
+  return node
+
+
+def _map_pairs(function, tree: dict[str, Any]) -> dict[str, Any]:
+  if set(tree) == {"a", "b"}:
+    return function(tree["a"], tree["b"])
+  return {key: _map_pairs(function, node) for key, node in tree.items()}
+
+
+def _added(kernel, a, b, scale: float):
+  """kernel + scale · a·b of every layer, computed in float32."""
+  N, r = a.shape[0], a.shape[-1]
+  change = scale * jnp.einsum(
+    "Nir,Nro->Nio",
+    jnp.asarray(a, jnp.float32).reshape(N, -1, r),
+    jnp.asarray(b, jnp.float32).reshape(N, r, -1),
+    precision=jax.lax.Precision.HIGHEST,
+  )
+  return (kernel.astype(jnp.float32) + change.reshape(kernel.shape)).astype(kernel.dtype)

@@ -1,0 +1,1 @@
+"""The decoder and what is computed around it: heads, losses, matrix products."""

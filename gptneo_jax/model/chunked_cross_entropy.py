@@ -1,0 +1,265 @@
+"""The loss over the vocabulary, from hidden states: logits exist for a chunk of tokens at a time.
+
+At 50257 ids the logits of a batch are its largest tensor by far. Here a scan takes chunks of tokens
+to their logits and losses and, since nothing comes after the loss, at once to their gradients: each
+logit is computed once, and neither the forward nor the backward pass holds more than a chunk.
+
+On a mesh each device takes the chunks of its own rows and its own part of the vocabulary; the
+gradient of the table is summed over devices once, in the end.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from gptneo_jax import axes
+from gptneo_jax.hardware import current_hardware
+from gptneo_jax.model.losses import TokenLosses
+from gptneo_jax.sharding import BATCH_SPEC, RULES
+
+MASKED_LOGIT = float(jnp.finfo(jnp.float32).min)
+
+CHUNK = 1024  # tokens on a device: 200 MB of float32 logits at 50257 ids
+# On a GPU the sum of the table's gradients, read and written for each chunk, weighs more; and its
+# multipliers are slow where rows are no multiple of 8 long: 50257 columns become 50304.
+GPU_CHUNK, GPU_COLUMNS = 2048, 128
+
+
+class LossSums(NamedTuple):
+  """Sums over all tokens, float32 scalars."""
+
+  objective: jax.Array  # nll + z_loss · log(Z)²: gradients flow through this one alone
+  nll: jax.Array  # nats
+
+
+def mask_padding(logits: jax.Array, vocab_size: int | jax.Array) -> jax.Array:
+  """Logits of which those from `vocab_size` on, which only pad it, get no probability."""
+  return jnp.where(jnp.arange(logits.shape[-1]) < vocab_size, logits, MASKED_LOGIT)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def loss_sums(
+  x_BxTxD: jax.Array,
+  table_VxD: jax.Array,
+  targets_BxT: jax.Array,
+  weights_BxT: jax.Array,
+  vocab_size: int,
+  z_loss: float,
+) -> LossSums:
+  """Cross-entropy of the logits x·table^T, and z-loss, each token's times its weight.
+
+  table_VxD: in any type, rounded to that of x; V may be padded beyond `vocab_size`. Logits and
+  losses are float32, and so is the gradient of the table while it is summed.
+  """
+  losses = losses_of_tokens(x_BxTxD, table_VxD, targets_BxT, weights_BxT, vocab_size)
+  nll = losses.nll_BxT.sum()
+  return LossSums(nll + z_loss * losses.z_BxT.sum(), nll)
+
+
+def _forward(x_BxTxD, table_VxD, targets_BxT, weights_BxT, vocab_size, z_loss):
+  gradients = _on_mesh(
+    functools.partial(_loss_and_gradients, vocab_size=vocab_size, z_loss=z_loss),
+    (PartitionSpec(), BATCH_SPEC, PartitionSpec(RULES[axes.VOCAB], RULES[axes.EMBED])),
+  )
+  sums, dx_BxTxD, dtable_VxD = gradients(
+    x_BxTxD, table_VxD.astype(x_BxTxD.dtype), targets_BxT, weights_BxT
+  )
+  return sums, (dx_BxTxD, dtable_VxD.astype(table_VxD.dtype))
+
+
+def _backward(_vocab_size, _z_loss, gradients, slopes: LossSums):
+  return (*((slopes.objective * g).astype(g.dtype) for g in gradients), None, None)
+
+
+loss_sums.defvjp(_forward, _backward)
+
+
+def losses_of_tokens(
+  x_BxTxD: jax.Array,
+  table_VxD: jax.Array,
+  targets_BxT: jax.Array,
+  weights_BxT: jax.Array,
+  vocab_size: int,
+) -> TokenLosses:
+  """What `losses.token_losses` makes of the logits x·table^T, chunk by chunk. Not for gradients:
+  these would keep all logits."""
+  losses = _on_mesh(functools.partial(_losses_of_tokens, vocab_size=vocab_size), BATCH_SPEC)
+  return losses(x_BxTxD, table_VxD.astype(x_BxTxD.dtype), targets_BxT, weights_BxT)
+
+
+class TokenPredictions(NamedTuple):
+  """How each token was predicted, float32 B x T; 0 where its weight is 0."""
+
+  nll_BxT: jax.Array  # nats
+  confidence_BxT: jax.Array  # probability of the likeliest token
+  correct_BxT: jax.Array  # 1 where no other token was likelier
+
+
+def predictions_of_tokens(
+  x_BxTxD: jax.Array,
+  table_VxD: jax.Array,
+  targets_BxT: jax.Array,
+  weights_BxT: jax.Array,
+  vocab_size: int,
+) -> TokenPredictions:
+  """What the logits x·table^T say of the targets, each times its weight, chunk by chunk."""
+  predictions = _on_mesh(
+    functools.partial(_predictions_of_tokens, vocab_size=vocab_size), BATCH_SPEC
+  )
+  return predictions(x_BxTxD, table_VxD.astype(x_BxTxD.dtype), targets_BxT, weights_BxT)
+
+
+# --- on one device: its rows, its part of the vocabulary -----------------------------------------
+
+
+class _Layout(NamedTuple):
+  """Mesh axes that split the rows, the vocabulary and the table's hidden dimension, if any do."""
+
+  batch: Any = ()
+  vocab: Any = None
+  embed: Any = None
+
+
+def _on_mesh(function, out_specs):
+  """The function of one device's x, table, targets and weights, run on all."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.size <= 1:
+    return functools.partial(function, layout=_Layout())
+  layout = _Layout(RULES[axes.BATCH], RULES[axes.VOCAB], RULES[axes.EMBED])
+  table_spec = PartitionSpec(layout.vocab, None)  # whole rows, gathered once
+  return jax.shard_map(
+    functools.partial(function, layout=layout),
+    in_specs=(BATCH_SPEC, table_spec, BATCH_SPEC, BATCH_SPEC),
+    out_specs=out_specs,
+    check_vma=False,  # gradients are taken inside, so nothing is differentiated through this
+  )
+
+
+class _Terms(NamedTuple):
+  """Of a chunk of N tokens, over this device's part of the vocabulary."""
+
+  exp_NxV: jax.Array  # exp(logits - max)
+  sum_N: jax.Array  # of exp, over the whole vocabulary
+  target_N: jax.Array  # place of the target in this part; outside of it, it is elsewhere
+  log_z_N: jax.Array
+  nll_N: jax.Array
+  correct_N: jax.Array  # bool: no other token is likelier than the target
+
+
+def _with_whole_columns(table_VxD: jax.Array) -> jax.Array:
+  """The table with rows that make columns of logits which nobody asks for."""
+  columns = GPU_COLUMNS if _on_gpu() else 1
+  return jnp.pad(table_VxD, ((0, -table_VxD.shape[0] % columns), (0, 0)))
+
+
+def _terms(x_NxD, table_VxD, V: int, targets_N, vocab_size: int, layout: _Layout) -> _Terms:
+  """V: rows of the table; those behind only fill up columns."""
+  first_id = jax.lax.axis_index(layout.vocab) * V if layout.vocab else 0
+  logits_NxV = jnp.einsum("ND,VD->NV", x_NxD, table_VxD, preferred_element_type=jnp.float32)
+  if layout.vocab or table_VxD.shape[0] > min(V, vocab_size):
+    logits_NxV = mask_padding(logits_NxV, jnp.minimum(vocab_size - first_id, V))
+  max_N = logits_NxV.max(-1)
+  max_N = jax.lax.pmax(max_N, layout.vocab) if layout.vocab else max_N
+  exp_NxV = jnp.exp(logits_NxV - max_N[:, None])
+  sum_N = _sum_over(layout.vocab, exp_NxV.sum(-1))
+  target_N = targets_N - first_id
+  here_N = (target_N >= 0) & (target_N < V)
+  of_target_Nx1 = jnp.take_along_axis(logits_NxV, jnp.where(here_N, target_N, 0)[:, None], axis=1)
+  of_target_N = _sum_over(layout.vocab, jnp.where(here_N, of_target_Nx1[:, 0], 0.0))
+  log_z_N = max_N + jnp.log(sum_N)
+  return _Terms(exp_NxV, sum_N, target_N, log_z_N, log_z_N - of_target_N, (of_target_N >= max_N))
+
+
+def _loss_and_gradients(
+  x_BxTxD, table_VxD, targets_BxT, weights_BxT, *, vocab_size, z_loss, layout: _Layout
+) -> tuple[LossSums, jax.Array, jax.Array]:
+  """The sums over all devices' tokens, and the gradients of `objective`; the table's is float32."""
+  V, table_VxD = table_VxD.shape[0], _with_whole_columns(table_VxD)
+
+  def visit(carry, chunk):
+    sums, dtable_VxD = carry
+    x_NxD, targets_N, weights_N = chunk
+    terms = _terms(x_NxD, table_VxD, V, targets_N, vocab_size, layout)
+    objective_N = terms.nll_N + z_loss * jnp.square(terms.log_z_N)
+    # The gradient of log Z are the probabilities.
+    slope_N = weights_N * (1.0 + 2.0 * z_loss * terms.log_z_N) / terms.sum_N
+    dlogits_NxV = terms.exp_NxV * slope_N[:, None]
+    is_target_NxV = jnp.arange(table_VxD.shape[0]) == terms.target_N[:, None]
+    dlogits_NxV -= jnp.where(is_target_NxV, weights_N[:, None], 0.0)
+    dlogits_NxV = dlogits_NxV.astype(x_NxD.dtype)
+    dx_NxD = jnp.einsum("NV,VD->ND", dlogits_NxV, table_VxD, preferred_element_type=jnp.float32)
+    dtable_VxD += jnp.einsum("NV,ND->VD", dlogits_NxV, x_NxD, preferred_element_type=jnp.float32)
+    sums = LossSums(
+      sums.objective + (objective_N * weights_N).sum(), sums.nll + (terms.nll_N * weights_N).sum()
+    )
+    return (sums, dtable_VxD), _sum_over(layout.vocab, dx_NxD).astype(x_NxD.dtype)
+
+  start = (LossSums(jnp.float32(0), jnp.float32(0)), jnp.zeros(table_VxD.shape, jnp.float32))
+  chunks = [_chunks(x) for x in (x_BxTxD, targets_BxT, weights_BxT)]
+  (sums, dtable_VxD), dx = jax.lax.scan(visit, start, chunks)
+  sums = LossSums(*(_sum_over(layout.batch, x) for x in sums))
+  dtable_VxD = dtable_VxD[:V]
+  for axis in layout.batch:
+    if axis == layout.embed:
+      dtable_VxD = jax.lax.psum_scatter(dtable_VxD, axis, scatter_dimension=1, tiled=True)
+    else:
+      dtable_VxD = jax.lax.psum(dtable_VxD, axis)
+  return sums, _joined(dx, x_BxTxD.shape), dtable_VxD
+
+
+def _losses_of_tokens(
+  x_BxTxD, table_VxD, targets_BxT, weights_BxT, *, vocab_size, layout: _Layout
+) -> TokenLosses:
+  V, table_VxD = table_VxD.shape[0], _with_whole_columns(table_VxD)
+
+  def visit(_, chunk):
+    x_NxD, targets_N, weights_N = chunk
+    terms = _terms(x_NxD, table_VxD, V, targets_N, vocab_size, layout)
+    return None, TokenLosses(terms.nll_N * weights_N, jnp.square(terms.log_z_N) * weights_N)
+
+  chunks = [_chunks(x) for x in (x_BxTxD, targets_BxT, weights_BxT)]
+  _, losses = jax.lax.scan(visit, None, chunks)
+  return TokenLosses(*(_joined(x, targets_BxT.shape) for x in losses))
+
+
+def _predictions_of_tokens(
+  x_BxTxD, table_VxD, targets_BxT, weights_BxT, *, vocab_size, layout: _Layout
+) -> TokenPredictions:
+  V, table_VxD = table_VxD.shape[0], _with_whole_columns(table_VxD)
+
+  def visit(_, chunk):
+    x_NxD, targets_N, weights_N = chunk
+    terms = _terms(x_NxD, table_VxD, V, targets_N, vocab_size, layout)
+    confidence_N = 1.0 / terms.sum_N  # exp(0) is the likeliest token's share of the sum
+    predictions = (terms.nll_N, confidence_N, terms.correct_N)
+    return None, TokenPredictions(*(x_N * weights_N for x_N in predictions))
+
+  chunks = [_chunks(x) for x in (x_BxTxD, targets_BxT, weights_BxT)]
+  _, predictions = jax.lax.scan(visit, None, chunks)
+  return TokenPredictions(*(_joined(x, targets_BxT.shape) for x in predictions))
+
+
+def _on_gpu() -> bool:
+  return current_hardware().platform == "gpu"
+
+
+def _chunks(x_BxT: jax.Array) -> jax.Array:
+  """B x T x … as chunks of tokens; zeros, so tokens of no weight, fill up the last."""
+  rows = x_BxT.reshape(-1, *x_BxT.shape[2:])
+  size = min(GPU_CHUNK if _on_gpu() else CHUNK, rows.shape[0])
+  rows = jnp.pad(rows, ((0, -rows.shape[0] % size),) + ((0, 0),) * (rows.ndim - 1))
+  return rows.reshape(-1, size, *rows.shape[1:])
+
+
+def _joined(chunks: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  rows = chunks.reshape(-1, *shape[2:])
+  return rows[: shape[0] * shape[1]].reshape(shape)
+
+
+def _sum_over(axis: str | tuple[str, ...] | None, x: jax.Array) -> jax.Array:
+  return jax.lax.psum(x, axis) if axis else x

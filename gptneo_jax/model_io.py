@@ -1,0 +1,326 @@
+"""A model's weights on a mesh: read from any folder or made at random, resized, saved."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.sharding import AxisType, Mesh
+
+from gptneo_jax import interop
+from gptneo_jax.attention import KERNELS
+from gptneo_jax.checkpoints.folder import is_checkpoint_folder, load_config, save_config
+from gptneo_jax.checkpoints.lazy import LazyArray, write_params
+from gptneo_jax.checkpoints.reading import restore_params
+from gptneo_jax.checkpoints.step_folders import find
+from gptneo_jax.config import ModelConfig
+from gptneo_jax.errors import UserError
+from gptneo_jax.generation import decode, unstacked
+from gptneo_jax.interop.atomic_folder import new_folder
+from gptneo_jax.interop.hf_import import GENERATION_CONFIG, HF_CONFIG
+from gptneo_jax.model import heads
+from gptneo_jax.sharding import MESH_AXES, param_shardings
+
+QUANTISED_FILE = "quantised.safetensors"
+
+_NEW_ROWS_SPREAD = 1e-9  # of new embeddings, as a share of the covariance of the old (transformers)
+
+
+class Weights(NamedTuple):
+  """A model in memory, and what goes with it.
+
+  tokenizer_from: the folder that holds a tokenizer, None if there is none.
+  kept_files: Hugging Face's files by name, kept for the way back.
+  """
+
+  config: ModelConfig
+  params: Any
+  tokenizer_from: str | None = None
+  kept_files: dict[str, str] = {}  # noqa: RUF012 (never changed)
+
+
+class QuantisedWeights(NamedTuple):
+  """A quantised model: `layered` as generation/quantization.py makes it; `weights` is the rest."""
+
+  weights: Weights
+  layered: Any
+  mode: str
+
+
+def load(name: str, dtype: str | None, mesh: Mesh, step: int | str | None = None) -> Weights:
+  """Reads a folder of ours, a Hugging Face folder or a hub id, one tensor at a time where it can.
+
+  Args:
+    name: of ours also FOLDER/STEP.
+    dtype: of the result; None for the type stored.
+    step: of a folder of ours, a number or 'best'; None for the newest.
+
+  Raises:
+    UserError: not there, damaged or not supported.
+  """
+  folder, number = find(name, step)
+  if is_checkpoint_folder(folder):
+    return _load_ours(folder, number, dtype, mesh)
+  return _load_hf(folder, dtype, mesh)
+
+
+def start_from(name: str, config: ModelConfig, mesh: Mesh) -> Any:
+  """Parameters for a model of `config`, from whatever `load` takes, laid out as `config` says.
+
+  Raises UserError as `load`, and where the weights are of another model: shapes that agree are not
+  enough, since window, pattern and epsilon have none.
+  """
+  folder, step = find(name)
+  ours = is_checkpoint_folder(folder)
+  opened = None if ours else interop.open_hf(folder, config.param_dtype)
+  source = load_config(folder) if opened is None else opened.config
+  # What a head is trained with is no part of a language model.
+  same = ("param_dtype", "num_labels", "problem_type", "id2label", "pad_token_id")
+  alike = config.replace(**{field: getattr(source, field) for field in same})
+  if differences := alike.differences(source):
+    raise UserError(
+      f"init_from {name} holds a different model (here != there: {'; '.join(differences)}); give"
+      " these settings of model.* the values that they have there"
+    )
+  abstract = abstract_params(config, mesh)
+  if opened is None:
+    return restore_params(folder, abstract, step, vocab_size=config.vocab_size)
+  return _placed(functools.partial(_leaf, opened.params), abstract)
+
+
+def init(config: ModelConfig, seed: int, mesh: Mesh) -> Weights:
+  """Random weights, each part made on the device that holds it."""
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_params(config, mesh))
+  module = heads.build(config)
+
+  @functools.partial(jax.jit, out_shardings=shardings)
+  def start():
+    return nn.unbox(module.init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32)))["params"]
+
+  return Weights(config, start())
+
+
+def save(path: str, weights: Weights, tokenizer: Any) -> None:
+  """Writes a folder of ours: step 0, config.json, the tokenizer unless it is None."""
+  as_piece = lambda x: LazyArray(x.shape, np.dtype(x.dtype), False, lambda _: np.asarray(x))  # noqa: E731
+  size = sum(leaf.nbytes for leaf in jax.tree.leaves(weights.params))
+  with new_folder(path, size) as folder:
+    _save_rest(folder, weights, tokenizer)
+    write_params(folder, jax.tree.map(as_piece, weights.params))
+
+
+# --- quantised ------------------------------------------------------------------------------------
+
+
+def quantise(loaded: Weights, mode: str, mesh: Mesh) -> QuantisedWeights:
+  """The model quantised for decoding, on one device. Raises UserError."""
+  if mesh.size > 1:
+    raise UserError(f"quantised weights are for one device, and the mesh has {mesh.size}")
+  with jax.set_mesh(mesh):
+    layered = _quantization().quantise(decode.prepare(loaded.config, loaded.params), mode)
+  return QuantisedWeights(loaded._replace(params=None), layered, mode)
+
+
+def dequantised(stored: QuantisedWeights, mesh: Mesh) -> Any:
+  """Parameters, as model/decoder.py lays them out, that quantised weights stand for."""
+  config = stored.weights.config
+  like = jax.eval_shape(functools.partial(decode.prepare, config), abstract_params(config, mesh))
+  return unstacked.stack(config, _quantization().dequantise(stored.layered, like))
+
+
+def save_quantised(path: str, stored: QuantisedWeights, tokenizer: Any) -> None:
+  """Writes a folder of ours with quantised.safetensors in place of a checkpoint."""
+  quantization = _quantization()
+  with new_folder(path, quantization.size(stored.layered)) as folder:
+    _save_rest(folder, stored.weights, tokenizer)
+    quantization.save(folder / QUANTISED_FILE, stored.layered, stored.mode)
+
+
+def load_quantised(name: str, mesh: Mesh) -> QuantisedWeights | None:
+  """What `save_quantised` wrote; None where a folder holds no such weights. Raises UserError."""
+  path = pathlib.Path(name) / QUANTISED_FILE
+  if not path.is_file():
+    return None
+  quantization = _quantization()
+  mode, config = quantization.mode_of(path), load_config(name)
+  if mesh.size > 1:
+    raise UserError(f"quantised weights are for one device, and the mesh has {mesh.size}")
+  like = jax.eval_shape(
+    lambda params: quantization.quantise(decode.prepare(config, params), mode),
+    abstract_params(config, mesh),
+  )
+  rest = Weights(config, None, *_tokenizer_and_files(name))
+  return QuantisedWeights(rest, quantization.load(path, like), mode)
+
+
+def _quantization():
+  """The module: qwix takes a second to import, and few models are quantised."""
+  from gptneo_jax.generation import quantization
+
+  return quantization
+
+
+# --- changes and parts ----------------------------------------------------------------------------
+
+
+def resize_vocabulary(
+  config: ModelConfig, params: dict[str, Any], mesh: Mesh, size: int, seed: int
+) -> tuple[ModelConfig, dict[str, Any]]:
+  """The model with `size` ids: the last rows of its tables gone, or new ones behind them.
+
+  New rows are drawn from the normal distribution of the old ones' mean and 1e-9 of their
+  covariance, as transformers' resize_token_embeddings does.
+  """
+  resized = _for_mesh(config.replace(vocab_size=size), mesh)
+  abstract = abstract_params(resized, mesh)
+  params = dict(params)
+  for number, name in enumerate(("wte", "lm_head")):
+    if name in params:
+      key = jax.random.fold_in(jax.random.key(seed), number)
+      table_VxD = _resized(params[name][: config.vocab_size], size, key)
+      padding = ((0, resized.padded_vocab_size - size), (0, 0))
+      params[name] = jax.device_put(jnp.pad(table_VxD, padding), abstract[name].sharding)
+  return resized, params
+
+
+def placed_like(abstract: Any, params: Any) -> Any:
+  """The parameters where `abstract` has them. Raises UserError where names or shapes differ."""
+  names = lambda tree: {  # noqa: E731
+    jax.tree_util.keystr(path, simple=True, separator="/"): np.shape(leaf)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+  ours, theirs = names(abstract), names(params)
+  for name in sorted(ours.keys() | theirs.keys()):
+    if ours.get(name) != theirs.get(name):
+      raise UserError(
+        f"lm.params: {name} is {theirs.get(name, 'absent')}, and the model makes it"
+        f" {ours.get(name, 'absent')}"
+      )
+  return jax.tree.map(lambda to, leaf: jax.device_put(leaf, to.sharding), abstract, params)
+
+
+def first_device() -> Mesh:
+  """A mesh of one device."""
+  axis_types = (AxisType.Auto,) * len(MESH_AXES)
+  return jax.make_mesh(
+    (1,) * len(MESH_AXES), MESH_AXES, axis_types, devices=jax.local_devices()[:1]
+  )
+
+
+def _save_rest(folder: Any, weights: Weights, tokenizer: Any) -> None:
+  """All of a folder but the weights."""
+  save_config(folder, weights.config)
+  for name, text in weights.kept_files.items():
+    (folder / name).write_text(text)
+  if tokenizer is not None:
+    tokenizer.save_pretrained(folder)
+
+
+def _tokenizer_and_files(name: str) -> tuple[str | None, dict[str, str]]:
+  """Where the tokenizer of a folder of ours is, and the files of Hugging Face's kept in it."""
+  folder = epath.Path(name)
+  kept = {f: folder / f for f in (HF_CONFIG, GENERATION_CONFIG)}
+  return (
+    name if (folder / "tokenizer.json").exists() else None,
+    {file: path.read_text() for file, path in kept.items() if path.exists()},
+  )
+
+
+def _load_ours(name: str, step: int | None, dtype: str | None, mesh: Mesh) -> Weights:
+  stored = load_config(name)
+  config = _for_mesh(stored, mesh)
+  if config.attention_impl in KERNELS.values():
+    config = config.replace(attention_impl="auto")  # chosen for the hardware it was trained on
+  try:
+    config = config.replace(param_dtype=dtype or stored.param_dtype)
+  except ValueError as error:
+    raise UserError(str(error)) from None
+  if dtype is not None or config.param_dtype == "float16":
+    config = config.replace(dtype=_compute_dtype(config.param_dtype, mesh))
+  abstract = abstract_params(config, mesh)
+  params = restore_params(name, abstract, step, vocab_size=config.vocab_size)
+  return Weights(config, params, *_tokenizer_and_files(name))
+
+
+def _load_hf(name: str, dtype: str | None, mesh: Mesh) -> Weights:
+  opened = interop.open_hf(name, dtype)
+  config = _for_mesh(opened.config, mesh)
+  config = config.replace(dtype=_compute_dtype(config.param_dtype, mesh))
+
+  params = _placed(functools.partial(_leaf, opened.params), abstract_params(config, mesh))
+  kept = {HF_CONFIG: json.dumps(opened.hf_config, indent=2) + "\n"}
+  generation = opened.folder / GENERATION_CONFIG
+  if generation.exists():
+    kept[GENERATION_CONFIG] = generation.read_text()
+  return Weights(config, params, str(opened.folder) if opened.has_tokenizer else None, kept)
+
+
+def abstract_params(config: ModelConfig, mesh: Mesh) -> Any:
+  """The parameters as ShapeDtypeStructs on a mesh. Raises UserError if it does not divide them."""
+  module = heads.build(config)
+  boxed = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+  try:
+    shardings = param_shardings(mesh, boxed)
+  except ValueError as error:
+    raise UserError(str(error)) from None
+  return jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+    nn.unbox(boxed),
+    shardings,
+  )
+
+
+def _compute_dtype(param_dtype: str, mesh: Mesh) -> str:
+  """The type to compute in with weights of a type.
+
+  float16 is computed in where it is fast, on GPUs, of which the older ones have no bfloat16; for
+  other hardware it is a way to store float32. Scores and sums are float32 whatever this is.
+  """
+  if param_dtype == "float16" and mesh.devices.flat[0].platform != "gpu":
+    return "float32"
+  return param_dtype
+
+
+def _for_mesh(config: ModelConfig, mesh: Mesh) -> ModelConfig:
+  """The config with its tables padded so that the mesh divides them."""
+  parts = mesh.shape["tensor"]
+  if config.padded_vocab_size % parts == 0:
+    return config
+  return config.replace(vocab_multiple=math.lcm(config.vocab_multiple, parts))
+
+
+def _leaf(tree: Any, path: str) -> LazyArray:
+  for key in path.split("/"):
+    tree = tree[key]
+  return tree
+
+
+def _placed(leaf: Callable[[str], LazyArray], abstract: Any) -> Any:
+  """Reads one array after another onto the mesh, tables padded with zeros to their new length."""
+
+  def place(path, to: jax.ShapeDtypeStruct) -> jax.Array:
+    array = leaf(jax.tree_util.keystr(path, simple=True, separator="/")).load().astype(to.dtype)
+    if array.shape != to.shape:
+      array = np.pad(array, [(0, n - m) for n, m in zip(to.shape, array.shape)])
+    return jax.device_put(array, to.sharding)
+
+  return jax.tree_util.tree_map_with_path(place, abstract)
+
+
+def _resized(table_VxD: jax.Array, size: int, key: jax.Array) -> jax.Array:
+  V = table_VxD.shape[0]
+  old_VxD = table_VxD.astype(jnp.float32)
+  mean_D = old_VxD.mean(0)
+  # Random mixtures of the deviations have exactly their covariance: no matrix to factorise.
+  mix_NxV = jax.random.normal(key, (max(size - V, 0), V)) / math.sqrt(V)
+  new_NxD = mean_D + math.sqrt(_NEW_ROWS_SPREAD) * mix_NxV @ (old_VxD - mean_D)
+  return jnp.concatenate([table_VxD[:size], new_NxD.astype(table_VxD.dtype)])

@@ -1,0 +1,1 @@
+"""A training run: its config, set-up, optimizer, hosts, metrics and validation."""

@@ -1,0 +1,219 @@
+"""What a run will need, worked out before anything large is made."""
+
+from __future__ import annotations
+
+import math
+import os
+import pathlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, Mesh
+
+from gptneo_jax import attention, hardware
+from gptneo_jax.config import ModelConfig
+from gptneo_jax.hardware import current_hardware
+from gptneo_jax.model.chunked_cross_entropy import GPU_CHUNK
+from gptneo_jax.model.decoder import Decoder
+from gptneo_jax.sharding import abstract_mesh, bytes_per_device
+from gptneo_jax.state import TrainState, abstract_state
+from gptneo_jax.training.optimizer import OptimizerConfig, ScheduleConfig, make_optimizer
+
+GIB, MIB = 2**30, 2**20
+
+# The estimate as a share of the compiler's count, lowest and highest, for the compiled cells of
+# experiments/plan_table.json; a test holds it to that.
+NEARNESS = (0.93, 1.10)
+# What TPU's compiler takes for activations beyond those that must be there: it keeps more where
+# that lets more run at once. Fitted to the same cells.
+_SCHEDULED = {"none": 1.10, "dots": 1.03, "full": 1.05}
+
+
+def step_bytes(
+  config: ModelConfig,
+  state: TrainState,
+  mesh: Mesh | AbstractMesh,
+  *,
+  rows: int,
+  seq_len: int,
+  accumulates: bool,
+) -> dict[str, int]:
+  """Bytes per device of a training step, by part; activations and logits are estimates.
+
+  state: abstract, with shardings. rows: sequences of one part of the batch, over all devices.
+  Gradients are as large as the parameters, and their sum, in float32, is there beside them when
+  they are accumulated; the cast weights are what the computation runs on; activations are what the
+  backward pass keeps under `config.remat`, and those of a block; logits are those of a chunk of
+  tokens (as GPUs take them; elsewhere it is smaller), their exponentials and gradients, and on fsdp
+  the whole table of the vocabulary.
+  """
+  fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
+  tokens = math.ceil(rows / (mesh.shape["data"] * fsdp)) * seq_len
+  D, F, L = config.hidden_size, config.mlp_size, config.num_layers
+  width, stored = (jnp.dtype(kind).itemsize for kind in (config.dtype, config.param_dtype))
+  F_part, D_part = F // tensor, D // tensor  # of the MLP, and of q, k, v and the heads' output
+  products = width * (4 * D_part + D + F_part)  # results of weights, and of attention
+  # All that differentiation keeps: two values of the MLP's width, before gelu and behind it, and
+  # three float32 values of each norm. While a block is computed again, fusions spare some of it.
+  everything = width * (4 * D_part + 2 * D + 2 * F_part) + 2 * 3 * 4 * D
+  one_block = width * (4 * D_part + 2 * D + 4 * F_part) + 3 * 4 * D
+  if config.attention_impl == "reference":  # the others never hold all scores
+    scores = seq_len * (config.num_heads // tensor) * (4 + width)
+    everything, one_block = everything + scores, one_block + scores
+  kept = {
+    "none": L * everything,
+    "dots": L * (width * D + products) + one_block,
+    "full": L * width * D + one_block,
+  }[config.remat]
+
+  parameters = bytes_per_device(state.params)
+  V = config.padded_vocab_size // tensor
+  # On fsdp the table is gathered whole, and its gradient is whole before it is cut.
+  whole_table = V * D * (4 + width) if fsdp > 1 else 0
+  return {
+    "parameters": parameters,
+    "gradients": parameters,
+    "gradient sums": parameters * 4 // stored if accumulates else 0,
+    "optimizer": bytes_per_device(state.opt_state),
+    "cast weights": parameters * width // stored if width != stored else 0,
+    "activations": int(tokens * kept * _SCHEDULED[config.remat]),
+    "logits": min(tokens, GPU_CHUNK) * V * (4 + 4 + width) + whole_table,
+  }
+
+
+class Task(NamedTuple):
+  """Something to do with a model, and the bytes that it needs of one device."""
+
+  name: str
+  terms: str
+  bytes: int
+
+
+def task_bytes(config: ModelConfig, seq_len: int, *, half: str | None) -> list[Task]:
+  """What each use of a model needs on one device, by estimate.
+
+  half: the 16-bit type that the device trains in, None if it has none, as a T4: activations of
+  training are float32 then, while weights that do not learn stay in 16 bits.
+  """
+  D, F, V = config.hidden_size, config.mlp_size, config.padded_vocab_size
+  weights = 2 * config.num_params()
+  row = seq_len * 2 * (6 * D + 2 * F)  # what one layer holds of it, in 16 bits
+  logits = min(8 * seq_len, GPU_CHUNK) * V * (4 + 4)
+  keys = sum(
+    seq_len if kind == "global" else min(seq_len, config.window_size)
+    for kind in config.attention_layers
+  )
+  trained = config.replace(remat="full", dtype=half or "float32")
+
+  def step(optimizer: str, config: ModelConfig = trained) -> int:
+    rule, _ = make_optimizer(OptimizerConfig(name=optimizer), ScheduleConfig(decay_steps=10_000))
+    mesh = abstract_mesh(1, 1, 1, num_devices=1)
+    state = abstract_state(Decoder(config), rule, mesh)
+    return sum(step_bytes(config, state, mesh, rows=1, seq_len=seq_len, accumulates=False).values())
+
+  # A LoRA step has weights that stand still, and factors of 1% of them, in float32 with their
+  # gradient and two moments.
+  frozen = step("adafactor", trained.replace(param_dtype="bfloat16")) - weights
+  factors = config.num_params() // 100 * 4 * 4
+  return [
+    Task("evaluate", "16-bit weights, 8 rows", weights + 8 * row + logits),
+    Task("generate", "16-bit weights, 1 row, all positions", weights + keys * 2 * D * 2 + row),
+    Task("fine-tune", "AdamW, float32 weights, 1 row at a time", step("adamw")),
+    Task("fine-tune", "Adafactor, float32 weights, 1 row at a time", step("adafactor")),
+    Task("fine-tune", "LoRA on 16-bit weights, 1 row at a time", frozen + factors),
+  ]
+
+
+def convert_bytes(config: ModelConfig) -> int:
+  """Memory of the host while weights are converted, which goes tensor by tensor: the program, and
+  the largest tensor twice. experiments/convert_2p7b.py measures 0.55 GB at 125M, 1.05 at 1.3B."""
+  return 300_000_000 + 2 * 4 * config.padded_vocab_size * config.hidden_size
+
+
+def attention_backends(config: ModelConfig, seq_len: int, *, segments: bool) -> dict[str, str]:
+  """The backend that trains each kind of layer here, {'global': …, 'local': …}.
+
+  Raises ValueError, which says why, if the one that the config asks for cannot.
+  """
+  return {
+    kind: attention.resolve(
+      config.attention_impl,
+      attention.Request(
+        length=seq_len,
+        window=config.window_size if kind == "local" else None,
+        head_dim=config.head_dim,
+        dtype=config.dtype,
+        segments=segments,
+        dropout=config.attention_dropout > 0,
+        hardware=current_hardware(),
+      ),
+    )
+    for kind in dict.fromkeys(config.attention_pattern)
+  }
+
+
+def memory_bytes(devices: list[jax.Device]) -> int:
+  """Memory of one of this host's `devices` that a run can count on: the same at every start.
+
+  Of CPU devices, their part of half the machine's memory: the rest is other programs', and what is
+  free changes from moment to moment.
+  """
+  return _of_accelerator(devices[0]) or min(_machine_limits()) // 2 // len(devices)
+
+
+def available_bytes(devices: list[jax.Device]) -> int:
+  """Memory of one of `devices`; of CPU devices, its part of what the machine has left, swap too."""
+  if memory := _of_accelerator(devices[0]):
+    return memory
+  limits = _machine_limits()
+  meminfo = pathlib.Path("/proc/meminfo")
+  if meminfo.exists():
+    fields = dict(line.split(":", 1) for line in meminfo.read_text(encoding="utf-8").splitlines())
+    left = sum(int(fields[name].split()[0]) for name in ("MemAvailable", "SwapFree"))
+    limits.append(left * 1024)
+  return min(limits) // len(devices)
+
+
+def _of_accelerator(device: jax.Device) -> int | None:
+  """What a program can have of its memory; None of a CPU, which has none of its own."""
+  stats = device.memory_stats() or {}
+  if "bytes_limit" in stats:
+    return stats["bytes_limit"]
+  chip = None if device.platform == "cpu" else hardware.find_chip(device.device_kind)
+  return int(chip.memory_gib * GIB) if chip else None
+
+
+def _machine_limits() -> list[int]:
+  """The machine's memory, and the container's limit where Linux says, in bytes."""
+  limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+  cgroup = pathlib.Path("/sys/fs/cgroup/memory.max")
+  if cgroup.exists() and (limit := cgroup.read_text(encoding="utf-8").strip()).isdigit():
+    limits.append(int(limit))
+  return limits
+
+
+# --- in words -------------------------------------------------------------------------------------
+
+
+def size_text(size: float) -> str:
+  """ "3.25 GiB", and below a tenth of that "33.3 MiB"."""
+  return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / MIB:.1f} MiB"
+
+
+def total(needs: dict[str, int]) -> int:
+  return sum(needs.values())
+
+
+def certain_bytes(needs: dict[str, int]) -> int:
+  """What a step needs however it is compiled: all that is there together when it ends."""
+  return needs["parameters"] + needs["gradients"] + needs["optimizer"]
+
+
+def needs_text(needs: dict[str, int], available: float, num_devices: int) -> str:
+  """What a step needs by estimate, by part, and what there is."""
+  parts = ", ".join(f"{name} {size_text(size)}" for name, size in needs.items() if size)
+  return (
+    f"a step needs about {size_text(total(needs))} on each of {num_devices} device(s)"
+    f" ({parts}), and there are {size_text(available)}"
+  )

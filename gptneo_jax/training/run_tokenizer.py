@@ -1,0 +1,101 @@
+"""Which tokenizer a run has: that of the run it goes on with, of the weights it starts from, or the
+one that its config asks for."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from gptneo_jax import data
+from gptneo_jax.checkpoints.folder import is_checkpoint_folder
+from gptneo_jax.checkpoints.step_folders import find as find_checkpoint
+from gptneo_jax.checkpoints.step_folders import latest_step
+from gptneo_jax.errors import UserError
+from gptneo_jax.training import multihost
+
+
+def find(config: ConfigDict, data_config: data.DataConfig, workdir: epath.Path) -> tuple[Any, str]:
+  """The tokenizer, and a line that names it. It is left in `workdir`, which is to stand alone.
+
+  A folder with a checkpoint goes on with its own. In any other one the config decides, whatever a
+  start that failed has left there. Raises UserError.
+  """
+  goes_on = latest_step(str(workdir)) is not None
+
+  def action() -> tuple[Any, str]:
+    saved = data.saved_tokenizer(str(workdir)) if goes_on or not multihost.is_first() else None
+    if saved is not None:
+      return saved, _named(saved, f"of the run{_difference(data_config.tokenizer, saved)}")
+    tokenizer, origin = _new(config, data_config)
+    data.save_tokenizer(tokenizer, str(workdir))
+    return tokenizer, _named(tokenizer, origin)
+
+  return multihost.first_then_others(action)
+
+
+def check_of_weights(tokenizer: Any, init_from: str) -> None:
+  """Raises UserError if ids mean other tokens with the weights that a run starts from.
+
+  Weights without a tokenizer are not compared.
+  """
+  other = _of_weights(init_from)
+  if other is None:
+    return
+  here, there = (
+    {number: token for token, number in each.get_vocab().items()} for each in (tokenizer, other)
+  )
+  common = sorted(here.keys() & there.keys())
+  wrong = [number for number in common if here[number] != there[number]]
+  ends = tokenizer.eos_token_id, other.eos_token_id
+  what = ""
+  if wrong:
+    tokens = f"{there[wrong[0]]!r} there, {here[wrong[0]]!r} here"
+    what = f"{len(wrong)} of {len(common)} ids mean other tokens, such as {wrong[0]}: {tokens}"
+  elif None not in ends and ends[0] != ends[1]:
+    what = f"the end of text is {ends[1]} there, {ends[0]} here"
+  if what:
+    raise UserError(
+      f"init_from {init_from} was trained with another tokenizer ({what}); take its own:"
+      f" --config.data.tokenizer={find_checkpoint(init_from)[0]}"
+    )
+
+
+def _of_weights(init_from: str) -> Any:
+  """The tokenizer beside weights, None if there is none."""
+  folder = find_checkpoint(init_from)[0]
+  saved = data.saved_tokenizer(folder)
+  if saved is None and not is_checkpoint_folder(folder):
+    with contextlib.suppress(data.DataError):
+      return data.load_tokenizer(folder)
+  return saved
+
+
+def _new(config: ConfigDict, data_config: data.DataConfig) -> tuple[Any, str]:
+  name = data_config.tokenizer
+  if name != "train":
+    return data.load_tokenizer(name), name
+  if config.init_from:  # a new one would have other ids for the tokens of these weights
+    tokenizer = data.saved_tokenizer(find_checkpoint(config.init_from)[0])
+    return tokenizer or data.load_tokenizer(config.init_from), f"of {config.init_from}"
+  learned = data.load_tokenizer(
+    name, documents=data.mixed_documents(data_config), vocab_size=config.model.vocab_size
+  )
+  return learned, "learned from the training documents"
+
+
+def _difference(name: str, saved: Any) -> str:
+  """What is to be said of data.tokenizer where it names another one that is at hand."""
+  if name == "train" or not os.path.exists(os.path.expanduser(name)):
+    return ""
+  other = data.load_tokenizer(name)
+  if data.DocumentEncoder(other).fingerprint() == data.DocumentEncoder(saved).fingerprint():
+    return ""
+  return f", not data.tokenizer {name}, which is another ({data.vocabulary_size(other)} ids)"
+
+
+def _named(tokenizer: Any, origin: str) -> str:
+  return f"tokenizer: {data.vocabulary_size(tokenizer)} ids, {origin}"

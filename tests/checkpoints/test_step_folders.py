@@ -1,0 +1,115 @@
+"""Which of a folder's checkpoints is meant, for everything that opens one."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import gptneo_jax
+from gptneo_jax import convert, evaluate, generate
+from gptneo_jax.checkpoints.folder import save_config
+from gptneo_jax.checkpoints.manager import Checkpointer
+from gptneo_jax.checkpoints.step_folders import CheckpointError, best_step, find, latest_step
+from gptneo_jax.errors import UserError
+from gptneo_jax.interop import name_map
+from tests.helpers import hf_folders
+from tests.helpers.data_rows import byte_tokenizer
+
+CONFIG = gptneo_jax.ModelConfig(
+  vocab_size=257, max_position_embeddings=32, hidden_size=16, num_layers=2, num_heads=2,
+  window_size=8,
+)  # fmt: skip
+LOSSES = {100: 3.0, 200: 1.0, 300: float("nan"), 400: 2.0}
+
+
+def _params(step):
+  chance = np.random.default_rng(step)
+  draw = lambda x: chance.normal(0, 0.3, x.shape).astype(x.dtype)  # noqa: E731
+  return jax.tree.map(draw, name_map.abstract_params(CONFIG))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  """A run's folder: four checkpoints, of which 200 is the best and 400 the newest."""
+  folder = tmp_path_factory.mktemp("run")
+  save_config(folder, CONFIG)
+  byte_tokenizer().save_pretrained(folder)
+  checkpointer = Checkpointer(str(folder), keep_latest=9)
+  for step, loss in LOSSES.items():
+    checkpointer.save(
+      step, params=_params(step), optimizer={"step": np.int32(step)}, data_state={},
+      metrics={"eval/loss": loss},
+    )  # fmt: skip
+  checkpointer.close()
+  return folder
+
+
+def step_of(lm):
+  """The step that a model's weights are of."""
+  return next(s for s in LOSSES if np.array_equal(lm.params["wte"], _params(s)["wte"]))
+
+
+def test_a_checkpoint_is_meant_by_folder_step_or_path(run):
+  assert step_of(gptneo_jax.load(run)) == latest_step(run) == 400
+  assert step_of(gptneo_jax.load(run, step="best")) == best_step(run) == 200
+  assert step_of(gptneo_jax.load(run, step=100)) == 100
+  lm = gptneo_jax.load(str(run / "300") + "/")
+  assert step_of(lm) == 300 and lm.tokenizer is not None
+  assert find("EleutherAI/gpt-neo-125m") == ("EleutherAI/gpt-neo-125m", None)
+
+
+def test_home_in_the_path_of_a_checkpoint(run, monkeypatch):
+  monkeypatch.setenv("HOME", str(run.parent))
+  assert find(f"~/{run.name}") == (str(run), None)
+  assert find(f"~/{run.name}/200") == (str(run), 200)
+  assert gptneo_jax.load(f"~/{run.name}").config == CONFIG
+
+
+def test_what_is_not_there(run, tmp_path):
+  for name, step, message in (
+    (run, 7, r"no checkpoint 7 in .*; there are \[100, 200, 300, 400\]"),
+    (run, "newest", "step 'newest' is neither a number nor 'best'"),
+    (run / "100", 200, "that is step 100 of"),
+    (run / "7", None, "no such folder"),
+    (hf_folders.save(tmp_path / "hf", hf_folders.config()), 100, "no checkpoint in"),
+  ):
+    with pytest.raises(UserError, match=message):
+      gptneo_jax.load(name, step=step)
+  checkpointer = Checkpointer(str(tmp_path / "unmeasured"))
+  checkpointer.save(1, params={"w": np.ones(2)}, optimizer={"w": np.ones(2)}, data_state={})
+  checkpointer.close()
+  with pytest.raises(CheckpointError, match=r"none of .* has an eval/loss; there are \[1\]"):
+    best_step(tmp_path / "unmeasured")
+
+
+def test_a_run_folder_may_be_a_number(run, tmp_path):
+  (tmp_path / "2024").symlink_to(run)
+  assert step_of(gptneo_jax.load(tmp_path / "2024")) == 400
+
+
+def test_programs_take_it(run, tmp_path, capsys):
+  best = ["--checkpoint", str(run), "--step", "best"]
+  assert generate.main([*best, "--prompt", "ab", "--max_new_tokens", "3"]) == 0
+  lm = gptneo_jax.load(run, step=200)
+  assert capsys.readouterr().out == f"ab{lm.generate('ab', max_new_tokens=3).texts[0]}\n"
+
+  text = "some text, which is short"
+  (tmp_path / "text.txt").write_text(text)
+  output = ["--data", str(tmp_path / "text.txt"), "--output", str(tmp_path / "r.json")]
+  assert evaluate.main([*best, *output]) == 0
+  report = json.loads((tmp_path / "r.json").read_text())
+  assert report["checkpoint"]["step"] == 200
+  measured = report["results"]["data"]
+  assert measured["loss"] * measured["tokens"] == pytest.approx(lm.score([text])[0].nll, rel=1e-6)
+  assert any(file.startswith("200/params/") for file in report["checkpoint"]["sha256"])
+
+
+def test_conversion_takes_it(run, tmp_path):
+  for step, source in ((200, [str(run), "--step=best"]), (100, [str(run / "100")])):
+    folder = tmp_path / str(step)
+    assert convert.main(["orbax-to-hf", source[0], str(folder), *source[1:]]) == 0
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    np.testing.assert_array_equal(tensors["transformer.wte.weight"], _params(step)["wte"])
+    assert f"Checkpoint {step} of" in (folder / "README.md").read_text()

@@ -1,0 +1,145 @@
+"""Adapters without PEFT: files there and back, merging, loading, and files that are wrong."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gptneo_jax
+from gptneo_jax.errors import UserError
+from gptneo_jax.interop import peft_files
+from gptneo_jax.interop.name_map import abstract_params
+from gptneo_jax.interop.safetensors_file import open_safetensors, write_safetensors
+
+CONFIG = gptneo_jax.ModelConfig(
+  vocab_size=53, max_position_embeddings=32, hidden_size=16, num_layers=4, num_heads=2,
+  window_size=4,
+)  # fmt: skip
+
+
+def draw(*shape, seed=0):
+  return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@pytest.fixture
+def adapter():
+  """q everywhere, with ranks that differ between the places of the period; out in one place."""
+  return peft_files.Adapter(
+    2.0,
+    {
+      "blocks": {
+        "layer_0": {"attn": {"q": {"a": draw(2, 16, 3), "b": draw(2, 3, 2, 8, seed=1)}}},
+        "layer_1": {
+          "attn": {
+            "q": {"a": draw(2, 16, 2, seed=2), "b": draw(2, 2, 2, 8, seed=3)},
+            "out": {"a": draw(2, 2, 8, 3, seed=4), "b": draw(2, 3, 16, seed=5)},
+          }
+        },
+      }
+    },
+  )
+
+
+def params(seed=9):
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda x: jnp.asarray(rng.standard_normal(x.shape), x.dtype), abstract_params(CONFIG)
+  )
+
+
+def test_merge_is_the_product_of_the_factors(adapter):
+  before = params()
+  merged = peft_files.merge(before, adapter)
+  place = merged["blocks"]["layer_1"]["attn"]
+  old = before["blocks"]["layer_1"]["attn"]
+  q, out = (adapter.factors["blocks"]["layer_1"]["attn"][name] for name in ("q", "out"))
+  change = 2.0 * np.einsum("ndr,nrhk->ndhk", q["a"], q["b"])
+  np.testing.assert_allclose(place["q"]["kernel"], old["q"]["kernel"] + change, atol=1e-5)
+  change = 2.0 * np.einsum("nhkr,nrd->nhkd", out["a"], out["b"])
+  np.testing.assert_allclose(place["out"]["kernel"], old["out"]["kernel"] + change, atol=1e-5)
+  np.testing.assert_array_equal(place["out"]["bias"], old["out"]["bias"])
+  assert merged["blocks"]["layer_0"]["attn"]["v"] is before["blocks"]["layer_0"]["attn"]["v"]
+
+
+def test_written_and_read_again(adapter, tmp_path):
+  config_with_gaps = {"layers_to_transform": [1, 3]}
+  peft_files.write_adapter(tmp_path, CONFIG, adapter, base="somewhere", dropout=0.1)
+  settings = json.loads((tmp_path / peft_files.CONFIG_FILE).read_text())
+  assert settings["base_model_name_or_path"] == "somewhere"
+  # `out` is in half of the layers only, which is an error unless the settings say so.
+  with pytest.raises(UserError, match=r"lacks .*h\.0\.attn\.attention\.out_proj\.lora_A"):
+    peft_files.read_adapter(tmp_path, CONFIG)
+  (tmp_path / peft_files.CONFIG_FILE).write_text(json.dumps({**settings, **config_with_gaps}))
+  again = peft_files.read_adapter(tmp_path, CONFIG)
+  expected, found = (peft_files.merge(params(), which) for which in (adapter, again))
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), found, expected)
+
+
+@pytest.fixture
+def folder(tmp_path):
+  factors = {"a": draw(2, 16, 3), "b": draw(2, 3, 2, 8)}
+  places = {f"layer_{j}": {"attn": {"q": factors}} for j in range(2)}
+  peft_files.write_adapter(tmp_path, CONFIG, peft_files.Adapter(1.5, {"blocks": places}))
+  return tmp_path
+
+
+def change_tensors(folder, change):
+  path = folder / peft_files.WEIGHTS_FILE
+  tensors = {name: tensor.read() for name, tensor in open_safetensors(path).items()}
+  change(tensors)
+  specs = {name: (x.shape, x.dtype) for name, x in tensors.items()}
+  write_safetensors(path, specs, tensors.values())
+
+
+NAME = "base_model.model.transformer.h.1.attn.attention.q_proj.lora_"
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    (lambda t: t.pop(f"{NAME}A.weight"), r"lacks transformer\.h\.1\..*q_proj\.lora_A"),
+    (lambda t: t.update({f"{NAME}B.weight": draw(17, 3)}), r"shapes \(3, 16\) and \(17, 3\)"),
+    (lambda t: t.update({f"{NAME}B.weight": draw(16, 2)}), r"this model makes them \(r, 16\)"),
+    (lambda t: t.update({"base_model.model.score.weight": draw(2, 16)}), "holds score.weight"),
+    (lambda t: t.clear(), "holds no factors"),
+  ],
+)
+def test_wrong_tensors_are_named(folder, change, message):
+  change_tensors(folder, change)
+  with pytest.raises(UserError, match=message):
+    peft_files.read_adapter(folder, CONFIG)
+
+
+def test_wrong_files(folder, tmp_path):
+  path = folder / peft_files.WEIGHTS_FILE
+  path.write_bytes(path.read_bytes()[:-5])
+  with pytest.raises(UserError, match="is damaged"):
+    peft_files.read_adapter(folder, CONFIG)
+  path.unlink()
+  with pytest.raises(UserError, match=r"holds no adapter_model\.safetensors"):
+    peft_files.read_adapter(folder, CONFIG)
+  (folder / peft_files.CONFIG_FILE).write_text("{")
+  with pytest.raises(UserError, match="cannot be read"):
+    peft_files.read_adapter(folder, CONFIG)
+  with pytest.raises(UserError, match=r"holds no adapter_config\.json"):
+    peft_files.read_adapter(folder / "nowhere", CONFIG)
+
+
+@pytest.mark.parametrize("name, value", [("layer_replication", [[0, 2]]), ("use_wonders", True)])
+def test_settings_that_are_not_known_are_refused(folder, name, value):
+  """Also those that come after this was written."""
+  path = folder / peft_files.CONFIG_FILE
+  path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+  with pytest.raises(UserError, match=f"{name} is .*, which is not supported"):
+    peft_files.read_adapter(folder, CONFIG)
+
+
+def test_load_with_an_adapter(folder, tmp_path):
+  lm = gptneo_jax.init(CONFIG)
+  lm.save(str(tmp_path / "base"))
+  adapted = gptneo_jax.load(str(tmp_path / "base"), adapter=str(folder))
+  expected = peft_files.merge(lm.params, peft_files.read_adapter(folder, CONFIG))
+  jax.tree.map(np.testing.assert_array_equal, adapted.params, expected)
+  assert np.abs(adapted.logits([[1, 2, 3]]) - lm.logits([[1, 2, 3]])).max() > 0

@@ -1,0 +1,166 @@
+"""The settings of a run: none that is not known, and configs that work from any folder."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import setuptools
+from ml_collections import ConfigDict
+
+from gptneo_jax.config import ModelConfig
+from gptneo_jax.errors import UserError
+from gptneo_jax.training import config_file, parse_config, run_config
+
+
+@pytest.mark.parametrize(
+  ("line", "said"),
+  [
+    ("c.grad_accumulaton = 8", "unknown setting grad_accumulaton; did you mean grad_accumulation?"),
+    ("c.eval.docments = 3", "unknown setting docments; did you mean eval.documents?"),
+    ("c.optimizer.lr = 1e-3", "unknown setting lr; did you mean optimizer.learning_rate?"),
+    ("c.data.update(num_stream=4)", "unknown setting num_stream; did you mean data.num_streams?"),
+    ("c.steps = 'many'", "steps takes a value of type int"),
+    ("c.model.dtype = jax.numpy.bfloat16", "dtype takes a value of type str, such as 'bfloat16'"),
+    ("c.steps = undefined", "name 'undefined' is not defined"),
+    ("c.steps = (", "'(' was never closed"),
+  ],
+)
+def test_a_mistake_in_a_config_file_is_one_line_with_its_place(line, said, tmp_path):
+  file = tmp_path / "mine.py"
+  file.write_text(f"""
+import jax; from gptneo_jax.training import run_config
+from gptneo_jax.config import PRESETS
+
+def get_config(arg=""):
+  c = run_config.base(PRESETS["neo_125m"])
+  {line}
+  return run_config.finish(c, arg)
+""")
+  with pytest.raises(UserError) as caught:
+    config_file.load(str(file))
+  assert str(caught.value).startswith(f"{file}:7: ") and said in str(caught.value)
+  assert "\n" not in str(caught.value)
+
+
+def test_a_config_that_is_not_built_on_base_has_exactly_its_keys():
+  config = run_config.base(ModelConfig())
+  config.data.source = "stdlib"
+  parse_config.read(config)
+  more = ConfigDict(config.to_dict() | {"learning_rate": 1.0})
+  with pytest.raises(UserError, match=r"setting learning_rate; .* optimizer\.learning_rate\?$"):
+    parse_config.read(more)
+  for name, value in (("steps", "1000"), ("steps", True), ("data.path", 3), ("seed", None)):
+    other = ConfigDict(config.to_dict(), type_safe=False)
+    other.update_from_flattened_dict({name: value})
+    with pytest.raises(UserError, match=rf"^{name} is {value!r}; it is of type (int|str)$"):
+      parse_config.read(other)
+  fewer = ConfigDict(config.to_dict())
+  del fewer.eval.documents
+  with pytest.raises(UserError, match=r"has no eval\.documents; start it from"):
+    parse_config.read(fewer)
+
+
+def test_recomputation_that_there_is_not():
+  config = run_config.base(ModelConfig())
+  config.model.remat = "ful"
+  with pytest.raises(UserError, match=r"'ful'; it must be one of auto, none, dots, full$"):
+    parse_config.read(config)
+
+
+def test_a_file_without_a_config(tmp_path):
+  (tmp_path / "empty.py").write_text("")
+  (tmp_path / "none.py").write_text("def get_config(): pass")
+  (tmp_path / "own.py").write_text(
+    "from ml_collections import ConfigDict\ndef get_config(): return ConfigDict({'setps': 3})"
+  )
+  with pytest.raises(UserError, match=r"own\.py: unknown setting setps; did you mean steps\?"):
+    config_file.load(str(tmp_path / "own.py"))
+  with pytest.raises(UserError, match=r"empty\.py: .*has no attribute 'get_config'"):
+    config_file.load(str(tmp_path / "empty.py"))
+  with pytest.raises(UserError, match=r"none\.py: get_config returns NoneType"):
+    config_file.load(str(tmp_path / "none.py"))
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"task": "classification"}, "task is 'classification'; there is 'lm'"),
+    ({"model.head": "sequence_classification"}, "head is 'sequence_classification', which task"),
+  ],
+)
+def test_a_task_that_is_not_there_is_no_language_model(changes, message):
+  config = config_file.load("configs/tiny.py")
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(UserError, match=message):
+    parse_config.read(config)
+
+
+def test_the_package_carries_the_configs(repository, tmp_path):
+  """A wheel takes what setuptools finds; of the link to configs/, the files."""
+  assert "gptneo_jax.configs" in setuptools.find_packages(repository, include=["gptneo_jax*"])
+  for file in (repository / "configs").glob("*.py"):
+    assert (repository / "gptneo_jax" / "configs" / file.name).read_text() == file.read_text()
+
+
+def _program(program: str, *arguments: str, cwd: pathlib.Path, package: pathlib.Path):
+  (cwd / "site").mkdir(exist_ok=True)
+  if not (cwd / "site" / "gptneo_jax").exists():
+    (cwd / "site" / "gptneo_jax").symlink_to(package)
+  return subprocess.run(
+    [sys.executable, "-m", f"gptneo_jax.{program}", *arguments],
+    cwd=cwd, env={"PYTHONPATH": str(cwd / "site"), "JAX_PLATFORMS": "cpu", "PATH": ""},
+    capture_output=True, text=True, timeout=120,
+  )  # fmt: skip
+
+
+@pytest.mark.processes
+def test_a_config_works_from_another_folder(repository, tmp_path):
+  """With the package alone on the path."""
+  package = repository / "gptneo_jax"
+  ours = ["--config", "configs/tiny.py:runlocal", "--config.steps=0"]
+  run = _program("train", *ours, cwd=tmp_path, package=package)
+  assert run.stderr == "error: steps is 0; it must be at least 1\n"
+
+
+def test_a_file_in_the_folder_goes_before_the_packages(repository, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert config_file.load("configs/tiny.py").steps == 2400
+  with pytest.raises(UserError, match=r"'configs/huge\.py'; there are: configs/gpt2_small\.py, "):
+    config_file.load("configs/huge.py")
+  (tmp_path / "configs").mkdir()
+  text = (repository / "configs" / "tiny.py").read_text()
+  (tmp_path / "configs" / "tiny.py").write_text(text.replace("2400, 4", "7, 4"))
+  assert config_file.load("configs/tiny.py").steps == 7
+
+
+@pytest.mark.processes
+def test_help_is_no_error(repository, tmp_path):
+  for program in ("train", "plan"):
+    run = _program(program, "--help", cwd=tmp_path, package=repository / "gptneo_jax")
+    assert run.returncode == 0 and not run.stderr
+    assert f"python -m gptneo_jax.{program} --config configs/" in run.stdout
+    assert "--config" in run.stdout
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 10**30])
+def test_a_seed_that_no_key_holds(seed):
+  """Cut to 32 bits, 2**32 would give the weights of 0, and 10**30 a traceback."""
+  config = config_file.load("configs/tiny.py")
+  config.seed = seed
+  with pytest.raises(UserError, match=r"seed is -?\d+; it must be from 0 to 2\*\*32 - 1"):
+    parse_config.read(config)
+
+
+def test_a_run_that_ends_within_its_warm_up_is_warned_of():
+  config = config_file.load("configs/tiny.py")
+  assert parse_config.warmup_warning(config) == ""
+  config.steps = config.schedule.warmup_steps + 1
+  assert parse_config.warmup_warning(config) == ""
+  config.steps = config.schedule.warmup_steps // 4
+  assert (
+    "warmup_steps 100: the learning rate rises to 25% of its peak"
+    in parse_config.warmup_warning(config)
+  )
+  config.schedule.warmup_steps = 0
+  assert parse_config.warmup_warning(config) == ""
