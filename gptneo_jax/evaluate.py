@@ -28,7 +28,7 @@ from typing import Any
 from gptneo_jax import cli, data, engine, model_io, sharding
 from gptneo_jax.errors import UserError, user_errors
 from gptneo_jax.evals import comparison, perplexity, provenance, report
-from gptneo_jax.evals.resume_file import Partial
+from gptneo_jax.evals.resume_file import ResumeFile
 from gptneo_jax.generation.requests import require_tokenizer
 from gptneo_jax.training import config_file
 
@@ -108,7 +108,7 @@ def _say_where(output: str, notes: Sequence[str]) -> None:
 def _documents(
   args: argparse.Namespace, lm: engine.LanguageModel, config: data.DataConfig, split: str,
   results: dict[str, Any],
-) -> Partial:  # fmt: skip
+) -> ResumeFile:  # fmt: skip
   """Perplexity; adds `data` and `results.data`, of a subset `results.data/SUBSET`.
 
   Returns what was kept for the case of a stop, of no use once the report is written.
@@ -131,7 +131,7 @@ def _documents(
     "stride": args.stride,
     "batch_size": batch_size,
   }
-  partial = Partial(f"{args.output}.partial", settings)
+  partial = ResumeFile(f"{args.output}.partial", settings)
   measured = perplexity.measure(
     lm,
     data.evaluation_documents(config, split, args.limit or 0),
@@ -184,9 +184,9 @@ def _answers(
   args: argparse.Namespace, lm: engine.LanguageModel, results: dict[str, Any]
 ) -> list[tuple[str, str]]:
   """Generated answers against references; adds `answers` and `results.answers`. Returns items."""
-  from gptneo_jax.evals import generation_metrics, qa_file
+  from gptneo_jax.evals import qa_eval, qa_file
 
-  found = generation_metrics.run(
+  found = qa_eval.evaluate(
     lm,
     args.answers,
     judge=args.judge,
@@ -199,7 +199,7 @@ def _answers(
   results["results"]["answers"] = found.pop("metrics")
   results["answers"] = found
   return [
-    (question.where, " ".join((question.prompt, *question.references)))
+    (question.location, " ".join((question.prompt, *question.references)))
     for question in itertools.islice(qa_file.read(args.answers), args.limit)
   ]
 

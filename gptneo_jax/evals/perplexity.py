@@ -20,7 +20,7 @@ from gptneo_jax.cli import progress_bar
 from gptneo_jax.data import EvaluationBatches, KeptBatches
 from gptneo_jax.engine import LanguageModel
 from gptneo_jax.errors import UserError
-from gptneo_jax.evals.resume_file import Partial
+from gptneo_jax.evals.resume_file import ResumeFile
 from gptneo_jax.generation.requests import require_tokenizer
 from gptneo_jax.model.chunked_cross_entropy import TokenPredictions
 
@@ -70,7 +70,7 @@ def measure(
   seq_len: int,
   stride: int | None = None,
   batch_size: int = 8,
-  partial: Partial | None = None,
+  partial: ResumeFile | None = None,
   progress: bool = True,
 ) -> dict[str, Any]:
   """Everything that one pass over the documents tells of a model.
@@ -151,7 +151,7 @@ class _Reading:
 
 
 def _pass_over(
-  batches: EvaluationBatches, count: int, reading: _Reading, read: str, partial: Partial | None
+  batches: EvaluationBatches, count: int, reading: _Reading, read: str, partial: ResumeFile | None
 ) -> None:
   """Takes the batches that are done; raises UserError if the documents read are others."""
   for _ in range(count):

@@ -1,4 +1,4 @@
-"""Judges: an endpoint as it is and as it fails, and a model of ours, against its own logits."""
+"""LLM judges: an endpoint and its failures; a local model, against its own logits."""
 
 import hashlib
 import http.server
@@ -9,16 +9,15 @@ import socket
 import threading
 import time
 
-import jax
 import numpy as np
 import pytest
 
 import gptneo_jax
-from gptneo_jax import data, model_io
+from gptneo_jax import data
 from gptneo_jax.data.documents import Document
-from gptneo_jax.engine import LanguageModel
 from gptneo_jax.errors import UserError
-from gptneo_jax.evals import generation_metrics, llm_judge, provenance
+from gptneo_jax.evals import llm_judge, provenance, qa_eval
+from tests.helpers.small_models import random_lm
 
 GOOD = "It says the same.\nScore: 7"
 
@@ -28,7 +27,7 @@ def says(content):
 
 
 class Endpoint:
-  """A server on this machine that gives the replies of a list, the last one again and again.
+  """A local server that gives the replies of a list, and then repeats the last one.
 
   It has no list of models at first. A reply is (status, headers, body), None to hang up, seconds to
   be silent for, or a function of the request that gives one of these.
@@ -269,38 +268,33 @@ def test_answers_judged_by_an_endpoint(endpoint, tmp_path):
 
   endpoint.replies = [reply]
   spec = endpoint.url + "#m"
-  report = generation_metrics.run(None, str(path), judge=spec, output=output)
+  report = qa_eval.evaluate(None, str(path), judge=spec, output=output)
   scores = [sample["judge_score"] for sample in report["samples"]]
   assert scores == [1, 2, 3, 4, None, 6, 7, 8, 9, 10]
   assert report["samples"][7]["judge_explanation"] == "of 8"
   assert report["metrics"]["judge_score"] == pytest.approx(50 / 9)
   assert report["metrics"]["judge_unparsed"] == 1
   assert report["judge"]["model"] == "m"
-  assert generation_metrics.run(None, str(path), judge=spec, output=output) == report
+  assert qa_eval.evaluate(None, str(path), judge=spec, output=output) == report
   assert len(endpoint.requests) == 10  # nothing was asked twice
-  generation_metrics.run(None, str(path), judge=endpoint.url + "#other", output=output)
+  qa_eval.evaluate(None, str(path), judge=endpoint.url + "#other", output=output)
   assert len(endpoint.requests) == 20  # another judge judges for itself
 
 
-# --- a model of ours ------------------------------------------------------------------------------
+# --- a local model --------------------------------------------------------------------------------
 
 
 def save(folder, numbers):
-  """A tiny model at random, whose tokenizer has each number as a token, or digits alone."""
+  """A tiny random model whose tokenizer has each number as a token, or digits only."""
   config = gptneo_jax.ModelConfig(
     vocab_size=600, max_position_embeddings=384, hidden_size=16, num_layers=2, num_heads=2,
     window_size=16,
   )  # fmt: skip
-  mesh, rng = model_io.first_device(), np.random.default_rng(1)
-  params = jax.tree.map(
-    lambda x: jax.device_put((0.3 * rng.standard_normal(x.shape)).astype(x.dtype), x.sharding),
-    model_io.abstract_params(config, mesh),
-  )
-  lm = LanguageModel(model_io.Weights(config, params), mesh)
   # Learnt from the prompt, so that its tokens are few.
-  text = re.sub("[0-9]", "", llm_judge._EXAMPLES) + " 1 2 3 4 5 6 7 8 9 10" * 9 * numbers
+  text = re.sub("[0-9]", "", llm_judge._FEW_SHOT_PROMPT) + " 1 2 3 4 5 6 7 8 9 10" * 9 * numbers
   documents = [Document(text, "", "here")]
-  lm.tokenizer = data.load_tokenizer("train", documents=documents, vocab_size=600)
+  tokenizer = data.load_tokenizer("train", documents=documents, vocab_size=600)
+  lm = random_lm(config, tokenizer, seed=1)
   lm.save(str(folder))
   return lm
 

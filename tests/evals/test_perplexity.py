@@ -11,7 +11,7 @@ from gptneo_jax.data.documents import Document
 from gptneo_jax.data.tokenizer import DocumentEncoder
 from gptneo_jax.errors import UserError
 from gptneo_jax.evals import perplexity
-from gptneo_jax.evals.resume_file import Partial
+from gptneo_jax.evals.resume_file import ResumeFile
 
 T = 16
 WORDS = "the quick brown fox jumps over a lazy dog ção 日本 while seven wizards watch it".split()
@@ -152,7 +152,7 @@ def stop_after(monkeypatch, lm, count):
 @pytest.mark.parametrize("stopped_at", [1, 4])
 def test_an_interrupted_run_ends_in_the_same_bits(lm, documents, stopped_at, tmp_path, monkeypatch):
   def run(settings, documents=documents):
-    partial = Partial(tmp_path / "report.json.partial", settings, seconds=0)
+    partial = ResumeFile(tmp_path / "report.json.partial", settings, seconds=0)
     options = {"seq_len": T, "batch_size": 2, "progress": False}
     return perplexity.measure(lm, documents, **options, partial=partial)
 
@@ -172,7 +172,7 @@ def test_what_was_kept_is_not_mixed_with_other_settings_or_documents(
 ):
   path = tmp_path / "report.json.partial"
   options = {"seq_len": T, "batch_size": 2, "progress": False}
-  partial = lambda **settings: Partial(path, settings, seconds=0)  # noqa: E731
+  partial = lambda **settings: ResumeFile(path, settings, seconds=0)  # noqa: E731
   with monkeypatch.context() as patched, pytest.raises(Stopped):
     stop_after(patched, lm, 3)
     perplexity.measure(lm, documents, **options, partial=partial(dtype="float32"))
@@ -180,7 +180,7 @@ def test_what_was_kept_is_not_mixed_with_other_settings_or_documents(
   with pytest.raises(UserError, match=r"are not those of .*report\.json\.partial; delete it"):
     perplexity.measure(lm, others, **options, partial=partial(dtype="float32"))
   assert partial(dtype="bfloat16", limit=1).read() is None
-  assert "is of other settings (dtype, limit): beginning anew" in capsys.readouterr().out
+  assert "has other settings (dtype, limit): starting again" in capsys.readouterr().out
   path.write_text("{")
   with pytest.raises(UserError, match=r"report\.json\.partial cannot be read"):
     partial(dtype="float32").read()
