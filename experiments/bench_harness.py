@@ -26,7 +26,7 @@ from lm_eval.tasks import TaskManager
 import gptneo_jax
 from gptneo_jax.config import PRESETS
 from gptneo_jax.evals import local_tasks, scoring
-from gptneo_jax.evals.adapter import HarnessModel
+from gptneo_jax.evals.lm_eval_model import LmEvalModel
 
 TASKS = ("lambada_local", "hellaswag_local", "piqa_local")
 BATCH = 8
@@ -50,7 +50,7 @@ def main():
     args.tokenizer or "openai-community/gpt2"
   )
   models = {
-    "ours": HarnessModel(lm, BATCH),
+    "ours": LmEvalModel(lm, BATCH),
     "HFLM": HFLM(pretrained=model, tokenizer=lm.tokenizer, batch_size=BATCH, device=peer.DEVICE),
   }
   requests = {
@@ -106,7 +106,7 @@ def difference(ours: list, theirs: list) -> float:
   return float(np.abs(np.subtract([x for x, _ in ours], [x for x, _ in theirs])).max())
 
 
-def programs(lm, ours: HarnessModel, task_data: str) -> int:
+def programs(lm, ours: LmEvalModel, task_data: str) -> int:
   """How many programs MANY requests of the tasks, mixed, need: counted, not run."""
   rows = [row for name in TASKS for row in asked(name, task_data, lm, MANY)]
   chosen = np.random.default_rng(0).permutation(len(rows))[:MANY]

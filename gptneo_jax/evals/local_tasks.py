@@ -1,4 +1,4 @@
-"""Tasks that need no network: over files of a folder, and over the manual in Python's library."""
+"""Harness tasks that need no network: on files of a folder, and on Python's own manual."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 
 from gptneo_jax.evals import task_sets
 
-_PAGE = 1500  # characters of a page of the manual
-_SENTENCE_WORDS = 12  # at least, so that the last word can be guessed
+_PAGE_CHARACTERS = 1500  # of a page of the manual; the rest is dropped
+_MIN_WORDS = 12  # of a sentence, so that its last word can be guessed
 
 
 class MissingData(Exception):
-  """There is no data for a task; the message is the reason, in one line."""
+  """A task has no data; the message says why, in one line."""
 
 
 def names() -> list[str]:
@@ -26,8 +26,10 @@ def names() -> list[str]:
 
 
 def find_file(name: str, folder: str | None) -> str | None:
-  """The file that task `name` is over, None if `folder` has none: NAME.jsonl, or a sample of it,
-  NAME_400.jsonl, either also compressed (.zst)."""
+  """The data file of a task in `folder`; None if there is none.
+
+  It is NAME.jsonl, or a sample of it such as NAME_400.jsonl; either may be compressed (.zst).
+  """
   pattern = task_sets.read(f"local/{name}").get("file")
   if pattern is None or folder is None:
     return None
@@ -41,9 +43,10 @@ def find_file(name: str, folder: str | None) -> str | None:
 
 
 def config(name: str, folder: str | None, tokenizer: Any, positions: int) -> dict[str, Any]:
-  """What `TaskManager.load` takes. Raises MissingData.
+  """The task's config as `TaskManager.load` takes it. Raises MissingData.
 
-  positions: of the model; a text without documents is cut into windows of so many tokens.
+  positions: of the model; a text that has no documents is cut into windows of at most as many
+    tokens.
   """
   fields = task_sets.read(f"local/{name}")
   pattern, windows = fields.pop("file", None), fields.pop("windows", False)
@@ -69,23 +72,28 @@ def config(name: str, folder: str | None, tokenizer: Any, positions: int) -> dic
 
 
 def cut(text: str, tokenizer: Any, size: int) -> list[str]:
-  """Consecutive pieces of at most `size` tokens, cut between words: tokens are those of the whole
-  text. A single longer word is a piece of its own."""
+  """Cuts a text into consecutive pieces of at most `size` tokens, between words.
+
+  Tokens are those of the uncut text. A single word that is longer is a piece of its own.
+  """
   encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
   words, ends = encoding.word_ids, [end for _, end in encoding.offsets]
-  pieces, first, last_word = [], 0, 0  # tokens at which the piece, and the word, begin
-  begin = 0  # character at which the piece begins
+  pieces = []
+  piece_token = piece_character = 0  # where the current piece begins
+  word_token = 0  # where the current word begins
   for i in range(1, len(words)):
     if words[i] != words[i - 1]:
-      last_word = i
-    if i - first >= size and last_word > first:
-      pieces.append(text[begin : ends[last_word - 1]])
-      begin, first = ends[last_word - 1], last_word
-  return [*pieces, text[begin:]] if text[begin:] else pieces
+      word_token = i
+    if i - piece_token >= size and word_token > piece_token:
+      end = ends[word_token - 1]
+      pieces.append(text[piece_character:end])
+      piece_character, piece_token = end, word_token
+  return [*pieces, text[piece_character:]] if text[piece_character:] else pieces
 
 
 def _per_unit(metrics: list[str], tokenizer: Any) -> Callable[[dict, list], dict]:
-  """(log-likelihood, units) of a document for each metric; units as the harness counts them."""
+  """A `process_results`: (log-likelihood, number of units) of a document for each metric, with the
+  units counted as the harness does."""
 
   def process_results(doc: dict[str, Any], results: list[float]) -> dict[str, tuple[float, int]]:
     text, (logprob,) = doc["text"], results
@@ -127,23 +135,23 @@ def _manual() -> list[str]:
   try:
     from pydoc_data.topics import topics
   except ModuleNotFoundError:  # left out by some distributions
-    raise MissingData("this Python comes without its manual (pydoc_data)") from None
+    raise MissingData("this Python has no manual (pydoc_data)") from None
   return [topics[name] for name in sorted(topics)]
 
 
 def _pages() -> list[str]:
-  return [page[:_PAGE] for page in _manual()]
+  return [page[:_PAGE_CHARACTERS] for page in _manual()]
 
 
 def _sentences() -> list[str]:
-  """Of each page the first paragraph of prose, without the stop at its end."""
+  """The first paragraph of prose of each page, without the full stop at its end."""
   found = []
   for page in _manual():
     for paragraph in page.split("\n\n"):
       text = " ".join(paragraph.split())
       words = text.removesuffix(".").split(" ")
       prose = text.endswith(".") and not paragraph.startswith((" ", "*", "-", "\n"))
-      if prose and len(words) >= _SENTENCE_WORDS and words[-1].isalpha():
+      if prose and len(words) >= _MIN_WORDS and words[-1].isalpha():
         found.append(" ".join(words))
         break
   return found

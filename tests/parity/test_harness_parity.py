@@ -1,4 +1,4 @@
-"""Tasks over our model and over the harness' class for PyTorch models, HFLM: the same numbers."""
+"""Harness tasks on our model and on the harness' class for PyTorch models, HFLM: equal results."""
 
 import json
 
@@ -8,7 +8,7 @@ import pytest
 import gptneo_jax
 from gptneo_jax import data
 from gptneo_jax.data.documents import Document
-from gptneo_jax.evals import harness, local_tasks
+from gptneo_jax.evals import harness, harness_tasks, local_tasks
 from tests.helpers import hf_models
 
 torch = pytest.importorskip("torch")
@@ -53,7 +53,7 @@ def hflm(folder, batch_size):
 
 @pytest.fixture(scope="module")
 def random_model(tmp_path_factory):
-  """A folder with a random model of 32 positions and a window of 6, and one with data for it."""
+  """The folder of a random model with 32 positions and a window of 6, and a folder of data."""
   folder, rng = tmp_path_factory.mktemp("model"), np.random.default_rng(0)
   texts = [sentence(rng, 40) for _ in range(50)]
   tokenizer = data.load_tokenizer(
@@ -85,18 +85,18 @@ def random_model(tmp_path_factory):
 
 
 def evaluated(model, name, items, shots, limit, include_path=None):
-  """Results and what was answered, item by item, in the order of the requests."""
+  """Metrics, and the model's responses in the order of the requests."""
   report = {"results": {}, "versions": {}, "num_fewshot": {}, "items": {}}
   samples = {}
-  manager = harness._manager({name: None}, include_path)
-  loaded = harness._load(name, manager, model, str(items), shots, seed=0)
-  harness._evaluate(model, loaded, limit, report, samples)
+  manager = harness_tasks.make_manager([name], include_path)
+  loaded = harness_tasks.load(name, manager, model, str(items), shots, seed=0)
+  harness.evaluate_loaded(model, loaded, limit, report, samples)
   answers = [answer for item in samples[name] for row in item["resps"] for answer in row]
   return report["results"][name], answers
 
 
 def assert_same(ours, theirs, name, items, shots=None, limit=None):
-  """Log-likelihoods within 1e-3, the same greedy choices and the same accuracies."""
+  """Log-likelihoods within 1e-3; greedy choices and accuracies equal."""
   results, answers = evaluated(ours, name, items, shots, limit)
   expected, expected_answers = evaluated(theirs, name, items, shots, limit)
   assert len(answers) == len(expected_answers) > 0
@@ -111,17 +111,17 @@ def assert_same(ours, theirs, name, items, shots=None, limit=None):
       assert results[metric] == pytest.approx(value, rel=1e-4), metric
 
 
-def model_of_ours(folder, batch_size):
-  from gptneo_jax.evals.adapter import HarnessModel
+def our_model(folder, batch_size):
+  from gptneo_jax.evals.lm_eval_model import LmEvalModel
 
-  return HarnessModel(gptneo_jax.load(str(folder)), batch_size)
+  return LmEvalModel(gptneo_jax.load(str(folder)), batch_size)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_random_model(random_model, batch_size):
-  """Windows, contexts cut on the left, shared contexts, texts over many windows."""
+  """Windows, contexts truncated on the left, shared contexts, texts of many windows."""
   folder, items = random_model
-  ours, theirs = model_of_ours(folder, batch_size), hflm(folder, batch_size)
+  ours, theirs = our_model(folder, batch_size), hflm(folder, batch_size)
   for name in ("lambada_local", "hellaswag_local", "piqa_local", "pile_local", "wikitext_local"):
     assert_same(ours, theirs, name, items)
   for name in ("lambada_local", "hellaswag_local", "piqa_local"):
@@ -129,10 +129,10 @@ def test_random_model(random_model, batch_size):
 
 
 def test_generation(random_model, tmp_path):
-  """Greedy continuations of prompts of many lengths, cut on the left and at stop strings."""
+  """Greedy continuations of prompts of many lengths, truncated on the left, cut at stop strings."""
   folder, items = random_model
   (tmp_path / "continue.yaml").write_text(GENERATION % (items / "lambada_test.jsonl"))
-  ours, theirs = model_of_ours(folder, 4), hflm(folder, 4)
+  ours, theirs = our_model(folder, 4), hflm(folder, 4)
   _, answers = evaluated(ours, "continue", items, None, None, str(tmp_path))
   _, expected = evaluated(theirs, "continue", items, None, None, str(tmp_path))
   assert answers == expected
@@ -140,18 +140,18 @@ def test_generation(random_model, tmp_path):
 
 
 def test_trained_checkpoint(shared_data):
-  """The checkpoint of the development data on its tasks, at no and at five examples."""
+  """The checkpoint of the development data on its tasks, with zero and with five examples."""
   folder, items = shared_data / "checkpoints" / "neo_docs_hf", shared_data / "tasks"
-  ours, theirs = model_of_ours(folder, 4), hflm(str(folder), 4)
+  ours, theirs = our_model(folder, 4), hflm(str(folder), 4)
   assert_same(ours, theirs, "lambada_local", items, limit=4)
   assert_same(ours, theirs, "piqa_local", items, limit=4)
-  ours, theirs = model_of_ours(folder, 1), hflm(str(folder), 1)
+  ours, theirs = our_model(folder, 1), hflm(str(folder), 1)
   assert_same(ours, theirs, "hellaswag_local", items, shots=5, limit=1)
   assert_same(ours, theirs, "wikitext_local", items, limit=1)
 
 
 def test_windows_are_cut_between_words(random_model):
-  """Tokens of the pieces are those of the whole text."""
+  """The tokens of the pieces are those of the uncut text."""
   folder, items = random_model
   tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
   text = (items / "wikitext2_test.txt").read_text() + " = = = \n \n  Zürich…\n 数字 " * 9

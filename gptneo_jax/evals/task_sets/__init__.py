@@ -1,4 +1,4 @@
-"""Named sets of tasks; the YAML files beside this one say what is in them."""
+"""Named sets of harness tasks; the YAML files in this folder say what is in them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import yaml
 PAPER, QUICK = "gptneo_paper", "quick"
 
 
-class Choice(NamedTuple):
-  """A task, and its metric that a column shows."""
+class TaskMetric(NamedTuple):
+  """A harness task, and the metric of it that fills a column."""
 
   task: str
   metric: str
@@ -20,18 +20,18 @@ class Choice(NamedTuple):
 class Column(NamedTuple):
   """A column of the published table. local, hub: the task on local data, and the harness' own.
 
-  published: the harness' task that the published numbers are from, None for GPT-Neo's own
+  published: the harness task that the published numbers are from; None for GPT-Neo's own
     evaluator.
   """
 
   column: str
-  local: Choice | None
-  hub: Choice | None
+  local: TaskMetric | None
+  hub: TaskMetric | None
   published: str | None
 
 
 def read(name: str) -> Any:
-  """What NAME.yaml of this folder says."""
+  """The content of NAME.yaml in this folder."""
   file = importlib.resources.files(__name__).joinpath(f"{name}.yaml")
   return yaml.safe_load(file.read_text(encoding="utf-8"))
 
@@ -39,15 +39,15 @@ def read(name: str) -> Any:
 def paper_columns() -> list[Column]:
   return [
     Column(
-      row["column"],
-      Choice(**row["local"]) if "local" in row else None,
-      Choice(**row["hub"]) if "hub" in row else None,
-      row["published"],
+      column=row["column"],
+      local=TaskMetric(**row["local"]) if "local" in row else None,
+      hub=TaskMetric(**row["hub"]) if "hub" in row else None,
+      published=row["published"],
     )
     for row in read(PAPER)
   ]
 
 
 def quick_limits() -> dict[str, int]:
-  """Tasks of the quick set, and how many items of each are taken at most."""
+  """Tasks of the quick set, and the largest number of items of each."""
   return read(QUICK)

@@ -1,8 +1,8 @@
-"""Our models as lm-evaluation-harness sees models. Imports the harness, which the extra `eval`
-brings; it needs no torch for this.
+"""A language model as lm-evaluation-harness calls it.
 
-What is measured is what the harness' own class for PyTorch models measures (lm_eval.models.
-huggingface.HFLM, 0.4.13): the same tokens, windows and stop strings.
+Importing this module imports the harness, which comes with the extra `eval`; it needs no PyTorch.
+Tokens, windows and stop strings are those of the harness' own class for PyTorch models
+(lm_eval.models.huggingface.HFLM, 0.4.13), so results agree.
 """
 
 from __future__ import annotations
@@ -30,30 +30,33 @@ _SAMPLING = {
   "temperature", "top_h", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff",
 }  # fmt: skip
 
-# What was asked, the key of its answer in the cache (None: has none), context ids, target ids.
-_Request = tuple[tuple[str, str] | None, Sequence[int], Sequence[int]]
+# (context, continuation) as texts, which is the key in the harness' cache, or None for no entry;
+# context ids; continuation ids.
+_TokenRequest = tuple[tuple[str, str] | None, Sequence[int], Sequence[int]]
 
 
-class HarnessModel(TemplateLM):
+class LmEvalModel(TemplateLM):
   """A language model for `lm_eval.evaluator`. Raises UserError if it has no tokenizer or LM head.
 
-  batch_size: rows at once, rounded up to what the mesh divides.
-  seed: of generation where a task samples.
+  batch_size: rows at once; log-likelihoods round it up to what the mesh divides.
+  seed: of sampling, in harness tasks that sample.
   """
 
   def __init__(self, lm: engine.LanguageModel, batch_size: int = 8, seed: int = 0):
     super().__init__()
     if not lm.config.has_lm_head:
-      raise UserError(f"tasks need next-token logits, and the model's head is {lm.config.head!r}")
-    self.tokenizer: Any = require_tokenizer(lm, "evaluate tasks")
+      raise UserError(
+        f"harness tasks need next-token logits, and the model's head is {lm.config.head!r}"
+      )
+    self.tokenizer: Any = require_tokenizer(lm, "evaluate harness tasks")
     data.check_vocabulary(self.tokenizer, lm.config.vocab_size)
     self._lm, self._batch_size, self._seed = lm, batch_size, seed
-    # What ends a text: as in `generate`, and the end of text itself, which harnesses stop at.
+    # The ids at which `generate` ends a text, and the end of text, at which the harness cuts it.
     ends = np.append(lm.generation_config.get("eos_token_id", []), self.eot_token_id).astype(int)
-    self._ends = [i for i in ends.tolist() if 0 <= i < lm.config.vocab_size]
+    self._end_ids = [i for i in ends.tolist() if 0 <= i < lm.config.vocab_size]
     self._scorer = Scorer(lm, batch_size)
 
-  # --- what the harness asks of a tokenizer -------------------------------------------------------
+  # --- the tokenizer ------------------------------------------------------------------------------
 
   @property
   def eot_token_id(self) -> int:
@@ -65,16 +68,16 @@ class HarnessModel(TemplateLM):
 
   @property
   def tokenizer_name(self) -> str:
-    """Names the harness' cache of prompts, so equal for equal vocabularies only."""
+    """A key of the harness' cache of prompts: equal only for equal vocabularies."""
     return f"gptneo_jax-{DocumentEncoder(self.tokenizer).fingerprint()}"
 
   def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
-    """Ids of a text; spelled-out special tokens are read as such, none is added."""
+    """Ids of a text. Special tokens that it spells out become their ids; none are added."""
     return self.tokenizer.encode(string, add_special_tokens=False, verbose=False)
 
   @property
   def compiled_shapes(self) -> int:
-    """Programs that scoring has needed so far."""
+    """Number of shapes that scoring has compiled so far."""
     return len(self._scorer.shapes)
 
   # --- log-likelihoods ----------------------------------------------------------------------------
@@ -82,16 +85,18 @@ class HarnessModel(TemplateLM):
   def loglikelihood(
     self, requests: Sequence[Any], disable_tqdm: bool = False
   ) -> list[tuple[float, bool]]:
-    """(sum of log-probabilities in nats, all greedy) of (context, continuation)."""
+    """(log-probability in nats, whether it is the greedy continuation) of each continuation after
+    its context."""
     texts = [request.args for request in requests]
-    asked = [((context, text), *self._encode_pair(context, text)) for context, text in texts]
-    return self._loglikelihood_tokens(asked, disable_tqdm=disable_tqdm)
+    encoded = [((context, text), *self._encode_pair(context, text)) for context, text in texts]
+    return self._loglikelihood_tokens(encoded, disable_tqdm=disable_tqdm)
 
   def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """As the harness', and for texts on which its own fails.
+    """As the harness encodes them, and also texts on which its own function fails.
 
-    An empty context is the end of text, or the continuation's first token if it is that. Where a
-    token spans the join and leaves nothing of the continuation, the two are encoded on their own.
+    An empty context becomes the end of text, or the continuation's first token if it is that. Where
+    a token spans the boundary and leaves nothing of the continuation, the two are encoded
+    separately.
     """
     if context:
       context_ids, ids = super()._encode_pair(context, continuation)
@@ -104,35 +109,38 @@ class HarnessModel(TemplateLM):
     return context_ids or [self.prefix_token_id], ids
 
   def _loglikelihood_tokens(
-    self, requests: Sequence[_Request], disable_tqdm: bool = False, **kwargs
+    self, requests: Sequence[_TokenRequest], disable_tqdm: bool = False, **kwargs
   ) -> list[tuple[float, bool]]:
     """In the order of the requests; see `loglikelihood`."""
-    found: list[Any] = [None] * len(requests)
-    for i, answer in self._answers(requests, "log-likelihoods", disable_tqdm):
-      found[i] = answer
+    results: list[Any] = [None] * len(requests)
+    for i, result in self._scores(requests, "log-likelihoods", disable_tqdm):
+      results[i] = result
       key = requests[i][0]
       if key is not None:
-        self.cache_hook.add_partial("loglikelihood", key, answer)
-    return found
+        self.cache_hook.add_partial("loglikelihood", key, result)
+    return results
 
   def loglikelihood_rolling(
     self, requests: Sequence[Any], disable_tqdm: bool = False
   ) -> list[float]:
-    """Log-likelihood of whole texts, in nats: disjoint windows, the last with all the context that
-    fits; the first begins with the end of text. Sums are float64."""
-    windows: list[_Request] = []
-    owners, left = [], []
+    """Log-likelihood of each text in nats, in disjoint windows.
+
+    The first window begins with the end of text; the last has as much context as fits. Sums are
+    float64.
+    """
+    windows: list[_TokenRequest] = []
+    request_of_window, left = [], []
     for number, request in enumerate(requests):
       pairs = get_rolling_token_windows(
         self.tok_encode(*request.args), self.prefix_token_id, self.max_length, context_len=1
       )
       own = [(None, *make_disjoint_window(pair)) for pair in pairs]
       windows += own
-      owners += [number] * len(own)
+      request_of_window += [number] * len(own)
       left.append(len(own))
     totals = [0.0] * len(requests)
-    for i, (logprob, _) in self._answers(windows, "windows", disable_tqdm):
-      number = owners[i]
+    for i, (logprob, _) in self._scores(windows, "windows", disable_tqdm):
+      number = request_of_window[i]
       totals[number] += logprob
       left[number] -= 1
       if not left[number]:
@@ -140,25 +148,25 @@ class HarnessModel(TemplateLM):
         self.cache_hook.add_partial("loglikelihood_rolling", request.args, totals[number])
     return totals
 
-  def _answers(
-    self, requests: Sequence[_Request], what: str, quiet: bool
+  def _scores(
+    self, requests: Sequence[_TokenRequest], description: str, quiet: bool
   ) -> Iterator[tuple[int, tuple[float, bool]]]:
-    """(index, (log-probability, all greedy)) of each request, in the order of computing."""
-    asked = []
+    """(index, (log-probability, all greedy)) of each request, in the order of computation."""
+    scored = []
     for _, context, targets in requests:
       if len(targets) > self.max_length:
         raise UserError(
-          f"a task asks for the likelihood of {len(targets)} tokens at once, and the model has"
-          f" {self.max_length} positions; evaluate it with loglikelihood_rolling"
+          f"a harness task asks for the likelihood of {len(targets)} tokens at once, and the model"
+          f" has {self.max_length} positions; evaluate it with loglikelihood_rolling"
         )
       ids = (*context, *targets)[-(self.max_length + 1) :]
-      asked.append(Asked(ids[:-1], tuple(targets)))
-    with progress_bar(total=len(requests), desc=what, disable=quiet) as bar:
-      for i, question in enumerate(asked):
-        if not question.targets:  # an empty text is certain
+      scored.append(Asked(ids[:-1], tuple(targets)))
+    with progress_bar(total=len(requests), desc=description, disable=quiet) as bar:
+      for i, request in enumerate(scored):
+        if not request.targets:  # the empty text has probability 1
           bar.update()
           yield i, (0.0, True)
-      for i, (logprob_K, greedy_K) in self._scorer.answers(asked):
+      for i, (logprob_K, greedy_K) in self._scorer.answers(scored):
         bar.update()
         logprob = float(logprob_K.sum(dtype=np.float64))
         if not math.isfinite(logprob):
@@ -170,29 +178,29 @@ class HarnessModel(TemplateLM):
   def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
     """Continuations up to the first stop string, which is cut off.
 
-    Contexts lose their beginning where they and the new tokens would be longer than the model.
+    Contexts are truncated on the left so that they and the new tokens fit the model.
     """
     texts: list[Any] = [None] * len(requests)
     contexts = [self.tok_encode(request.args[0]) for request in requests]
-    # One batch has one set of options; rows in it are of like lengths. The same request again is in
-    # another group, which is drawn with another seed.
-    seen: collections.Counter[tuple[str, str]] = collections.Counter()
+    # A batch shares its options, and its rows have similar lengths. Repetitions of a request go to
+    # groups of their own, each with another seed.
+    repeats: collections.Counter[tuple[str, str]] = collections.Counter()
     groups: dict[tuple[str, int], list[int]] = {}
     for i in sorted(range(len(requests)), key=lambda i: -len(contexts[i])):
       text, settings = requests[i].args
       key = text, json.dumps(settings, sort_keys=True)
-      groups.setdefault((key[1], seen[key]), []).append(i)
-      seen[key] += 1
+      groups.setdefault((key[1], repeats[key]), []).append(i)
+      repeats[key] += 1
     with progress_bar(total=len(requests), desc="generation", disable=disable_tqdm) as bar:
-      for (settings, time), group in groups.items():
+      for (settings, repeat), group in groups.items():
         until, new_tokens, options = self._options(json.loads(settings))
         for start in range(0, len(group), self._batch_size):
           batch = group[start : start + self._batch_size]
           rows = [
             contexts[i][-(self.max_length - new_tokens) :] or [self.prefix_token_id] for i in batch
           ]
-          made = self._continue(rows, until, new_tokens, {**options, "seed": self._seed + time})
-          for i, text in zip(batch, made):
+          seeded = {**options, "seed": self._seed + repeat}
+          for i, text in zip(batch, self._continuations(rows, until, new_tokens, seeded)):
             texts[i] = text
             self.cache_hook.add_partial("generate_until", requests[i].args, text)
             bar.update()
@@ -201,8 +209,8 @@ class HarnessModel(TemplateLM):
   def _options(self, settings: dict[str, Any]) -> tuple[list[str], int, dict[str, Any]]:
     """Stop strings, number of new tokens, and other options for `generate`.
 
-    Greedy at temperature 0 and where sampling is switched off, whatever other options of sampling
-    say; a temperature above 0 alone switches it on.
+    Decoding is greedy at temperature 0 and with do_sample false, whatever other sampling options
+    are given; a temperature above 0 alone switches sampling on.
     """
     until = settings.pop("until", None) or []
     until = [until] if isinstance(until, str) else [stop for stop in until if stop]
@@ -210,7 +218,8 @@ class HarnessModel(TemplateLM):
     new_tokens = next((int(n) for n in lengths if n is not None), _NEW_TOKENS)
     if new_tokens >= self.max_length:
       raise UserError(
-        f"a task asks for {new_tokens} new tokens, and the model has {self.max_length} positions"
+        f"a harness task asks for {new_tokens} new tokens, and the model has {self.max_length}"
+        " positions"
       )
     do_sample = settings.pop("do_sample", None)
     temperature = settings.get("temperature")
@@ -221,16 +230,17 @@ class HarnessModel(TemplateLM):
       return until, new_tokens, {**rest, "do_sample": False}
     return until, new_tokens, {**settings, "do_sample": True}
 
-  def _continue(
+  def _continuations(
     self, rows: list[list[int]], until: list[str], new_tokens: int, options: dict[str, Any]
   ) -> list[str]:
-    """New texts of a batch of prompts."""
+    """The new text of each prompt of a batch."""
     texts = []
     for row, ids in zip(rows, self._generated(rows, until, new_tokens, options)):
-      # A stop string that began in the prompt has ended the row, and is none of the new text's.
-      while len(ids) < new_tokens and ids[-1] not in self._ends:
-        spelled = self.tokenizer.decode(ids)  # a stop string may be a special token
-        if any(stop in spelled for stop in until):
+      # `generate` also ends a row at a stop string that began in the prompt, but only one that lies
+      # within the new text counts here: such a row is continued.
+      while len(ids) < new_tokens and ids[-1] not in self._end_ids:
+        decoded = self.tokenizer.decode(ids)  # with special tokens: a stop string may be one
+        if any(stop in decoded for stop in until):
           break
         ids += self._generated([row + ids], until, new_tokens - len(ids), options)[0]
       text = self.tokenizer.decode(ids, skip_special_tokens=True)
@@ -242,14 +252,17 @@ class HarnessModel(TemplateLM):
   def _generated(
     self, rows: list[list[int]], until: list[str], new_tokens: int, options: dict[str, Any]
   ) -> list[list[int]]:
-    made = self._lm.generate(
+    """The new ids of each prompt of a batch."""
+    generated = self._lm.generate(
       rows,
       max_new_tokens=new_tokens,
       stop_strings=until or None,
-      eos_token_id=self._ends,
-      num_return_sequences=1,  # whatever the model's files say
+      eos_token_id=self._end_ids,
+      num_return_sequences=1,  # overrides the model's generation_config.json
       **options,
     )
-    assert made.lengths is not None
+    assert generated.lengths is not None
     width = max(map(len, rows))
-    return [ids[width : width + n].tolist() for ids, n in zip(made.sequences, made.lengths)]
+    return [
+      ids[width : width + n].tolist() for ids, n in zip(generated.sequences, generated.lengths)
+    ]
