@@ -1,0 +1,39 @@
+"""Normalised words and the hashes of their n-grams, against plain loops."""
+
+import unicodedata
+
+import numpy as np
+
+from gptneo_jax.evals.word_ngrams import ngrams, normalised, split_words
+
+
+def words(text):
+  """The rule, character by character."""
+  folded = ""
+  for character in text:
+    if character.isspace():
+      folded += " "
+    elif unicodedata.category(character)[0] in "LNM":
+      folded += character.lower()[0]
+  return folded.split()
+
+
+def test_normalised():
+  assert normalised(" The  end—(of \tit)!\x00 ") == "the endof it"
+  assert normalised("--- !") == ""
+  every = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))
+  once = normalised(" ".join(every))
+  assert once == " ".join(words(" ".join(every)))
+  assert normalised(once) == once  # parts of long documents are normalised twice
+
+
+def test_ngrams_of_several_texts():
+  """Those within a text, with the text they are from; equal words have equal hashes."""
+  words = split_words(["A b, c", "", "x", "b c d"])
+  assert words.text == "a b c x b c d"
+  two = ngrams(words, 2)
+  found = [words.text[start:end] for start, end in zip(two.starts_N, two.ends_N)]
+  assert found == ["a b", "b c", "b c", "c d"]
+  assert [words.text_at(start) for start in two.starts_N] == [0, 0, 3, 3]
+  assert two.hashes_N[1] == two.hashes_N[2] and len(np.unique(two.hashes_N)) == 3
+  assert len(ngrams(words, 4).hashes_N) == 0
