@@ -39,6 +39,10 @@ class UserError(Exception):
   """Bad input: the message names the thing, the file and line if there is one, and what to do."""
 
 
+class Stopped(Exception):
+  """The run was asked to stop; what was measured so far is dropped."""
+
+
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
   """Checks of values raise ValueError, being of use to programs too; here a user made them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ def evaluate_tasks(
   log_samples: bool = False,
   seed: int = 0,
   cache: str | None = None,
+  stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
   """Evaluates harness tasks one after another; one that cannot be evaluated stops no other.
 
@@ -38,6 +39,7 @@ def evaluate_tasks(
     seed: of the choice of examples, and of sampling.
     cache: an SQLite file that keeps the model's answers, so that an interrupted run resumes. The
       model's fingerprint is added to its name: no model is given another's answers.
+    stop: asked between batches; once it returns True, Stopped is raised.
 
   Returns:
     results: {task: {metric: value}}. METRIC_stderr is a standard error; the name of a filter of the
@@ -66,7 +68,7 @@ def evaluate_tasks(
   with contextlib.ExitStack() as stack:
     stack.enter_context(harness_globals.only_errors())
     stack.enter_context(harness_globals.no_progress_bars_in_files())
-    model = LmEvalModel(lm, batch_size, seed)
+    model = LmEvalModel(lm, batch_size, seed, stop)
     manager = harness_tasks.make_manager([*selection.limits], include_path)
     cached_model = stack.enter_context(_cached(model, lm, cache))
     if not set(selection.limits) <= set(local_tasks.names()):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from gptneo_jax import data, engine
 from gptneo_jax.cli import progress_bar
 from gptneo_jax.data.tokenizer import DocumentEncoder
-from gptneo_jax.errors import UserError
+from gptneo_jax.errors import Stopped, UserError
 from gptneo_jax.evals.scoring import Asked, Scorer
 from gptneo_jax.generation.requests import require_tokenizer
 
@@ -40,9 +40,16 @@ class LmEvalModel(TemplateLM):
 
   batch_size: rows at once; log-likelihoods round it up to what the mesh divides.
   seed: of sampling, in harness tasks that sample.
+  stop: asked between batches; once it returns True, Stopped is raised.
   """
 
-  def __init__(self, lm: engine.LanguageModel, batch_size: int = 8, seed: int = 0):
+  def __init__(
+    self,
+    lm: engine.LanguageModel,
+    batch_size: int = 8,
+    seed: int = 0,
+    stop: Callable[[], bool] = lambda: False,
+  ):
     super().__init__()
     if not lm.config.has_lm_head:
       raise UserError(
@@ -50,7 +57,7 @@ class LmEvalModel(TemplateLM):
       )
     self.tokenizer: Any = require_tokenizer(lm, "evaluate harness tasks")
     data.check_vocabulary(self.tokenizer, lm.config.vocab_size)
-    self._lm, self._batch_size, self._seed = lm, batch_size, seed
+    self._lm, self._batch_size, self._seed, self._stop = lm, batch_size, seed, stop
     # The ids at which `generate` ends a text, and the end of text, at which the harness cuts it.
     ends = np.append(lm.generation_config.get("eos_token_id", []), self.eot_token_id).astype(int)
     self._end_ids = [i for i in ends.tolist() if 0 <= i < lm.config.vocab_size]
@@ -167,11 +174,16 @@ class LmEvalModel(TemplateLM):
           bar.update()
           yield i, (0.0, True)
       for i, (logprob_K, greedy_K) in self._scorer.answers(scored):
+        self._stop_if_asked()
         bar.update()
         logprob = float(logprob_K.sum(dtype=np.float64))
         if not math.isfinite(logprob):
           raise UserError(f"a log-likelihood is {logprob}; try the model with --dtype float32")
         yield i, (logprob, bool(greedy_K.all()))
+
+  def _stop_if_asked(self) -> None:
+    if self._stop():
+      raise Stopped
 
   # --- generation ---------------------------------------------------------------------------------
 
@@ -195,6 +207,7 @@ class LmEvalModel(TemplateLM):
       for (settings, repeat), group in groups.items():
         until, new_tokens, options = self._options(json.loads(settings))
         for start in range(0, len(group), self._batch_size):
+          self._stop_if_asked()
           batch = group[start : start + self._batch_size]
           rows = [
             contexts[i][-(self.max_length - new_tokens) :] or [self.prefix_token_id] for i in batch

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gptneo_jax.errors import UserError
+from gptneo_jax.errors import Stopped, UserError
 from gptneo_jax.evals import scoring
 from tests.helpers.tiny_lm import TEXT, WORDS, expected_score, tiny_lm
 
@@ -200,3 +200,22 @@ def test_sampling_is_seeded_and_repeats_differ(lm, model):
 def test_more_new_tokens_than_positions(model):
   with pytest.raises(UserError, match="256 new tokens, and the model has 48 positions"):
     model.generate_until(requests(("the dog", {"until": "x"})), disable_tqdm=True)
+
+
+# --- stopping -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", ["loglikelihood", "loglikelihood_rolling", "generate_until"])
+def test_stop_is_asked_between_batches(lm, call):
+  """Nothing is computed after the batch in which it first returns True, and it ends the call."""
+  options = {"max_gen_toks": 2, "until": []}
+  arguments = {
+    "loglikelihood": [(TEXT[:200], " dog"), (TEXT[1:201], " fox")] * 4,
+    "loglikelihood_rolling": [(TEXT[:150] + word,) for word in WORDS[:8]],
+    "generate_until": [(word, options) for word in WORDS[:8]],
+  }[call]
+  answers = iter([False, True])
+  stoppable = LmEvalModel(lm, batch_size=1, stop=lambda: next(answers))
+  with pytest.raises(Stopped):
+    getattr(stoppable, call)(requests(*arguments), disable_tqdm=True)
+  assert next(answers, None) is None
