@@ -27,7 +27,7 @@ from typing import Any
 
 from gptneo_jax import cli, data, engine, model_io, sharding
 from gptneo_jax.errors import UserError, user_errors
-from gptneo_jax.evals import comparison, perplexity, provenance, report
+from gptneo_jax.evals import comparison, perplexity, provenance, report, report_tables
 from gptneo_jax.evals.resume_file import ResumeFile
 from gptneo_jax.generation.requests import require_tokenizer
 from gptneo_jax.training import config_file
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   notes = report.write(results, args.output)
   if partial is not None:
     partial.remove()
-  print(report.markdown(results), end="")
+  print(report_tables.markdown(results), end="")
   _say_where(args.output, notes)
   if lost := list(report.not_finite(results)):
     print(f"error: not finite, null in {args.output}: {', '.join(lost)}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Reports side by side: what can be compared in rows, and what cannot, marked."""
+"""Reports side by side; figures that cannot be compared are marked."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from gptneo_jax.evals import report as reports_of
-from gptneo_jax.evals import report_pictures
+from gptneo_jax.evals import report_pictures, report_tables
+from gptneo_jax.evals.report import write_files
 
 _Report = Mapping[str, Any]
-# They depend on what a token is: only models of one tokenizer can be compared by them.
-_PER_TOKEN = ("loss", "perplexity", "accuracy", "tokens")  # of documents
+# Figures of documents that can only be compared between models with the same tokenizer.
+_PER_TOKEN = ("loss", "perplexity", "accuracy", "tokens")
 _COUNTS = ("documents", "tokens", "words", "bytes")
 _MARK = "*"
 
 
 class Row(NamedTuple):
-  """One figure of all reports; None where a report lacks it."""
+  """One figure of each report; None where a report lacks it."""
 
   task: str
   metric: str
@@ -35,7 +35,10 @@ class Row(NamedTuple):
 
 
 def write(reports: Sequence[_Report], files: Sequence[str], path: str) -> list[str]:
-  """Writes FILE.json, FILE.md and FILE.png; returns notes. Raises UserError if it cannot."""
+  """Writes FILE.json, FILE.md and FILE.png; returns notes to print.
+
+  Raises UserError if a file cannot be written.
+  """
   content = {
     "compared": [
       {"file": file, "name": name, "checkpoint": report["checkpoint"]}
@@ -45,23 +48,23 @@ def write(reports: Sequence[_Report], files: Sequence[str], path: str) -> list[s
     "notes": notes(reports),
   }
   target = pathlib.Path(path)
-  reports_of.write_files(target, content, markdown(reports))
+  write_files(target, content, markdown(reports))
   picture = target.with_suffix(".png")
   return report_pictures.draw_comparison(names(reports), reports, rows(reports), picture)
 
 
 def names(reports: Sequence[_Report]) -> list[str]:
-  """What each is called, with numbers where two have one name."""
-  plain = [reports_of.name(report) for report in reports]
+  """The model's name of each report, numbered where several have the same."""
+  plain = [report_tables.name(report) for report in reports]
   return [
     f"{text} ({number})" if plain.count(text) > 1 else text for number, text in enumerate(plain, 1)
   ]
 
 
 def rows(reports: Sequence[_Report]) -> list[Row]:
-  """A row for each figure that any of them has; of one task, bits per byte come first.
+  """A row for each figure that any report has; bits per byte come first within a task.
 
-  The same task with another number of examples is another row.
+  The same task with another number of few-shot examples has a row of its own.
   """
   keys = dict.fromkeys(
     (task, metric, _shots(report, task))
@@ -80,10 +83,10 @@ def rows(reports: Sequence[_Report]) -> list[Row]:
 
 
 def markdown(reports: Sequence[_Report]) -> str:
-  """The tables: figures, notes, and the published table with what is published beside."""
+  """The figures, the notes, and the published table."""
   head = names(reports)
   other = _of_another_tokenizer(reports)
-  number = reports_of.number
+  number = report_tables.number
   table = [["parameters", *(number(report["parameters"]) for report in reports)]]
   steps = [report["checkpoint"].get("step") for report in reports]
   if any(step is not None for step in steps):
@@ -99,19 +102,19 @@ def markdown(reports: Sequence[_Report]) -> str:
       number(value) + (mark if value is not None else "") for value, mark in zip(row.values, marks)
     ]
     table.append([row.label, *cells])
-  parts = [reports_of.table(["", *head], table), *notes(reports)]
+  parts = [report_tables.table(["", *head], table), *notes(reports)]
   columns = {
     name: found
     for name, report in zip(head, reports)
-    if (found := reports_of.paper_columns(report))
+    if (found := report_tables.paper_columns(report))
   }
   if columns:
-    parts.append(reports_of.published_table(columns, reports))
+    parts.append(report_tables.published_table(columns, reports))
   return "\n\n".join(parts) + "\n"
 
 
 def notes(reports: Sequence[_Report]) -> list[str]:
-  """What of the rows cannot be compared, and why."""
+  """Which figures cannot be compared, and why."""
   found = []
   if any(_of_another_tokenizer(reports)):
     found.append(
@@ -129,7 +132,7 @@ def notes(reports: Sequence[_Report]) -> list[str]:
 
 
 def _of_another_tokenizer(reports: Sequence[_Report]) -> list[bool]:
-  """Of each, whether its tokenizer is known to be another than the first's."""
+  """For each report, whether its tokenizer is known to differ from the first's."""
   first = reports[0].get("tokenizer")
   return [
     None not in (first, own := report.get("tokenizer")) and own != first for report in reports

@@ -24,7 +24,7 @@ _STYLE = {
   "lines.linewidth": 1.4,
   "savefig.dpi": 120,
 }
-# Okabe and Ito's: told apart by colour-blind readers too.
+# The palette of Okabe and Ito, which colour-blind readers can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GREY = "0.55"
 
@@ -34,9 +34,9 @@ def drawing(
   path: str | os.PathLike[str], count: int, footer: str = "", *, width: float = 5.0,
   height: float = 4.2,
 ) -> Iterator[Sequence[Any]]:  # fmt: skip
-  """`count` axes side by side, each of `width` x `height` inches, saved to `path` at the end.
+  """`count` axes side by side, each `width` x `height` inches, saved to `path` on exit.
 
-  Raises ModuleNotFoundError where there is no matplotlib.
+  Raises ModuleNotFoundError if matplotlib is not installed.
   """
   import matplotlib
   from cycler import cycler
@@ -53,7 +53,7 @@ def drawing(
 
 
 def legend(axis: Any) -> None:
-  """Below the axes, where it covers nothing; none for a single thing without a name."""
+  """Draws the legend below the axes, if there is anything to name."""
   handles, labels = axis.get_legend_handles_labels()
   if handles:
     columns = 1 if max(map(len, labels)) > 30 else min(3, len(labels))
@@ -66,9 +66,9 @@ def bars(
   *,
   horizontal: bool = False,
 ) -> None:
-  """Groups of bars, each with its number.
+  """Groups of bars, each labelled with its value.
 
-  series: what the legend says -> {name of the group: a number, or (middle, low, high)}.
+  series: {label in the legend: {name of the group: a value, or (middle, low, high)}}.
   """
   names = list(dict.fromkeys(name for row in series.values() for name in row))
   thick = 0.8 / len(series)
@@ -97,7 +97,7 @@ def bars(
 
 
 def smoothed(values: Sequence[float], span: int) -> np.ndarray:
-  """The mean of up to `span` values around each; fewer at the ends, as many on both sides."""
+  """Centred moving mean over `span` values; over fewer, but symmetrically, at the ends."""
   sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
   places = np.arange(len(values))
   half = np.minimum(span // 2, np.minimum(places, len(values) - 1 - places))

@@ -1,4 +1,4 @@
-"""What is published of GPT-Neo, to stand beside what is measured.
+"""Published figures of GPT-Neo, to compare with.
 
 Source: the README of EleutherAI/gpt-neo, "Linguistic Reasoning" and "Physical and Scientific
 Reasoning"; accuracies in percent. Its Pile and Wikitext figures are of its own evaluator (token
@@ -34,8 +34,11 @@ ROWS: dict[str, tuple[float | None, ...]] = {
 }
 
 
-def rows_beside(model: Mapping[str, Any]) -> dict[str, tuple[float | None, ...]]:
-  """The row of the released model of this shape (a config's fields); else all of them."""
+def rows_for(model: Mapping[str, Any]) -> dict[str, tuple[float | None, ...]]:
+  """The row of the released model of the same shape; all rows if there is none.
+
+  model: fields of a ModelConfig.
+  """
   for preset, name in _NAMES.items():
     released = PRESETS[preset].to_dict()
     if all(model.get(field) == released[field] for field in _SHAPE):
@@ -44,5 +47,5 @@ def rows_beside(model: Mapping[str, Any]) -> dict[str, tuple[float | None, ...]]
 
 
 def in_units(column: str, value: float) -> float:
-  """A measured value as the table has it: accuracies, which the harness gives as shares, in %."""
+  """A measured value in the table's units: accuracies in %, which the harness gives as shares."""
   return value if column.endswith(("BPB", "PPL")) else 100 * value

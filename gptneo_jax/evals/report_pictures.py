@@ -1,4 +1,4 @@
-"""The pictures of a report, and of several beside each other."""
+"""The pictures of one report, and of several side by side."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from gptneo_jax.evals import pictures
 
 _Report = Mapping[str, Any]
-# Metrics that are shares of 1, so that they can stand on one axis.
+# Metrics that are shares of 1, so that one axis can show them.
 _SHARES = ("acc", "acc_norm", "exact_match", "f1")
 
 
 def draw(name: str, report: _Report, path: pathlib.Path) -> list[str]:
-  """Of documents: loss by position, calibration, bits per byte. A note where it is not drawn."""
+  """Loss by position, calibration and bits per byte of documents; a note if it was not drawn."""
   data, results = report["data"], report["results"]
   groups = {
     key.partition("/")[2] or "all": figures["bits_per_byte"]
@@ -37,28 +37,28 @@ def draw(name: str, report: _Report, path: pathlib.Path) -> list[str]:
 def draw_comparison(
   names: Sequence[str], reports: Sequence[_Report], rows: Sequence[Any], path: pathlib.Path
 ) -> list[str]:
-  """Bits per byte, loss by position where tokens are the same ones, shares of right answers."""
+  """Bits per byte, loss by position if the tokenizers are the same, shares of right answers."""
   bits = _by_name(names, rows, lambda row: _subset(row), ("bits_per_byte",))
   shares = _by_name(names, rows, lambda row: row.label, _SHARES)
-  whole = {name: report for name, report in zip(names, reports) if "data" in report}
-  comparable = len({report.get("tokenizer") for report in whole.values()}) == 1
-  panels = [bool(bits), bool(whole) and comparable, bool(shares)]
+  with_data = {name: report for name, report in zip(names, reports) if "data" in report}
+  comparable = len({report.get("tokenizer") for report in with_data.values()}) == 1
+  panels = [bool(bits), bool(with_data) and comparable, bool(shares)]
   if not any(panels):
     return [f"{path} was not drawn: there is neither bits per byte nor a share of right answers"]
   groups = max(len({group for row in part.values() for group in row}) for part in (bits, shares))
   height = max(4.2, 0.25 * groups * len(names) + 1.5)
   try:
     with pictures.drawing(path, sum(panels), "", width=5.5, height=height) as axes:
-      following = iter(axes)
+      remaining = iter(axes)
       if bits:
-        axis = next(following)
+        axis = next(remaining)
         pictures.bars(axis, bits, horizontal=True)
         axis.set(title="bits per byte", xlabel="bits per byte of text")
         pictures.legend(axis)
       if panels[1]:
-        _by_position(next(following), whole)
+        _by_position(next(remaining), with_data)
       if shares:
-        axis = next(following)
+        axis = next(remaining)
         pictures.bars(axis, shares, horizontal=True)
         axis.set(title="right answers", xlabel="share of the items")
         pictures.legend(axis)
@@ -70,7 +70,7 @@ def draw_comparison(
 def _by_name(
   names: Sequence[str], rows: Sequence[Any], label: Any, metrics: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-  """{model: {label of the row: value}} of some metrics, without what a model lacks."""
+  """{model: {label of the row: value}} of some metrics, without values that a model lacks."""
   chosen = [row for row in rows if row.metric in metrics]
   of = {
     name: {label(row): row.values[i] for row in chosen if row.values[i] is not None}
