@@ -1,1 +1,1 @@
-"""Measures of a model on held-out text."""
+"""Evaluation of a model: perplexity, harness tasks, generated answers, contamination, reports."""

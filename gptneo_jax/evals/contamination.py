@@ -6,7 +6,7 @@ word_ngrams.py. It finds little in scripts without spaces, which have few words.
 The training text is read once, in pieces. A piece's n-grams are hashed, and those with the hash of
 an item's n-gram are compared word by word. Memory holds the items and one piece.
 
-In names: N n-grams of the items.
+In names: G n-grams of the items.
 """
 
 from __future__ import annotations
@@ -122,54 +122,54 @@ class _Index:
       own = ngrams(words, n)
       self.names.append(name)
       self._texts.append(words.text)
-      self.too_short += not len(own.hashes_N)
-      hashes.append(own.hashes_N)
-      spans.append(np.stack([np.full_like(own.starts_N, number), own.starts_N, own.ends_N], axis=1))
-    hashes_N, spans_Nx3 = np.concatenate(hashes), np.concatenate(spans)
-    order_N = np.argsort(hashes_N, kind="stable")
-    self._hashes_N = hashes_N[order_N]
-    self._spans_Nx3 = spans_Nx3[order_N]  # item, and start and end in its normalised text
-    self._found_N = np.zeros(len(order_N), bool)
+      self.too_short += not len(own.hashes_G)
+      hashes.append(own.hashes_G)
+      spans.append(np.stack([np.full_like(own.starts_G, number), own.starts_G, own.ends_G], axis=1))
+    hashes_G, spans_Gx3 = np.concatenate(hashes), np.concatenate(spans)
+    order_G = np.argsort(hashes_G, kind="stable")
+    self._hashes_G = hashes_G[order_G]
+    self._spans_Gx3 = spans_Gx3[order_G]  # item, and start and end in its normalised text
+    self._found_G = np.zeros(len(order_G), bool)
     # At the first n-gram with a hash: all with the hash are found, and need no more comparisons.
-    self._settled_N = np.zeros(len(order_N), bool)
-    bits = max(16, int(_SLOTS_PER_NGRAM * len(order_N)).bit_length())
+    self._settled_G = np.zeros(len(order_G), bool)
+    bits = max(16, int(_SLOTS_PER_NGRAM * len(order_G)).bit_length())
     self._shift = np.uint64(64 - bits)
     self._filter = np.zeros(1 << bits, bool)
-    self._filter[self._hashes_N >> self._shift] = True
+    self._filter[self._hashes_G >> self._shift] = True
 
   def mark(self, texts: list[str], documents: list[Document]) -> None:
     """Marks the n-grams that are in these parts of documents."""
     words = split_words(texts)
     theirs = ngrams(words, self._n)
-    (passed,) = np.nonzero(self._filter[theirs.hashes_N >> self._shift])
+    (passed,) = np.nonzero(self._filter[theirs.hashes_G >> self._shift])
     if not len(passed):
       return
-    place = np.searchsorted(self._hashes_N, theirs.hashes_N[passed])
-    place = np.minimum(place, len(self._hashes_N) - 1)
-    same = (self._hashes_N[place] == theirs.hashes_N[passed]) & ~self._settled_N[place]
+    place = np.searchsorted(self._hashes_G, theirs.hashes_G[passed])
+    place = np.minimum(place, len(self._hashes_G) - 1)
+    same = (self._hashes_G[place] == theirs.hashes_G[passed]) & ~self._settled_G[place]
     for first, number in zip(place[same].tolist(), passed[same].tolist()):
-      if not self._settled_N[first]:
-        start, end = int(theirs.starts_N[number]), int(theirs.ends_N[number])
+      if not self._settled_G[first]:
+        start, end = int(theirs.starts_G[number]), int(theirs.ends_G[number])
         self._compare(first, words.text[start:end], documents[words.text_at(start)])
 
   def _compare(self, first: int, ngram: str, document: Document) -> None:
     """Compares the words of a training n-gram with the items' n-grams of its hash; `first` is the
     first of these."""
-    last = np.searchsorted(self._hashes_N, self._hashes_N[first], side="right")
+    last = np.searchsorted(self._hashes_G, self._hashes_G[first], side="right")
     for i in range(first, int(last)):
-      if not self._found_N[i] and self._ngram(i) == ngram:
-        self._found_N[i] = True
-        self._first.setdefault(int(self._spans_Nx3[i, 0]), (ngram, document))
-    self._settled_N[first] = self._found_N[first:last].all()
+      if not self._found_G[i] and self._ngram(i) == ngram:
+        self._found_G[i] = True
+        self._first.setdefault(int(self._spans_Gx3[i, 0]), (ngram, document))
+    self._settled_G[first] = self._found_G[first:last].all()
 
   def _ngram(self, i: int) -> str:
-    item, start, end = self._spans_Nx3[i].tolist()
+    item, start, end = self._spans_Gx3[i].tolist()
     return self._texts[item][start:end]
 
   def overlaps(self) -> list[dict[str, Any]]:
     shared: dict[int, set[str]] = {item: set() for item in self._first}
-    for i in np.flatnonzero(self._found_N).tolist():
-      shared[int(self._spans_Nx3[i, 0])].add(self._ngram(i))
+    for i in np.flatnonzero(self._found_G).tolist():
+      shared[int(self._spans_Gx3[i, 0])].add(self._ngram(i))
     return [
       {
         "item": self.names[item],

@@ -1,4 +1,4 @@
-"""What a report says so that its numbers can be had again: hashes of files, versions, hardware."""
+"""Provenance of a report's numbers: hashes of files and weights, versions, hardware."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _PACKAGES = (
 def of_checkpoint(
   name: str, step: int | str | None = None, adapter: str | None = None, *, progress: bool = True
 ) -> dict[str, Any]:
-  """Where the model comes from: name, step (of a folder of ours), sha256 by file.
+  """name, step (of a checkpoint of a run), adapter, and sha256 of each file.
 
-  The files are the weights, config.json, the tokenizer and those of the adapter. name, step,
-  adapter: as `engine.load` takes them.
+  The files are the weights, config.json, the tokenizer's and the adapter's. name, step, adapter:
+  as `engine.load` takes them.
   """
   about: dict[str, Any] = {"name": name}
   found, number = find(name, step)
@@ -66,7 +66,7 @@ def of_checkpoint(
 
 
 def of_files(files: Mapping[str, Callable[[], Any]], *, progress: bool = True) -> dict[str, str]:
-  """sha256 of each file, by name; files: what opens each."""
+  """sha256 of each file by its name; files: {name: function that opens the file}."""
   hashes = {}
   with progress_bar(
     desc="hashing files", unit="B", unit_scale=True, delay=3, disable=not progress
@@ -82,12 +82,12 @@ def of_files(files: Mapping[str, Callable[[], Any]], *, progress: bool = True) -
 
 
 def of_tokenizer(lm: engine.LanguageModel) -> str | None:
-  """A hash of the vocabulary: equal where a token is the same thing."""
+  """A hash of the tokenizer, equal for tokenizers that encode every text to the same ids."""
   return None if lm.tokenizer is None else DocumentEncoder(lm.tokenizer).fingerprint()
 
 
 def of_model(lm: engine.LanguageModel) -> str:
-  """A hash of a model in memory, of its config, weights and tokenizer: 16 hexadecimal digits."""
+  """A hash of a loaded model's config, weights and tokenizer: 16 hexadecimal digits."""
   digest = hashlib.blake2b(digest_size=8)
   digest.update(json.dumps([lm.config.to_dict(), lm.quantised], sort_keys=True).encode())
   if lm.tokenizer is not None:
@@ -101,15 +101,17 @@ def of_model(lm: engine.LanguageModel) -> str:
 
 @jax.jit
 def _checksum(x: jax.Array) -> jax.Array:
-  """64 bits of an array's bits and their places, made where it is, in whole numbers: the same
-  however it is laid out over devices."""
+  """A 64-bit hash of an array's values and their positions, as two uint32, computed on its devices.
+
+  It uses integers only, so that it is the same for every sharding.
+  """
   unsigned = {2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
   bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
-  place = jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape)
-  mixed = (bits ^ (place * np.uint32(0x9E3779B1))) * np.uint32(0x85EBCA77)
+  index = jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape)
+  mixed = (bits ^ (index * np.uint32(0x9E3779B1))) * np.uint32(0x85EBCA77)
   mixed = (mixed ^ (mixed >> 15)) * np.uint32(0xC2B2AE3D)
   mixed ^= mixed >> 13
-  return jnp.stack([mixed.sum(dtype=jnp.uint32), (mixed * (2 * place + 1)).sum(dtype=jnp.uint32)])
+  return jnp.stack([mixed.sum(dtype=jnp.uint32), (mixed * (2 * index + 1)).sum(dtype=jnp.uint32)])
 
 
 def of_software() -> dict[str, str]:
@@ -117,7 +119,7 @@ def of_software() -> dict[str, str]:
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
-  """Those of Python and of the packages that are installed."""
+  """Versions of Python and of those packages that are installed."""
   found = {"python": platform.python_version()}
   for package in packages:
     try:

@@ -3,7 +3,7 @@
 The normalisation is GPT-3's for contamination (Brown et al. 2020, appendix C): words are separated
 by white space; letters, digits and marks are kept, in lower case, and other characters dropped.
 
-In names: C characters, W words, N n-grams, P texts.
+In names: C characters, W words, G n-grams, P texts.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Words(NamedTuple):
 
 
 class Ngrams(NamedTuple):
-  hashes_N: np.ndarray  # uint64
-  starts_N: np.ndarray  # int64, index of the first character in Words.text
-  ends_N: np.ndarray  # int64, index after the last
+  hashes_G: np.ndarray  # uint64
+  starts_G: np.ndarray  # int64, index of the first character in Words.text
+  ends_G: np.ndarray  # int64, index after the last
 
 
 def normalised(text: str) -> str:
@@ -72,17 +72,17 @@ def ngrams(words: Words, n: int) -> Ngrams:
   sums give with one subtraction and a multiplication by an inverse power. Its low bits are weak, so
   the bits are mixed at the end.
   """
-  starts_N, ends_N = words.starts_W[: len(words.starts_W) - n + 1], words.ends_W[n - 1 :]
-  if not len(starts_N) or not len(ends_N):
+  starts_G, ends_G = words.starts_W[: len(words.starts_W) - n + 1], words.ends_W[n - 1 :]
+  if not len(starts_G) or not len(ends_G):
     return Ngrams(np.zeros(0, np.uint64), np.zeros(0, np.int64), np.zeros(0, np.int64))
-  within_N = np.ones(len(starts_N), bool)
+  within_G = np.ones(len(starts_G), bool)
   for first in np.searchsorted(words.starts_W, words.texts_P[1:]).tolist():  # word of a text
-    within_N[max(first - n + 1, 0) : first] = False
-  starts_N, ends_N = starts_N[within_N], ends_N[within_N]
+    within_G[max(first - n + 1, 0) : first] = False
+  starts_G, ends_G = starts_G[within_G], ends_G[within_G]
   powers, inverses = _powers(1 << len(words.codes_C).bit_length())
   sums = np.zeros(len(words.codes_C) + 1, np.uint64)
   np.cumsum(words.codes_C * powers[: len(words.codes_C)], out=sums[1:])
-  return Ngrams(_mixed((sums[ends_N] - sums[starts_N]) * inverses[starts_N]), starts_N, ends_N)
+  return Ngrams(_mixed((sums[ends_G] - sums[starts_G]) * inverses[starts_G]), starts_G, ends_G)
 
 
 def _mixed(x: np.ndarray) -> np.ndarray:

@@ -32,8 +32,8 @@ def test_ngrams_of_several_texts():
   words = split_words(["A b, c", "", "x", "b c d"])
   assert words.text == "a b c x b c d"
   two = ngrams(words, 2)
-  found = [words.text[start:end] for start, end in zip(two.starts_N, two.ends_N)]
+  found = [words.text[start:end] for start, end in zip(two.starts_G, two.ends_G)]
   assert found == ["a b", "b c", "b c", "c d"]
-  assert [words.text_at(start) for start in two.starts_N] == [0, 0, 3, 3]
-  assert two.hashes_N[1] == two.hashes_N[2] and len(np.unique(two.hashes_N)) == 3
-  assert len(ngrams(words, 4).hashes_N) == 0
+  assert [words.text_at(start) for start in two.starts_G] == [0, 0, 3, 3]
+  assert two.hashes_G[1] == two.hashes_G[2] and len(np.unique(two.hashes_G)) == 3
+  assert len(ngrams(words, 4).hashes_G) == 0
