@@ -1,4 +1,4 @@
-"""The command that measures a model."""
+"""The command `python -m gptneo_jax.evaluate`."""
 
 import json
 import math
@@ -47,7 +47,7 @@ def corpus(tmp_path):
 
 
 def test_command(checkpoint, corpus, tmp_path):
-  """From the shell; the numbers are `score`'s, and the report says what they are of."""
+  """From the shell; the figures are those of `lm.score`, and the report has their provenance."""
   output = tmp_path / "r.json"
   done = subprocess.run(
     [sys.executable, "-m", "gptneo_jax.evaluate", "--checkpoint", checkpoint, "--data", corpus,
@@ -115,7 +115,7 @@ def test_output_has_a_default_that_overwrites_nothing(
 
 
 def test_nothing_measured_is_an_error(checkpoint, tmp_path):
-  """With the reason, and no report that holds nothing."""
+  """The error has the reason, and no report is written."""
   pytest.importorskip("lm_eval", reason="tasks need lm-evaluation-harness")
   output = tmp_path / "r.json"
   with pytest.raises(UserError, match=r"nothing was measured: piqa_local: .*piqa_val"):
@@ -140,7 +140,7 @@ def test_a_model_whose_numbers_are_not_finite(checkpoint, corpus, tmp_path):
 
 
 def test_adapter_and_tokenizer_of_other_folders(checkpoint, corpus, tmp_path):
-  """The numbers are those of what `load` opens with them, and the report names both."""
+  """The figures are those of `load` with the same adapter and tokenizer; the report names both."""
   lm = gptneo_jax.load(checkpoint)
   random = np.random.default_rng(0)
   factors = {"a": random.normal(size=(1, 16, 2)), "b": random.normal(size=(1, 2, 2, 8))}
@@ -200,7 +200,7 @@ def test_four_devices_give_the_numbers_of_one(checkpoint, corpus, tmp_path):
 
 
 def test_other_sources(checkpoint, tmp_path):
-  """A text file, another key, the data of a training config, and the first documents of them."""
+  """A text file, another text key, --limit, and the data of a training config."""
   text = tmp_path / "book.txt"
   text.write_text(TEXTS[0])
   book = run(checkpoint, tmp_path, "--data", str(text))
@@ -233,7 +233,7 @@ def test_tasks_and_their_items(checkpoint, corpus, tmp_path, capsys):
     "--check_overlap", corpus,
   )  # fmt: skip
   assert 0 <= report["results"]["stdlib_cloze"]["acc"] <= 1
-  assert "\r" not in capsys.readouterr().err  # it is no terminal: no bars
+  assert "\r" not in capsys.readouterr().err  # no progress bars off a terminal
   assert report["tasks"]["versions"].keys() == {"stdlib_cloze"}
   lines = (tmp_path / "out.samples.jsonl").read_text().splitlines()
   assert [json.loads(line)["task"] for line in lines] == ["stdlib_cloze"] * 3

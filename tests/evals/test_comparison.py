@@ -21,14 +21,14 @@ def test_side_by_side():
   assert table["data loss"] == ["2.5000", "2.2500"]
   assert table["lambada acc, 5 shots"] == ["0.5723", "-"]
   assert table["GPT-Neo 1.3B, published"][4] == "57.2300" == table["mine int8 (1)"][4]
-  assert "mine int8 (2)" not in table  # it has nothing of that table
+  assert "mine int8 (2)" not in table  # it has no column of that table
   order = [name for name in table if name.startswith("data ")]
   assert order[0] == "data bits_per_byte"
   assert "The windows are not the same" in text and "*" not in text
 
 
 def test_side_by_side_with_another_tokenizer_and_other_documents():
-  """What cannot be compared is marked, what can be is not."""
+  """Only figures that cannot be compared are marked."""
   other = changed(
     tokenizer="fedcba9876543210", tasks__num_fewshot__lambada=0, arguments__limit=10,
     data__text_sha256="00",
@@ -42,7 +42,7 @@ def test_side_by_side_with_another_tokenizer_and_other_documents():
   assert table["data bits_per_byte"] == ["1.2025", "1.2025"]
   assert table["pile_local token_perplexity"] == ["9.0000", "9.0000*"]
   assert table["pile_local bits_per_byte"] == ["1.0000", "1.0000"]
-  assert table["lambada acc, 5 shots"] == ["0.5723", "-"]  # other examples, another row
+  assert table["lambada acc, 5 shots"] == ["0.5723", "-"]  # another number of examples, another row
   assert table["lambada acc, 0 shots"] == ["-", "0.5723"]
   for note in ("* Of another tokenizer", "The limits are not", "The documents are not"):
     assert note in text

@@ -27,7 +27,7 @@ def write(path, texts):
 
 
 def words(text):
-  """The rule, character by character."""
+  """The normalisation, character by character."""
   folded = ""
   for character in text:
     if character.isspace():

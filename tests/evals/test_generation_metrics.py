@@ -1,4 +1,4 @@
-"""Metrics of generated text: worked out by hand, and the libraries'."""
+"""Metrics of generated text, against values worked out by hand and published ones."""
 
 import sys
 
@@ -17,7 +17,7 @@ from gptneo_jax.evals.generation_metrics import score
     ("cat cat cat", ["cat dog"], 0, 2 / 5),  # 1 of 3 and 1 of 2: common words count as often
     ("dog", ["cat"], 0, 0),
     ("", ["cat"], 0, 0),
-    ("the", ["a"], 1, 1),  # both say nothing
+    ("the", ["a"], 1, 1),  # both are empty
     ("theatre an-other", ["theatre another"], 1, 1),  # articles only as words
     ("big cat", ["cat", "big dog cat"], 0, 4 / 5),
   ],
@@ -35,7 +35,7 @@ def test_means_over_answers():
 
 
 def test_bleu():
-  """The example of sacrebleu's README, which gives 48.53 for references in unequal numbers too."""
+  """The example of sacrebleu's README: 48.53; also with unequal numbers of references."""
   predictions = ["The dog bit the man.", "It wasn't surprising.", "The man had just bitten him."]
   references = [
     ["The dog bit the man.", "The dog had bit the man."],
@@ -48,7 +48,7 @@ def test_bleu():
 
 
 def test_rouge():
-  """police kill the gunman, from Lin (2004): ROUGE-2 and ROUGE-L in the paper."""
+  """The example of Lin (2004), which gives its ROUGE-2 and ROUGE-L."""
   reference = "police killed the gunman"
   scores = score(["police kill the gunman"], [[reference]])
   assert scores["rouge1"] == pytest.approx(3 / 4)

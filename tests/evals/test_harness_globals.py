@@ -1,4 +1,4 @@
-"""Global state is as before after the harness has run."""
+"""Global state that the harness reads is restored after a run."""
 
 import logging
 import random

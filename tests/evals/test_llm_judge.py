@@ -118,7 +118,7 @@ def test_request_and_reply(endpoint, waits, monkeypatch):
   for text in material:
     assert text in user["content"]
   assert waits == []
-  # The report has what was sent: the prompt, to be filled in, and its hash.
+  # The description has the prompt that was sent, as a template, and its hash.
   told = judging.description
   assert (told["kind"], told["url"], told["model"]) == ("endpoint", endpoint.url, "some/model")
   assert told["prompt"]["system"] == system["content"]
@@ -157,7 +157,7 @@ def test_parsing_is_strict(endpoint, said, score):
   judgement = grade(endpoint)
   assert judgement.score == score
   if score is None:
-    assert judgement.explanation == said  # what was said stays to be looked at
+    assert judgement.explanation == said  # the reply is kept
 
 
 def test_reply_without_text(endpoint):
@@ -208,7 +208,7 @@ def test_refusals_are_one_line(endpoint, waits, reply, message):
   with pytest.raises(UserError, match=message) as error:
     grade(endpoint)
   assert "\n" not in str(error.value) and endpoint.url in str(error.value)
-  assert len(endpoint.requests) == 1 and waits == []  # asking again would not help
+  assert len(endpoint.requests) == 1 and waits == []  # no retry
 
 
 def test_unreachable(waits):
@@ -253,7 +253,7 @@ def test_problems_are_known_before_there_are_answers(endpoint, waits):
 
 
 def test_answers_judged_by_an_endpoint(endpoint, tmp_path):
-  """Several at once, out of order, each judgement beside its answer."""
+  """Concurrent requests that finish out of order: each answer gets its own judgement."""
   path, output = tmp_path / "q.jsonl", str(tmp_path / "report.json")
   records = [
     {"prompt": f"question {n}", "reference": "r", "prediction": f"answer {n}"} for n in range(1, 11)
@@ -276,9 +276,9 @@ def test_answers_judged_by_an_endpoint(endpoint, tmp_path):
   assert report["metrics"]["judge_unparsed"] == 1
   assert report["judge"]["model"] == "m"
   assert qa_eval.evaluate(None, str(path), judge=spec, output=output) == report
-  assert len(endpoint.requests) == 10  # nothing was asked twice
+  assert len(endpoint.requests) == 10  # no judgement is requested twice
   qa_eval.evaluate(None, str(path), judge=endpoint.url + "#other", output=output)
-  assert len(endpoint.requests) == 20  # another judge judges for itself
+  assert len(endpoint.requests) == 20  # another judge does not reuse them
 
 
 # --- a local model --------------------------------------------------------------------------------
@@ -301,7 +301,7 @@ def save(folder, numbers):
 
 @pytest.mark.parametrize("numbers, answer", [(True, "dog"), (False, "the lazy\n\n  dog {x}")])
 def test_local_judge(numbers, answer, tmp_path):
-  """The number that the model's own logits make the likeliest, whatever its tokens."""
+  """The score is the number with the highest log-probability, also if it has several tokens."""
   lm = save(tmp_path / "model", numbers)
   own = [lm.tokenizer(f" {n}").input_ids for n in llm_judge.SCORES]
   assert {len(ids) for ids in own} == ({1} if numbers else {2, 3})
@@ -320,13 +320,13 @@ def test_local_judge(numbers, answer, tmp_path):
     sum(row[token] for row, token in zip(rows_TxV, number))
     for rows_TxV, number in zip(logits_NxTxV, own)
   ]
-  if not numbers:  # a 1 that a 0 follows is a ten
+  if not numbers:  # a 1 followed by a 0 is a ten
     logp[0] = math.log(math.exp(logp[0]) - math.exp(logp[9]))
   assert judgement.score == 1 + int(np.argmax(logp))
   title, _, told = judgement.explanation.partition("1: ")
   assert title == "log-probabilities "
   told = [float(part.rpartition(" ")[2]) for part in told.split(",")]
-  np.testing.assert_allclose(told, logp, atol=1e-3)  # they are told to three places
+  np.testing.assert_allclose(told, logp, atol=1e-3)  # they are given to three decimals
 
 
 def test_local_judge_with_too_little_room(tmp_path):

@@ -61,7 +61,7 @@ def test_greedy_continuations_are_known(lm, model):
 
 
 def test_of_equal_logits_the_first_is_greedy():
-  """As argmax has it."""
+  """As for argmax."""
   uniform = LmEvalModel(tiny_lm(scale=0), batch_size=4)
   rows = [(None, [5], [0]), (None, [5], [1]), (None, [5, 0], [0, 0])]
   found = uniform._loglikelihood_tokens(rows, disable_tqdm=True)
@@ -88,7 +88,7 @@ def test_empty_and_blank_texts(lm, model):
   assert found[2] == found[3] == found[4] == (0.0, True)
   blank = lm.tokenizer("   dog").input_ids
   assert found[5][0] == pytest.approx(expected_score(lm, [end], blank)[0], abs=1e-4)
-  whole = lm.tokenizer("the dog  x").input_ids  # the spaces belong to what is scored
+  whole = lm.tokenizer("the dog  x").input_ids  # the spaces belong to the continuation
   assert whole[: len(ids)] == ids
   assert found[6][0] == pytest.approx(expected_score(lm, ids, whole[len(ids) :])[0], abs=1e-4)
 
@@ -184,7 +184,7 @@ def test_when_it_samples(model, settings, sampled):
   until, new_tokens, options = model._options({**settings, "until": "\n", "max_tokens": 5})
   assert (until, new_tokens) == (["\n"], 5)
   assert options.get("do_sample", False) is sampled
-  assert sampled or options == {"do_sample": False}  # whatever the model brings as its default
+  assert sampled or options == {"do_sample": False}  # overrides the model's defaults
 
 
 def test_sampling_is_seeded_and_repeats_differ(lm, model):

@@ -1,4 +1,4 @@
-"""What the pictures share: moving means, bars, legends."""
+"""Moving means, bars and legends of the pictures."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from gptneo_jax.evals import pictures
 
 
 def test_smoothed():
-  """A mean of as many values on both sides, so that a line stays the line it is."""
+  """The mean is symmetric, also at the ends, so that a straight line is unchanged."""
   line = [3.0, 2.0, 1.0, 0.0, -1.0]
   assert pictures.smoothed(line, 3) == pytest.approx(line)
   assert pictures.smoothed([0, 3, 0, 6, 0], 3) == pytest.approx([0, 1, 3, 2, 0])

@@ -45,7 +45,7 @@ def test_run(lm, tmp_path):
   prompts = [q["prompt"] for q in QUESTIONS]
   pairs = [lm.generate(two, max_new_tokens=12) for two in (prompts[:2], prompts[2:4], prompts[3:])]
   expected = [text for pair in pairs for text in pair.texts]
-  assert expected.pop(3) == expected[3]  # it stood in two pairs
+  assert expected.pop(3) == expected[3]  # it is in two pairs
   assert len(set(expected)) > 2
   assert [sample["prediction"] for sample in report["samples"]] == expected
   references = [q["reference"] for q in QUESTIONS]
@@ -66,7 +66,7 @@ def test_run(lm, tmp_path):
 
 
 def test_stop(lm, tmp_path):
-  """An answer ends before the first of its stops."""
+  """An answer ends before its first stop string."""
   whole = lm.generate(["the quick", "fox"], max_new_tokens=12).texts[0]
   stop = whole[len(whole) // 2 :][:2]
   record = {"prompt": "the quick", "reference": "x", "stop": ["never there", stop]}
@@ -81,7 +81,7 @@ class Interrupted(Exception):
 
 
 class Counting:
-  """The model, counting the prompts it continues, and interrupted before a call."""
+  """A model that counts calls and prompts, and is interrupted before call `fail_at`."""
 
   def __init__(self, lm, fail_at=None):
     self._lm, self._fail_at, self.calls, self.prompts = lm, fail_at, 0, 0
@@ -97,7 +97,7 @@ class Counting:
     return self._lm.generate(prompts, **options)
 
 
-def test_interrupted_run_goes_on(lm, tmp_path):
+def test_interrupted_run_resumes(lm, tmp_path):
   path, output = write(tmp_path / "questions.jsonl", QUESTIONS), str(tmp_path / "report.json")
   whole = qa_eval.evaluate(lm, path, max_new_tokens=12, batch_size=2)
   options = dict(max_new_tokens=12, batch_size=2, output=output)
@@ -106,14 +106,14 @@ def test_interrupted_run_goes_on(lm, tmp_path):
   kept = tmp_path / "report.json.answers.jsonl"
   assert kept.read_bytes().count(b"\n") == 2
   with kept.open("ab") as file:
-    file.write(b'{"key": "cut off in the mi')  # the machine stopped while it was written
+    file.write(b'{"key": "cut off in the mi')  # as if the machine had stopped while writing
   again = Counting(lm)
   assert qa_eval.evaluate(again, path, **options) == whole
   assert again.prompts == 2  # of four different prompts
   done = Counting(lm)
   assert qa_eval.evaluate(done, path, **options) == whole
   assert done.calls == 0
-  # Other options and other weights make other answers.
+  # Answers of other options or other weights are not reused.
   longer = Counting(lm)
   qa_eval.evaluate(longer, path, **{**options, "max_new_tokens": 13})
   assert longer.prompts == 4
@@ -133,7 +133,7 @@ def test_damaged_answers_are_named(lm, tmp_path):
 
 
 class FakeJudge:
-  """Grades answers by their length; fails once at an answer, if told to."""
+  """Grades answers by their length; fails at answer `fail_at`."""
 
   max_concurrency = 1
 
@@ -149,7 +149,7 @@ class FakeJudge:
 
 
 def test_judged(tmp_path, monkeypatch):
-  """Predictions that stand in the file, judged by one that fails on the way."""
+  """Predictions given in the file, graded by a judge that fails and is resumed."""
   records = [
     {"prompt": "p", "reference": ["a", "b"], "prediction": "abc", "category": "x"},
     {"prompt": "p", "reference": "a", "prediction": "abcdefghijk", "category": "y"},
@@ -174,7 +174,7 @@ def test_judged(tmp_path, monkeypatch):
   assert report["samples"][2]["judge_explanation"] == "as long as abcdefgh"
   metrics = report["metrics"]
   assert (metrics["judge_score"], metrics["judge_scored"], metrics["judge_unparsed"]) == (5.5, 2, 1)
-  assert "judge_score" not in report["per_category"]["y"]  # nothing to take the mean of
+  assert "judge_score" not in report["per_category"]["y"]  # no score to average
   assert report["per_category"]["y"]["judge_unparsed"] == 1
   assert report["judge"] == {"kind": "fake"}
   assert report["settings"]["weights"] is None

@@ -27,14 +27,14 @@ def test_without_matplotlib_a_note(tmp_path, monkeypatch):
   assert not (tmp_path / "r.png").exists()
 
 
-def test_what_is_not_finite_is_null(tmp_path):
+def test_numbers_that_are_not_finite_are_null(tmp_path):
   """JSON has no NaN: strict readers refuse it."""
   bad = changed(
     results__lambada__acc=math.nan, results__data__loss=math.inf,
     data__calibration=[{**REPORT["data"]["calibration"][0], "accuracy": -math.inf}],
   )  # fmt: skip
   report.write(bad, str(tmp_path / "r.json"))
-  (tmp_path / "old.json").write_text(json.dumps(bad))  # as it was written once, with NaN
+  (tmp_path / "old.json").write_text(json.dumps(bad))  # with NaN
   assert report.read(str(tmp_path / "old.json")) == report.read(str(tmp_path / "r.json"))
 
   def refuse(name):
@@ -55,7 +55,7 @@ def test_what_is_not_finite_is_null(tmp_path):
 @pytest.mark.parametrize(
   "text", ["{", json.dumps({"loss": 1}), json.dumps([]), json.dumps({"results": {}, "config": {}})]
 )
-def test_what_is_no_report_is_named(text, tmp_path):
+def test_files_that_are_no_report(text, tmp_path):
   path = tmp_path / "other.json"
   path.write_text(text)
   with pytest.raises(UserError, match=r"other\.json"):

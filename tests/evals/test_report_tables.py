@@ -1,4 +1,4 @@
-"""The tables of a report, and the published figures that are compared with."""
+"""The tables of a report, and the published figures."""
 
 import pytest
 
@@ -14,19 +14,19 @@ def test_tables():
   table = rows(text)
   assert table["all"][:6] == ["1.2025", "2.5000", "12.182", "3.1e+07", "0.3750", "1,203"]
   assert table["Books\\|3"][1] == "3.2500"
-  # the last of its rows, with the number of examples shown and of items
+  # Its last row, with the numbers of few-shot examples and of items.
   assert table["lambada"] == ["acc", "0.5723", "0.0068", "5", "400"]
   assert "pile/test.jsonl.zst, the first 400 documents: disjoint" in text
   assert "The first 400 items of each." in text
   assert "- mathqa: no data" in text
-  # The published row of the same size, in the same units, in the same column.
+  # The published row of the model of the same shape has the same columns and units.
   ours, theirs = table["mine int8"], table["GPT-Neo 1.3B, published"]
   assert ours == ["-", "-", "-", "7.4980", "57.2300", "-", "-", "-", "-", "-"]
   assert theirs[3:5] == ours[3:5] and theirs[0] == "0.7527"
   assert not any("2.7B" in name for name in table)
 
 
-def test_a_model_of_another_shape_stands_beside_all_released_ones():
+def test_a_model_of_another_shape_is_compared_with_all_released_ones():
   other = PRESETS["neo_1p3b"].replace(num_layers=2).to_dict()
   assert published.rows_for(other) == published.ROWS
   assert all(len(row) == len(published.COLUMNS) for row in published.ROWS.values())

@@ -10,7 +10,7 @@ from gptneo_jax.evals.resume_file import ResumeFile, ResumeLog
 
 
 def test_state_keeps_every_float(tmp_path):
-  """Exactly, so that a resumed sum ends in the same bits; nothing else is left in the folder."""
+  """A resumed sum ends in the same bits; no other file is left in the folder."""
   state = {"sums": [0.1 + 0.2, 1e-300, 2**53 + 2.0], "batches": 3}
   written = ResumeFile(tmp_path / "r.partial", {"stride": None, "limit": 2}, seconds=0)
   assert written.read() is None

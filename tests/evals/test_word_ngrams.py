@@ -8,7 +8,7 @@ from gptneo_jax.evals.word_ngrams import ngrams, normalised, split_words
 
 
 def words(text):
-  """The rule, character by character."""
+  """The normalisation, character by character."""
   folded = ""
   for character in text:
     if character.isspace():
@@ -28,7 +28,7 @@ def test_normalised():
 
 
 def test_ngrams_of_several_texts():
-  """Those within a text, with the text they are from; equal words have equal hashes."""
+  """None spans two texts; equal words have equal hashes."""
   words = split_words(["A b, c", "", "x", "b c d"])
   assert words.text == "a b c x b c d"
   two = ngrams(words, 2)

@@ -21,7 +21,7 @@ WORDS = "the quick brown fox jumps over a lazy dog ção 日本 while seven wiza
 
 @pytest.fixture(scope="module")
 def documents():
-  """From an empty one to one of many times the context."""
+  """From an empty document to one many times as long as the context."""
   rng = np.random.default_rng(0)
   return [
     Document(" ".join(rng.choice(WORDS, n)), ("Prose", "Verse")[n % 2], f"here:{n}")
@@ -42,7 +42,7 @@ def both(request, documents, tmp_path_factory):
 
 
 def losses(model, tokenizer, text, stride):
-  """Nats of each token, one window after the other."""
+  """Nats of each token, window by window."""
   ids = [tokenizer.eos_token_id, *tokenizer(text, add_special_tokens=False).input_ids]
   found, start = [], 0
   while len(found) < len(ids) - 1:
@@ -70,8 +70,8 @@ def test_equals_a_pytorch_loop(both, documents, stride):
     assert figures["perplexity"] == pytest.approx(math.exp(math.fsum(own) / len(own)), rel=1e-5)
 
 
-def test_the_ways_of_cutting_are_told_apart(both, documents):
-  """Else the tests above could pass with the stride forgotten."""
+def test_disjoint_and_strided_windows_differ(both, documents):
+  """Otherwise the test above could pass with the stride ignored."""
   model, lm = both
   disjoint, strided = (
     sum(sum(losses(model, lm.tokenizer, d.text, stride)) for d in documents) for stride in (T, 37)
