@@ -3,7 +3,7 @@
 The normalisation is GPT-3's for contamination (Brown et al. 2020, appendix C): words are separated
 by white space; letters, digits and marks are kept, in lower case, and other characters dropped.
 
-In names: C characters, W words, G n-grams, P texts.
+In names: U code points, W words, G n-grams, X texts.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ class Words(NamedTuple):
   """Normalised texts, concatenated, with one space between words."""
 
   text: str
-  codes_C: np.ndarray  # uint32, code points of the text and of a space after it
+  codes_U: np.ndarray  # uint32, code points of the text and of a space after it
   starts_W: np.ndarray  # index of each word's first character
   ends_W: np.ndarray  # index after each word's last character
-  texts_P: np.ndarray  # index at which each of the texts begins
+  texts_X: np.ndarray  # index at which each of the texts begins
 
   def text_at(self, index: int) -> int:
     """Number of the text that a character belongs to."""
-    return int(np.searchsorted(self.texts_P, index, side="right")) - 1
+    return int(np.searchsorted(self.texts_X, index, side="right")) - 1
 
 
 class Ngrams(NamedTuple):
@@ -45,23 +45,23 @@ def normalised(text: str) -> str:
 
 
 def split_words(texts: list[str]) -> Words:
-  raw_C = _normalisation()[np.frombuffer(" ".join([*texts, ""]).encode("utf-32-le"), "<u4")]
-  (kept_C,) = np.nonzero(raw_C)
-  codes_C = raw_C[kept_C]
-  space_C = codes_C == _SPACE
+  raw_U = _normalisation()[np.frombuffer(" ".join([*texts, ""]).encode("utf-32-le"), "<u4")]
+  (kept_U,) = np.nonzero(raw_U)
+  codes_U = raw_U[kept_U]
+  space_U = codes_U == _SPACE
   # Of several spaces the first is kept; of those before the first word none.
-  stays_C = ~space_C
-  stays_C[1:] |= ~space_C[:-1]
-  kept_C, codes_C, space_C = kept_C[stays_C], codes_C[stays_C], space_C[stays_C]
-  (ends_W,) = np.nonzero(space_C)  # a space follows each word
+  stays_U = ~space_U
+  stays_U[1:] |= ~space_U[:-1]
+  kept_U, codes_U, space_U = kept_U[stays_U], codes_U[stays_U], space_U[stays_U]
+  (ends_W,) = np.nonzero(space_U)  # a space follows each word
   starts_W = np.concatenate([[0], ends_W[:-1] + 1]) if len(ends_W) else ends_W
-  raw_texts_P = np.cumsum([0, *(len(text) + 1 for text in texts[:-1])])
+  raw_texts_X = np.cumsum([0, *(len(text) + 1 for text in texts[:-1])])
   return Words(
-    text=codes_C[:-1].astype("<u4").tobytes().decode("utf-32-le"),
-    codes_C=codes_C,
+    text=codes_U[:-1].astype("<u4").tobytes().decode("utf-32-le"),
+    codes_U=codes_U,
     starts_W=starts_W,
     ends_W=ends_W,
-    texts_P=np.searchsorted(kept_C, raw_texts_P),
+    texts_X=np.searchsorted(kept_U, raw_texts_X),
   )
 
 
@@ -76,12 +76,12 @@ def ngrams(words: Words, n: int) -> Ngrams:
   if not len(starts_G) or not len(ends_G):
     return Ngrams(np.zeros(0, np.uint64), np.zeros(0, np.int64), np.zeros(0, np.int64))
   within_G = np.ones(len(starts_G), bool)
-  for first in np.searchsorted(words.starts_W, words.texts_P[1:]).tolist():  # word of a text
+  for first in np.searchsorted(words.starts_W, words.texts_X[1:]).tolist():  # word of a text
     within_G[max(first - n + 1, 0) : first] = False
   starts_G, ends_G = starts_G[within_G], ends_G[within_G]
-  powers, inverses = _powers(1 << len(words.codes_C).bit_length())
-  sums = np.zeros(len(words.codes_C) + 1, np.uint64)
-  np.cumsum(words.codes_C * powers[: len(words.codes_C)], out=sums[1:])
+  powers, inverses = _powers(1 << len(words.codes_U).bit_length())
+  sums = np.zeros(len(words.codes_U) + 1, np.uint64)
+  np.cumsum(words.codes_U * powers[: len(words.codes_U)], out=sums[1:])
   return Ngrams(_mixed((sums[ends_G] - sums[starts_G]) * inverses[starts_G]), starts_G, ends_G)
 
 
