@@ -27,6 +27,8 @@ _ALIASES = {
   "nembd": "hidden_size",
   "outputdir": "workdir",
   "perdevicetrainbatchsize": "batch_size",
+  "quantise": "quantization",
+  "quantize": "quantization",
   "savesteps": "checkpoint_every",
   "sequencelength": "seq_len",
   "trainsteps": "steps",

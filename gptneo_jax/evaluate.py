@@ -126,7 +126,7 @@ def _data_config(**fields: Any) -> data.DataConfig:
 def _load(args: argparse.Namespace) -> engine.LanguageModel:
   """The model with its tokenizer. Raises UserError where it cannot be evaluated as asked."""
   lm = engine.load(
-    args.checkpoint, args.dtype, _mesh(args), adapter=args.adapter, quantise=args.quantise,
+    args.checkpoint, args.dtype, _mesh(args), adapter=args.adapter, quantise=args.quantization,
     step=args.step,
   )  # fmt: skip
   if args.tokenizer:
@@ -134,7 +134,7 @@ def _load(args: argparse.Namespace) -> engine.LanguageModel:
   if lm.quantised == "w8a8" and (args.data or args.tasks):
     raise UserError(
       "w8a8 rounds activations only where text is generated: documents and tasks would be measured"
-      " with int8 weights alone; give --quantise int8, or --answers"
+      " with int8 weights alone; give --quantization int8, or --answers"
     )
   tokenizer = require_tokenizer(lm, "evaluate")
   try:
@@ -157,7 +157,7 @@ def _mesh(args: argparse.Namespace) -> Any:
   """As --mesh says; else all devices on the axis `data`, but one for quantised weights."""
   if args.mesh is None:
     stored = pathlib.Path(args.checkpoint, model_io.QUANTISED_FILE).is_file()
-    return None if args.quantise or stored else sharding.make_mesh()
+    return None if args.quantization or stored else sharding.make_mesh()
   sizes = dict(re.findall(r"(\w+)=(-?\d+)(?:,|$)", args.mesh))
   written = ",".join(f"{axis}={size}" for axis, size in sizes.items())
   if written != args.mesh or not sizes.keys() <= set(sharding.MESH_AXES):
@@ -203,7 +203,7 @@ def _measure_documents(
   }
   settings = {
     **{key: found[key] for key in ("checkpoint", "tokenizer", "model", "versions", "hardware")},
-    "quantise": args.quantise,
+    "quantization": args.quantization,
     "data": about,
     "limit": args.limit,
     "seq_len": seq_len,

@@ -75,7 +75,7 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
   add("--compare", nargs="+", metavar="FILE.json", help="put reports side by side")
   types = ("float32", "bfloat16", "float16")
   add("--dtype", choices=types, help="of weights and computation; default as stored")
-  add("--quantise", choices=("int8", "w8a8", "int4"), help="weights of 8 or 4 bits")
+  add("--quantization", choices=("int8", "w8a8", "int4"), help="weights of 8 or 4 bits")
   add("--mesh", metavar="AXES", help="as data=2,fsdp=2,tensor=1; default all devices on data")
   add("--batch_size", type=int, default=8, metavar="B", help="rows at once; default 8")
   add("--limit", type=int, metavar="N", help="only the first N documents, or items of a task")

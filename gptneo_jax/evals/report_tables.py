@@ -97,7 +97,7 @@ def _is_of_documents(key: str) -> bool:
 def name(report: Mapping[str, Any]) -> str:
   """The model's name for titles: its folder, and the dtype, quantization and adapter asked for."""
   arguments = report["arguments"]
-  changes = [arguments[key] for key in ("dtype", "quantise") if arguments.get(key)]
+  changes = [arguments[key] for key in ("dtype", "quantization") if arguments.get(key)]
   if arguments.get("adapter"):
     changes.append(f"+ {pathlib.PurePath(arguments['adapter']).name}")
   path = pathlib.PurePath(report["checkpoint"]["name"])

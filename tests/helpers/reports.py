@@ -11,7 +11,7 @@ FIGURES = {
 }  # fmt: skip
 REPORT = {
   "date": "2026-01-01T00:00:00+00:00",
-  "arguments": {"checkpoint": "runs/mine", "quantise": "int8", "limit": 400},
+  "arguments": {"checkpoint": "runs/mine", "quantization": "int8", "limit": 400},
   "checkpoint": {"name": "runs/mine", "step": 70, "sha256": {"70/params/a": "00"}},
   "model": PRESETS["neo_1p3b"].to_dict(),
   "parameters": 1_315_575_808,
