@@ -17,7 +17,6 @@ _NEEDS = {
   "flax": "0.12.8",
   "optax": "0.2.8",
   "orbax-checkpoint": "0.12.8",
-  "grain": "0.2.18",
   "qwix": "0.1.8",
   "ml_collections": "1.1",
   "transformers": "5",

@@ -10,6 +10,7 @@ import numpy as np
 
 from gptneo_jax.data.config import DataConfig
 from gptneo_jax.data.documents import BadRecords, DataError
+from gptneo_jax.data.prefetch import Prefetcher
 from gptneo_jax.data.sources import (
   files_fingerprint,
   held_out,
@@ -64,8 +65,6 @@ class TrainBatches:
     Raises:
       DataError: a source is not there, or num_streams does not divide batch_size.
     """
-    from grain.experimental import ThreadPrefetchDatasetIterator
-
     config = config.for_batch(batch_size)
     number = config.num_streams
     streams = range(number) if streams is None else list(streams)
@@ -104,9 +103,7 @@ class TrainBatches:
       seq_len=seq_len,
       segment_ids=config.segment_ids,
     )
-    # grain keeps with each batch it reads ahead a copy of the state that follows it, and shows
-    # the one of the batch last returned: what exact resume needs.
-    self._iterator = ThreadPrefetchDatasetIterator(rows, config.prefetch)
+    self._iterator = Prefetcher(rows, config.prefetch)
     # A thread still inside the tokenizer when the interpreter goes down can abort the process.
     self._close = weakref.finalize(self, _close, self._iterator, encoder)
     self.wait_seconds = 0.0
@@ -193,15 +190,13 @@ def _unlike(names: list[str]) -> list[str]:
   ]
 
 
-def _close(iterator, encoder: DocumentEncoder) -> None:
+def _close(iterator: Prefetcher, encoder: DocumentEncoder) -> None:
+  encoder.close()  # first: a batch that is being made then fails instead of waiting for its tokens
   iterator.close()
-  encoder.close()
-  # grain closes once more in __del__, which complains when the interpreter is half taken apart.
-  iterator.close = lambda: None
 
 
 class _Batches:
-  """Batches without reading ahead: what grain's prefetching wraps."""
+  """Batches without reading ahead."""
 
   def __init__(
     self,
@@ -213,24 +208,16 @@ class _Batches:
   ):
     self._streams = streams
     self._rows, self._seq_len, self._segment_ids = rows_per_stream, seq_len, segment_ids
-    self._failure: Exception | None = None
 
   def __iter__(self):
     return self
 
   def __next__(self) -> dict[str, np.ndarray]:
-    # After a failure part of a batch is gone from the streams: say the same again, go on never.
-    if self._failure is not None:
-      raise self._failure
     shape = (len(self._streams) * self._rows, self._seq_len + 1)
     tokens, ends = np.empty(shape, np.int32), np.empty(shape, bool)
-    try:
-      for number, stream in enumerate(self._streams.values()):
-        for row in range(number * self._rows, (number + 1) * self._rows):
-          stream.fill(tokens[row], ends[row])
-    except Exception as error:
-      self._failure = error
-      raise
+    for number, stream in enumerate(self._streams.values()):
+      for row in range(number * self._rows, (number + 1) * self._rows):
+        stream.fill(tokens[row], ends[row])
     batch = {"inputs": tokens[:, :-1].copy(), "targets": tokens[:, 1:].copy()}
     if self._segment_ids:
       # An end of text belongs to the document before it; what follows is another one.
@@ -243,6 +230,5 @@ class _Batches:
     return {name: stream.get_state() for name, stream in self._streams.items()}
 
   def set_state(self, state: dict) -> None:
-    self._failure = None
     for name, stream in self._streams.items():
       stream.set_state(state[name])

@@ -22,7 +22,7 @@ from gptneo_jax.training.run_config import flat
 FILE = "run_config.json"
 
 _PACKAGES = (
-  "gptneo_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain",
+  "gptneo_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy",
   "tokenizers", "transformers",
 )  # fmt: skip
 

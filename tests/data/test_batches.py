@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import CancelledError
 
 import numpy as np
 import pytest
@@ -256,6 +257,31 @@ def test_close_ends_the_thread_and_waiting_is_counted(tokenizer, tmp_path):
   iterator.close()
   iterator.close()
   assert threading.active_count() == before
+
+
+def test_close_does_not_wait_for_the_batch_that_is_being_made(tokenizer, tmp_path, monkeypatch):
+  encode = DocumentEncoder._encode
+  monkeypatch.setattr(DocumentEncoder, "_encode", lambda *args: time.sleep(0.2) or encode(*args))
+  path = write_shards(tmp_path, [["a"] * 100])
+  before = threading.active_count()
+  # 40 calls of the tokenizer a batch, 4 s with two threads.
+  iterator = batches_of(config_of(path, num_streams=1), tokenizer, batch_size=1, seq_len=40 * 128)
+  failures = []
+
+  def read():
+    try:
+      next(iterator)
+    except (CancelledError, RuntimeError) as error:
+      failures.append(error)
+
+  reading = threading.Thread(target=read)
+  reading.start()
+  time.sleep(0.3)
+  start = time.perf_counter()
+  iterator.close()
+  assert time.perf_counter() - start < 1.5
+  reading.join(timeout=10)
+  assert len(failures) == 1 and threading.active_count() == before
 
 
 def test_process_that_forgets_to_close_exits_cleanly():
