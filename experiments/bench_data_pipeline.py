@@ -1,13 +1,13 @@
-"""The data pipeline against the tokenizer alone: files on disk to batches, tokenised on the fly.
+"""The data pipeline compared with the tokenizer alone: files to batches, tokenized on the fly.
 
   python experiments/bench_data_pipeline.py
   python experiments/bench_data_pipeline.py --path 'data/*.jsonl.zst' --tokenizer FOLDER_OR_HUB_ID
 
-Ours is what training reads from, `data.TrainBatches`, opened anew in each round and read for one
-epoch: decompression, JSON, shuffling, tokenising, packing, and the start-up. Raw is the library
-`tokenizers` on the same documents, lying in memory, in calls of 4 million characters (longer and
-shorter ones were not faster): `encode_batch_fast`, which skips the offsets, and `encode_batch`.
-Without --path the text is the standard library's own source, and the tokenizer is learned from it.
+`ours` is what training reads from, `data.TrainBatches`, opened anew in each round and read for one
+epoch: start-up, decompression, JSON, shuffling, tokenizing and packing. The others are the library
+`tokenizers` on the same documents in memory, in calls of 4 million characters (longer and shorter
+ones were not faster): `encode_batch_fast`, which skips the offsets, and `encode_batch`. Without
+--path the text is the standard library's own source, and the tokenizer is trained on it.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def panels(results):
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--path", default="", help="glob of Pile-format JSON lines")
-  parser.add_argument("--tokenizer", default="train", help="hub id or folder; else one is learned")
+  parser.add_argument("--tokenizer", default="train", help="hub id or folder; else one is trained")
   parser.add_argument("--rounds", type=int, default=5)
   args = parser.parse_args()
   config = data.DataConfig(
@@ -41,7 +41,7 @@ def main():
   )
   texts = [document.text for document in data.evaluation_documents(config, "train")]
   encoder = DocumentEncoder(tokenizer)
-  tokens = sum(len(ids) + 1 for piece in _pieces(texts) for ids in encoder.encode(piece))
+  tokens = sum(len(ids) + 1 for call in _calls(texts) for ids in encoder.encode(call))
   batches = tokens // (_BATCH_SIZE * (_SEQ_LEN + 1))
 
   def ours():
@@ -51,14 +51,14 @@ def main():
     epoch.close()
 
   def raw(encode_batch):
-    return lambda: [len(encode_batch(piece, add_special_tokens=False)) for piece in _pieces(texts)]
+    return lambda: [len(encode_batch(call, add_special_tokens=False)) for call in _calls(texts)]
 
   def first_batch():
     start = time.perf_counter()
     epoch = _open(config, tokenizer)
     next(epoch)
     waited = time.perf_counter() - start
-    epoch.close()  # not counted: a run goes on
+    epoch.close()  # not counted
     return waited
 
   backend = tokenizer.backend_tokenizer
@@ -92,15 +92,15 @@ def _open(config, tokenizer):
   return data.TrainBatches(config, tokenizer, batch_size=_BATCH_SIZE, seq_len=_SEQ_LEN, seed=0)
 
 
-def _pieces(texts):
-  piece, size = [], 0
+def _calls(texts):
+  call, size = [], 0
   for text in texts:
-    piece.append(text)
+    call.append(text)
     size += len(text)
     if size >= _CALL_CHARACTERS:
-      yield piece
-      piece, size = [], 0
-  yield piece
+      yield call
+      call, size = [], 0
+  yield call
 
 
 if __name__ == "__main__":

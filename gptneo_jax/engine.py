@@ -245,7 +245,7 @@ class LanguageModel:
         raise UserError(f"{document.location} is not valid text: {error.reason}") from None
     longest = max((len(ids) for ids in DocumentEncoder(tokenizer).encode(texts)), default=1)
     ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-    batches = data.evaluation_batches(
+    batches = data.EvaluationBatches(
       documents,
       tokenizer,
       batch_size=forward.round_up(min(_SCORED_ROWS, max(len(texts), 1)), ways),
@@ -265,7 +265,7 @@ class LanguageModel:
   def predictions(self, batch: dict[str, np.ndarray]) -> TokenPredictions:
     """How each token of a batch is predicted, float32 B x T, without waiting for it.
 
-    The batch is as `data.evaluation_batches` makes it (`inputs` and `targets`, int32 B x T, and
+    The batch is as `data.EvaluationBatches` makes it (`inputs` and `targets`, int32 B x T, and
     `weights`); B is a multiple of the mesh's data x fsdp. Compiled for each shape.
     """
     self._require_lm_head("predict tokens")

@@ -118,7 +118,7 @@ def test_a_vocabulary_of_word_pieces_is_a_tokenizer(tmp_path, file):
   name = hf_folders.save(tmp_path / "hf", hf_folders.config(), hf_folders.tensors())
   words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "pan", "##ther", "a"]
   (tmp_path / "hf/vocab.txt").write_text("\n".join(words))
-  with pytest.raises(UserError, match="no file there is one that GPT2Tokenizer reads: name the"):
+  with pytest.raises(UserError, match="GPT2Tokenizer reads none of its files: name the"):
     interop.hf_to_orbax(name, tmp_path / "no")
   (tmp_path / "lfs").mkdir()
   pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"

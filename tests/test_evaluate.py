@@ -273,7 +273,7 @@ def test_answers_and_overlap(checkpoint, corpus, tmp_path):
     (["--data", "{corpus}", "--text_key", "body"], "no text: field 'body' is missing"),
     (["--data", "{corpus}", "--mesh", "rows=2"], "is not of the form data=2,fsdp=1,tensor=1"),
     (["--data", "{corpus}", "--mesh", "data=64"], "is of 64 devices"),
-    (["--data", "{empty}"], r"empty.jsonl holds no document \(passed over: 1 x empty text\)"),
+    (["--data", "{empty}"], r"empty.jsonl holds no document \(skipped: 1 x empty text\)"),
     (["--data", "{corpus}", "--judge", "m"], "--judge is for --answers"),
     (["--data", "{corpus}", "--num_fewshot", "0"], "--num_fewshot is for --tasks"),
     (["--data", "{corpus}", "--log_samples"], "--log_samples is for --tasks"),

@@ -1,18 +1,27 @@
-"""Text to batches: sources, virtual streams with exact resume, tokenizers, evaluation windows."""
+"""Text to batches: sources, virtual streams with exact resume, tokenizers, evaluation windows.
+
+The names below are what other rooms use.
+"""
 
 from gptneo_jax.data.batches import ORDER_SETTINGS, TrainBatches, merge_states
 from gptneo_jax.data.compression_baselines import byte_unigram_bits_per_byte, gzip_bits_per_byte
 from gptneo_jax.data.config import DataConfig
-from gptneo_jax.data.documents import DataError, Document
+from gptneo_jax.data.corpus_size import amount_of_data
+from gptneo_jax.data.documents import BadRecords, DataError, Document
 from gptneo_jax.data.evaluation import (
   EvaluationBatches,
   KeptBatches,
-  evaluation_batches,
   evaluation_documents,
   mixed_documents,
 )
-from gptneo_jax.data.sources import check_sources, has_split, holds_records, source_files
-from gptneo_jax.data.survey import amount_of_data
+from gptneo_jax.data.files import match_files, refuse_pointer
+from gptneo_jax.data.sources import (
+  check_sources,
+  has_split,
+  holds_records,
+  open_components,
+  source_files,
+)
 from gptneo_jax.data.tokenizer import (
   DocumentEncoder,
   check_vocabulary,
@@ -26,6 +35,7 @@ from gptneo_jax.data.tokenizer import (
 
 __all__ = [
   "ORDER_SETTINGS",
+  "BadRecords",
   "DataConfig",
   "DataError",
   "Document",
@@ -38,15 +48,17 @@ __all__ = [
   "check_sources",
   "check_vocabulary",
   "end_of_text_id",
-  "evaluation_batches",
   "evaluation_documents",
   "find_end_of_text",
   "gzip_bits_per_byte",
   "has_split",
   "holds_records",
   "load_tokenizer",
+  "match_files",
   "merge_states",
   "mixed_documents",
+  "open_components",
+  "refuse_pointer",
   "save_tokenizer",
   "saved_tokenizer",
   "source_files",

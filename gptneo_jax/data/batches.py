@@ -12,17 +12,17 @@ from gptneo_jax.data.config import DataConfig
 from gptneo_jax.data.documents import BadRecords, DataError
 from gptneo_jax.data.prefetch import Prefetcher
 from gptneo_jax.data.sources import (
+  divide_among_streams,
   files_fingerprint,
-  held_out,
+  held_out_shares,
   open_components,
-  shared_out,
   source_name,
 )
-from gptneo_jax.data.streams import RowStream, document_streams
+from gptneo_jax.data.streams import RowStream, row_stream
 from gptneo_jax.data.tokenizer import DocumentEncoder
 
-# What fixes the order of the data besides the streams' own state. Not here, since they change
-# no batch: prefetch, and on_bad_record, so that a run that stopped at a bad record can go on.
+# Settings on which the order of the data depends. `prefetch` changes no batch; `on_bad_record` may
+# change, so that a run that stopped at a bad record can be resumed.
 ORDER_SETTINGS = tuple(
   "source path document mixture datasets_config text_key num_streams shuffle_window".split()
 )
@@ -31,15 +31,16 @@ ORDER_SETTINGS = tuple(
 class TrainBatches:
   """Iterator over batches without end.
 
-  A stream fills batch_size / num_streams rows that follow on each other. A batch is a dict of the
-  rows of `streams`, in their order: `inputs` and `targets`, int32 B x T, where a row and the next
-  one of its stream follow on each other, T + 1 tokens apart; with data.segment_ids also
-  `segment_ids` (int32 B x T, from 1, a document each) and `weights` (float32 B x T, 0 where the
-  target is the first token of another document).
+  Each stream fills batch_size / num_streams consecutive rows of the global batch with consecutive
+  tokens, T + 1 for each row. A batch is a dict of the rows of `streams`, in their order: `inputs`
+  and `targets`, int32 B x T; with data.segment_ids also `segment_ids` (int32 B x T, the number of
+  the document in the row, from 1) and `weights` (float32 B x T, 0 where the target is the first
+  token of another document).
 
   Attributes:
     wait_seconds: total time that the consumer waited in `next`.
-    bad_records: what was wrong -> distinct records passed over.
+    epochs: passes over each source so far.
+    bad_records: what was wrong -> distinct records skipped.
   """
 
   def __init__(
@@ -60,16 +61,16 @@ class TrainBatches:
       batch_size: rows of the global batch; num_streams divides it, or is 0 (see `for_batch`).
       seq_len: T.
       seed: of the shuffling.
-      streams: numbers of this host's streams, in a run; None is all of them.
+      streams: consecutive numbers of this host's streams; None is all of them.
 
     Raises:
-      DataError: a source is not there, or num_streams does not divide batch_size.
+      DataError: a source does not exist, or num_streams does not divide batch_size.
     """
     config = config.for_batch(batch_size)
     number = config.num_streams
     streams = range(number) if streams is None else list(streams)
     if not streams or list(streams) != list(range(streams[0], streams[0] + len(streams))):
-      raise ValueError(f"streams {list(streams)} are not numbers in a run")
+      raise ValueError(f"streams {list(streams)} are not consecutive numbers")
     if streams[0] < 0 or streams[-1] >= number:
       raise ValueError(f"streams {list(streams)} are not all among data.num_streams {number}")
     encoder = DocumentEncoder(tokenizer)
@@ -77,19 +78,19 @@ class TrainBatches:
     components = open_components(config, "train", self._bad_records)
     self._fingerprint = {
       **{name: getattr(config, name) for name in ORDER_SETTINGS},
-      "held_out": held_out(config),
+      "held_out": held_out_shares(config),
       "batch_size": batch_size,
       "seq_len": seq_len,
       "seed": seed,
       **files_fingerprint(config, components),
       "tokenizer": encoder.fingerprint(),
     }
-    self._fingerprint = json.loads(json.dumps(self._fingerprint))  # as it looks when restored
-    components = shared_out(components, number)
-    self._names = _unlike([source_name(kind, path) for _, kind, path in config.entries])
-    rows = _Batches(
+    self._fingerprint = json.loads(json.dumps(self._fingerprint))  # as when restored
+    components = divide_among_streams(components, number)
+    self._names = _distinct([source_name(kind, path) for _, kind, path in config.entries])
+    batches = _BatchIterator(
       {
-        str(stream): document_streams(
+        str(stream): row_stream(
           components,
           encoder,
           stream=stream,
@@ -103,8 +104,8 @@ class TrainBatches:
       seq_len=seq_len,
       segment_ids=config.segment_ids,
     )
-    self._iterator = Prefetcher(rows, config.prefetch)
-    # A thread still inside the tokenizer when the interpreter goes down can abort the process.
+    self._iterator = Prefetcher(batches, config.prefetch)
+    # Also at exit: a thread that is still in the tokenizer then can abort the process.
     self._close = weakref.finalize(self, _close, self._iterator, encoder)
     self.wait_seconds = 0.0
 
@@ -112,7 +113,7 @@ class TrainBatches:
     return self
 
   def __next__(self) -> dict[str, np.ndarray]:
-    """The next batch; DataError, also from the thread that reads ahead."""
+    """The next batch. Raises DataError, also that of the thread that reads ahead."""
     start = time.perf_counter()
     try:
       return next(self._iterator)
@@ -120,17 +121,17 @@ class TrainBatches:
       self.wait_seconds += time.perf_counter() - start
 
   def get_state(self) -> dict:
-    """State that follows the last batch returned; a small dict for json."""
+    """State that follows the last batch returned, a small dict of JSON values."""
     return {
       "fingerprint": copy.deepcopy(self._fingerprint),
       "streams": copy.deepcopy(self._iterator.get_state()),
     }
 
   def set_state(self, state: Mapping) -> None:
-    """Goes on after the batch that `state` followed; it may hold other hosts' streams too.
+    """Continues after the batch that `state` followed; it may hold other hosts' streams too.
 
     Raises:
-      DataError: naming what differs between the run that was saved and this one.
+      DataError: naming what differs between the saved run and this one.
     """
     _compare(state["fingerprint"], self._fingerprint)
     own = list(self._iterator.get_state())
@@ -153,20 +154,20 @@ class TrainBatches:
     return dict(self._bad_records.counts)
 
   def close(self) -> None:
-    """Ends the reading ahead; no batch can be asked for afterwards."""
+    """Ends the reading ahead; no batch can be drawn afterwards."""
     if self._close.alive:
       self._close()
       self._bad_records.log_summary()
 
 
 def merge_states(states: Iterable[Mapping]) -> dict:
-  """One state of the states of all hosts; DataError when they are not of one run."""
+  """Merges the states of all hosts into one; DataError if they are not of one run."""
   merged: dict = {}
   for state in states:
     if not merged:
       merged = {"fingerprint": copy.deepcopy(dict(state["fingerprint"])), "streams": {}}
     _compare(merged["fingerprint"], state["fingerprint"])
-    # Hosts that hold parts of the same rows (mesh.tensor over hosts) read the same streams.
+    # Hosts that hold parts of the same rows (mesh.tensor spans hosts) read the same streams.
     for stream in merged["streams"].keys() & state["streams"].keys():
       if merged["streams"][stream] != state["streams"][stream]:
         raise DataError(f"two hosts' data states disagree about stream {stream}")
@@ -182,8 +183,8 @@ def _compare(saved: Mapping, present: Mapping) -> None:
       )
 
 
-def _unlike(names: list[str]) -> list[str]:
-  """The names, with a number where one comes again."""
+def _distinct(names: list[str]) -> list[str]:
+  """The names, with a number appended to each repeated one."""
   return [
     f"{name}.{names[:n].count(name) + 1}" if name in names[:n] else name
     for n, name in enumerate(names)
@@ -191,12 +192,12 @@ def _unlike(names: list[str]) -> list[str]:
 
 
 def _close(iterator: Prefetcher, encoder: DocumentEncoder) -> None:
-  encoder.close()  # first: a batch that is being made then fails instead of waiting for its tokens
+  encoder.close()  # first, so that a batch that is being made fails instead of waiting for tokens
   iterator.close()
 
 
-class _Batches:
-  """Batches without reading ahead."""
+class _BatchIterator:
+  """Batches of the rows of some streams, without reading ahead."""
 
   def __init__(
     self,
@@ -220,7 +221,7 @@ class _Batches:
         stream.fill(tokens[row], ends[row])
     batch = {"inputs": tokens[:, :-1].copy(), "targets": tokens[:, 1:].copy()}
     if self._segment_ids:
-      # An end of text belongs to the document before it; what follows is another one.
+      # An end of text belongs to the document before it; the next token begins another one.
       ends = ends[:, :-1]
       segment_ids = 1 + np.cumsum(ends, axis=1, dtype=np.int32) - ends
       batch |= {"segment_ids": segment_ids.astype(np.int32), "weights": (~ends).astype(np.float32)}

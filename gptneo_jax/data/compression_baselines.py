@@ -1,4 +1,4 @@
-"""Bits per byte that a model must beat: byte frequencies, and gzip."""
+"""Bits per byte that a model must beat: those of byte frequencies and of gzip."""
 
 import gzip
 from collections.abc import Iterable
@@ -11,14 +11,14 @@ from gptneo_jax.data.documents import Document
 def byte_unigram_bits_per_byte(
   train_documents: Iterable[Document], eval_documents: Iterable[Document]
 ) -> float:
-  """Cross-entropy per byte of byte frequencies learned on `train_documents`, add-one smoothed."""
+  """Cross-entropy per byte under the byte frequencies of `train_documents`, add-one smoothed."""
   seen = _byte_counts(train_documents) + 1
   counts = _byte_counts(eval_documents)
   return float(-(counts * np.log2(seen / seen.sum())).sum() / counts.sum())
 
 
 def gzip_bits_per_byte(eval_documents: Iterable[Document]) -> float:
-  """Bits that gzip -9 needs per byte of text, each document compressed on its own."""
+  """Bits of gzip -9 per byte of text, each document compressed by itself."""
   compressed = total = 0
   for document in eval_documents:
     data = document.text.encode()

@@ -1,10 +1,10 @@
-"""What to read, how to split it, and how to shuffle it."""
+"""The settings of the data: what to read, how to split it, and how to shuffle it."""
 
 import dataclasses
 
 from gptneo_jax.data.documents import DataError
 
-_MOST_STREAMS = 64  # that are chosen for a batch: as many hosts can share the reading
+_MAX_STREAMS = 64  # chosen for num_streams=0; up to this many hosts can share the reading
 
 SOURCES = ("stdlib", "jsonl", "text", "datasets")
 
@@ -17,22 +17,23 @@ class DataConfig:
     source: 'stdlib' (the Python standard library's own source), 'jsonl', 'text', 'datasets' or
       'mixture'.
     path: jsonl: glob of JSON lines, JSON arrays or parquet (local, gs://, s3://); text: folder or
-      glob of text files, whose documents `<|endoftext|>` divides; packed or not, several with
-      commas; datasets: `NAME_OR_PATH[#SPLIT]`, SPLIT 'train' unless given.
-    document: of the source 'text': 'file' (what `<|endoftext|>` divides is several), 'line' or
-      'paragraph' (between blank lines).
-    validation_path, test_path: a separate source of the same kind, used whole; '' takes that
-      split out of the training source, document by document.
+      glob of text files, in which `<|endoftext|>` separates documents; files may be compressed,
+      several paths are separated by commas; datasets: `NAME_OR_PATH[#SPLIT]`, SPLIT 'train' unless
+      given.
+    document: of the source 'text': 'file' (several documents if it holds `<|endoftext|>`), 'line'
+      or 'paragraph' (separated by blank lines).
+    validation_path, test_path: a separate source of the same kind, all of which is the split; ''
+      takes that split from the documents of the training source.
     validation_fraction, test_fraction: shares of the documents, by a hash of the text, so that
-      equal texts lie on one side. The standard library holds out whole packages instead.
+      equal texts are in the same split. Of the standard library, packages are held out instead.
     mixture: (weight, source, path), ...; weights are shares of the tokens.
-    tokenizer: hub id, folder, file as tokenizer.json, or 'train' to learn one from the training
-      split.
+    tokenizer: hub id, folder, file in the format of tokenizer.json, or 'train' to train one on the
+      training split.
     num_streams: virtual streams S; S divides the batch size and the hosts divide S. 0: see
       `for_batch`.
     shuffle_window: documents shuffled together, per stream; fewer if they hold 2**25 characters.
-    segment_ids: batches say where documents end, so that attention can stop there.
-    on_bad_record: 'stop' or 'skip' (and count), of records and of files that cannot be read.
+    segment_ids: whether batches mark documents, so that attention is kept within each.
+    on_bad_record: 'stop' or 'skip' (and count) records and files that cannot be read.
     text_key: field of a record that holds the text; 'a.b' is field b of field a.
     datasets_config: configuration name of a `datasets` source.
     prefetch: batches read ahead.
@@ -87,7 +88,7 @@ class DataConfig:
       if not self.mixture:
         raise ValueError("data.source is 'mixture', but data.mixture is empty")
       if self.path:
-        raise ValueError("data.path has no meaning for a mixture; the paths stand in data.mixture")
+        raise ValueError("data.path is not used for a mixture; its paths are in data.mixture")
     elif self.mixture:
       raise ValueError(f"data.mixture is given, but data.source is '{self.source}', not 'mixture'")
     for entry in self.mixture:
@@ -117,18 +118,18 @@ class DataConfig:
         )
 
   def for_batch(self, batch_size: int) -> "DataConfig":
-    """This with the number of streams for a batch: 0 is the largest up to 64 that divides it.
+    """This config, in which num_streams=0 is replaced by the largest divisor of the batch up to 64.
 
-    It does not depend on the hosts, so that another number of them goes on with the same data.
-    Raises DataError if there is a number already, and it does not divide the batch.
+    It does not depend on the number of hosts, so that a run can be resumed with another. Raises
+    DataError if num_streams is not 0 and does not divide the batch.
     """
     if not self.num_streams:
-      most = max(n for n in range(1, _MOST_STREAMS + 1) if batch_size % n == 0)
+      most = max(n for n in range(1, _MAX_STREAMS + 1) if batch_size % n == 0)
       return dataclasses.replace(self, num_streams=most)
     if batch_size < 1 or batch_size % self.num_streams:
       raise DataError(
         f"data.num_streams {self.num_streams} does not divide batch_size {batch_size};"
-        f" data.num_streams=0 takes the largest number up to {_MOST_STREAMS} that does"
+        f" data.num_streams=0 takes the largest number up to {_MAX_STREAMS} that does"
       )
     return self
 
@@ -138,5 +139,5 @@ class DataConfig:
     return self.mixture if self.source == "mixture" else ((1.0, self.source, self.path),)
 
   def own_path(self, split: str) -> str:
-    """The path of a split that is a source of its own, '' if it is taken out of the training's."""
+    """The path of a split with a source of its own, '' if it is taken from the training source."""
     return {"validation": self.validation_path, "test": self.test_path}.get(split, "")

@@ -12,21 +12,23 @@ from gptneo_jax.data.documents import BadRecords, DataError, Document
 from gptneo_jax.data.sources import open_components
 from gptneo_jax.data.tokenizer import DocumentEncoder
 
-_PIECE_DOCUMENTS = 64
-_PIECE_CHARACTERS = 1 << 18
-_SORTED_BATCHES = 32  # whose rows are sorted together
-_LEAST_WIDTH = 64
+# Documents encoded in one call.
+_GROUP_DOCUMENTS = 64
+_GROUP_CHARACTERS = 1 << 18
+_SORTED_BATCHES = 32  # whose windows are sorted together
+_MIN_WIDTH = 64
 _KEPT_BYTES = 1 << 28
 
 
 def evaluation_documents(
   config: DataConfig, split: str, limit_documents: int = 0
 ) -> Iterator[Document]:
-  """Documents of 'train', 'validation' or 'test' in source order; the first ones, given a limit.
+  """Documents of 'train', 'validation' or 'test' in source order; at most `limit_documents`, if
+  not 0.
 
   Raises:
-    DataError: at once, a source is not there or nothing is set aside for the split; when the
-      first one is asked for, the split holds no document.
+    DataError: at once if a source does not exist or nothing is held out for the split; at the
+      first document if there is none.
   """
   bad_records = BadRecords(config.on_bad_record)
   components = open_components(config, split, bad_records)
@@ -37,11 +39,11 @@ def _documents(components, own_path, split, limit_documents, bad_records):
   documents = itertools.chain.from_iterable(part.documents() for part in components)
   first = next(documents, None)
   if first is None:
-    passed_over = f" (passed over: {bad_records})" if bad_records.counts else ""
+    skipped = f" (skipped: {bad_records})" if bad_records.counts else ""
     raise DataError(
-      f"{own_path} holds no document{passed_over}"
+      f"{own_path} holds no document{skipped}"
       if own_path
-      else f"the {split} split holds no document{passed_over}"
+      else f"the {split} split holds no document{skipped}"
       + ("" if split == "train" else f": raise data.{split}_fraction")
     )
   yield from itertools.islice(itertools.chain([first], documents), limit_documents or None)
@@ -51,18 +53,18 @@ def _documents(components, own_path, split, limit_documents, bad_records):
 def mixed_documents(config: DataConfig) -> Iterator[Document]:
   """Training documents once, in source order, the sources of a mixture interleaved by weight.
 
-  For learning a tokenizer: any beginning of it has every source's share of the bytes.
+  For training a tokenizer: any first part has each source's share of the bytes.
   """
   components = open_components(config, "train", BadRecords(config.on_bad_record))
-  # (bytes so far / weight, number): the source furthest behind its share comes next.
+  # (bytes so far / weight, number): the source with the fewest bytes for its weight comes next.
   waiting = [(0.0, number) for number in range(len(components))]
   documents = [component.documents() for component in components]
   while waiting:
-    behind, number = heapq.heappop(waiting)
+    bytes_by_weight, number = heapq.heappop(waiting)
     document = next(documents[number], None)
     if document is not None:
       size = len(document.text.encode())
-      heapq.heappush(waiting, (behind + size / components[number].weight, number))
+      heapq.heappush(waiting, (bytes_by_weight + size / components[number].weight, number))
       yield document
 
 
@@ -78,28 +80,38 @@ class EvaluationWindow:
 
 
 def evaluation_windows(
-  documents: Iterable[Document], tokenizer, seq_len: int, stride: int | None = None
+  documents: Iterable[np.ndarray], end_of_text: int, seq_len: int, stride: int | None = None
 ) -> Iterator[EvaluationWindow]:
-  """Windows of T inputs, each `stride` after the one before: every token is scored once.
+  """Windows of T = `seq_len` inputs that begin `stride` tokens apart; every token is scored once.
 
-  The end-of-text token stands before the document and is not scored; no end of text follows. A
-  token is scored in the first window that holds it, where it has the most context: all of the first
-  window, the last `stride` of each further one. Without a stride windows are disjoint, which is a
-  stride of T: each further one starts with the last token of the one before. A text without tokens
-  has no window. Raises ValueError for a stride that is not in 1 to T.
+  The first input of a document is the end-of-text token; it is not scored, and none follows the
+  document. A token is scored in the first window that holds it, where it has the most context: all
+  tokens of the first window, the last `stride` of each further one. None is a stride of T, disjoint
+  windows: each further one starts with the last target of the one before.
+
+  Args:
+    documents: token ids of each, without end of text; one without ids has no window.
+    end_of_text: its id.
+    seq_len: T.
+    stride: 1 to T, or None for T.
+
+  Raises:
+    ValueError: at once, for another stride.
   """
-  encoder = DocumentEncoder(tokenizer)
-  step = _step(seq_len, stride)
-  for number, ids in enumerate(_encode(documents, encoder)):
-    yield from _windows(ids, number, encoder.end_of_text, seq_len, step)
+  step = seq_len if stride is None else stride
+  if not 1 <= step <= seq_len:
+    raise ValueError(f"stride is {stride}; it must be 1 to {seq_len}, the inputs of a window")
+  return itertools.chain.from_iterable(
+    _windows(ids, number, end_of_text, seq_len, step) for number, ids in enumerate(documents)
+  )
 
 
 class EvaluationBatches:
-  """Whole batches of windows; a single pass, so that any amount of data fits.
+  """Batches of the windows that `evaluation_windows` gives; one pass, so any amount of data fits.
 
   A batch is a dict: `inputs`, `targets` int32 B x T; `weights` float32 B x T, 1 where a token is
-  scored, 0 on padding and on what is context only; `row_document` int32 B, index of the row's
-  document or -1 for a row of padding.
+  scored, 0 for padding and for tokens that are only context; `row_document` int32 B, index of the
+  row's document, or -1 for a row of padding.
 
   Attributes (they grow while batches are taken and are complete after the last one):
     subsets: subset of each document.
@@ -118,12 +130,14 @@ class EvaluationBatches:
     stride: int | None = None,
     by_length: bool = False,
   ):
+    """by_length: sort the windows of every 32 batches, longest first, and make a batch only as wide
+    as the power of two that holds its longest (at least 64): short documents cost less."""
     self.subsets: list[str] = []
     self.bytes_per_document: list[int] = []
     self.tokens_per_document: list[int] = []
-    step = _step(seq_len, stride)
     encoder = DocumentEncoder(tokenizer)
-    windows = self._windows(documents, encoder, seq_len, step)
+    ids = self._encoded(documents, encoder)
+    windows = evaluation_windows(ids, encoder.end_of_text, seq_len, stride)
     self._batches = _batches(windows, encoder.end_of_text, batch_size, seq_len, by_length)
 
   def __iter__(self) -> "EvaluationBatches":
@@ -138,17 +152,19 @@ class EvaluationBatches:
       self.bytes_per_document.append(len(document.text.encode()))
       yield document
 
-  def _windows(self, documents, encoder, seq_len, step):
-    for number, ids in enumerate(_encode(self._noted(documents), encoder)):
+  def _encoded(
+    self, documents: Iterable[Document], encoder: DocumentEncoder
+  ) -> Iterator[np.ndarray]:
+    for ids in _encode(self._noted(documents), encoder):
       self.tokens_per_document.append(len(ids))
-      yield from _windows(ids, number, encoder.end_of_text, seq_len, step)
+      yield ids
 
 
 class KeptBatches:
-  """EvaluationBatches for many passes: kept in memory once made, unless they are too large.
+  """EvaluationBatches for many passes: kept in memory unless they are larger than `limit_bytes`.
 
-  Made as far as they are asked for; a pass that is not finished is gone on with by the next one.
-  What is larger than 256 MB is read and encoded again in each pass.
+  Batches are made when they are first asked for, so a pass that stops early makes only its own.
+  Larger data is read and encoded again in each pass.
   """
 
   def __init__(self, make: Callable[[], EvaluationBatches], limit_bytes: int = _KEPT_BYTES):
@@ -185,11 +201,11 @@ class KeptBatches:
 def _batches(
   windows: Iterator[EvaluationWindow], end_of_text: int, B: int, seq_len: int, by_length: bool
 ) -> Iterator[dict[str, np.ndarray]]:
-  while piece := list(itertools.islice(windows, B * (_SORTED_BATCHES if by_length else 1))):
+  while drawn := list(itertools.islice(windows, B * (_SORTED_BATCHES if by_length else 1))):
     if by_length:
-      piece.sort(key=lambda window: -window.length)
-    for first in range(0, len(piece), B):
-      taken = piece[first : first + B]
+      drawn.sort(key=lambda window: -window.length)
+    for first in range(0, len(drawn), B):
+      taken = drawn[first : first + B]
       T = _width(max(window.length for window in taken), seq_len) if by_length else seq_len
       batch = {
         "inputs": np.full((B, T), end_of_text, np.int32),
@@ -205,52 +221,21 @@ def _batches(
 
 
 def _width(length: int, seq_len: int) -> int:
-  """Of a batch: a power of two, so that few shapes are compiled."""
-  return min(max(_LEAST_WIDTH, 1 << (length - 1).bit_length()), seq_len)
-
-
-def evaluation_batches(
-  documents: Iterable[Document],
-  tokenizer,
-  *,
-  batch_size: int,
-  seq_len: int,
-  stride: int | None = None,
-  by_length: bool = False,
-) -> EvaluationBatches:
-  """Batches that score the documents in windows as `evaluation_windows`'; see EvaluationBatches.
-
-  by_length: rows of every 32 batches are sorted, longest first, and a batch is only as wide as the
-    power of two that holds its longest (64 at least): short documents cost less.
-  """
-  return EvaluationBatches(
-    documents,
-    tokenizer,
-    batch_size=batch_size,
-    seq_len=seq_len,
-    stride=stride,
-    by_length=by_length,
-  )
-
-
-def _step(seq_len: int, stride: int | None) -> int:
-  if stride is None:
-    return seq_len
-  if not 1 <= stride <= seq_len:
-    raise ValueError(f"stride is {stride}; it is 1 to {seq_len}, the inputs of a window")
-  return stride
+  """Columns of a batch whose longest window has `length` tokens: a power of two, so that few shapes
+  are compiled."""
+  return min(max(_MIN_WIDTH, 1 << (length - 1).bit_length()), seq_len)
 
 
 def _encode(documents: Iterable[Document], encoder: DocumentEncoder) -> Iterator[np.ndarray]:
   """Ids of each document; several documents are encoded at once."""
-  piece, size = [], 0
+  group, size = [], 0
   for document in documents:
-    piece.append(document.text)
+    group.append(document.text)
     size += len(document.text)
-    if len(piece) == _PIECE_DOCUMENTS or size >= _PIECE_CHARACTERS:
-      yield from encoder.encode(piece)
-      piece, size = [], 0
-  yield from encoder.encode(piece)
+    if len(group) == _GROUP_DOCUMENTS or size >= _GROUP_CHARACTERS:
+      yield from encoder.encode(group)
+      group, size = [], 0
+  yield from encoder.encode(group)
 
 
 def _windows(

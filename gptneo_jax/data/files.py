@@ -1,4 +1,4 @@
-"""Files behind a path: local, gs://, s3:// and whatever else fsspec opens."""
+"""The files that a path names: local, gs://, s3:// and whatever else fsspec opens."""
 
 import contextlib
 import os
@@ -9,11 +9,11 @@ from typing import Any
 from gptneo_jax.data.documents import BadRecords, DataError, warn_once
 
 _NOT_SOURCE = "__pycache__"
-GIT_LFS = b"version https://git-lfs"  # how what Git left in place of a large file begins
+GIT_LFS = b"version https://git-lfs"  # first bytes of the pointer that Git leaves for a large file
 
 
 def file_system(path: str) -> tuple[Any, str]:
-  """(fsspec file system, path in it); DataError when the scheme cannot be opened."""
+  """(fsspec file system, path in it); DataError if the scheme cannot be opened."""
   import fsspec
 
   try:
@@ -23,7 +23,7 @@ def file_system(path: str) -> tuple[Any, str]:
 
 
 def refuse_pointer(path: str | os.PathLike) -> None:
-  """Raises DataError where a local file is what Git left in place of a large one."""
+  """Raises DataError if a local file is a Git LFS pointer."""
   if not os.path.isfile(path):
     return
   with open(path, "rb") as file:
@@ -35,13 +35,13 @@ def refuse_pointer(path: str | os.PathLike) -> None:
 
 
 def match_files(path: str, *, folders: bool) -> tuple[Any, list[str]]:
-  """Files that globs match, or that stand below folders, in sorted order.
+  """Files that globs match, or that are below folders, in sorted order.
 
-  Links to files are files; links to folders, pipes and devices are passed over, which is said once.
+  Links to files are files; links to folders, pipes and devices are skipped with one warning.
 
   Args:
-    path: file, glob, or (with `folders`) folder; several of them with commas in between.
-    folders: whether a folder stands for everything below it, hidden names left out.
+    path: file, glob, or (with `folders`) folder; several are separated by commas.
+    folders: whether a folder means everything below it except hidden names.
 
   Returns:
     (fsspec file system, paths in it); never empty.
@@ -56,12 +56,12 @@ def match_files(path: str, *, folders: bool) -> tuple[Any, list[str]]:
     systems.append(fs)
     matched |= found
   if any(fs is not systems[0] for fs in systems):
-    raise DataError(f"{path}: these lie on several file systems; data.mixture reads them together")
+    raise DataError(f"{path}: these are on several file systems; data.mixture reads them together")
   return systems[0], sorted(matched)
 
 
 def split_paths(path: str) -> list[str]:
-  """The paths in a list with commas; a local file whose own name holds a comma is one path."""
+  """The paths in a list with commas; a local file whose name holds a comma is one path."""
   if os.path.exists(os.path.expanduser(path)):
     return [path]
   return [part.strip() for part in path.split(",") if part.strip()] or [path]
@@ -69,14 +69,14 @@ def split_paths(path: str) -> list[str]:
 
 @contextlib.contextmanager
 def opened(fs, path: str, bad_records: BadRecords) -> Iterator[Any]:
-  """The file open for reading bytes; None if it is lost and lost ones are passed over.
+  """The file open for reading bytes; None if it cannot be read and `bad_records` skips it.
 
-  Raises DataError where it cannot be read.
+  Raises DataError if it cannot be read.
   """
   try:
     file = fs.open(path, "rb")
   except (FileNotFoundError, PermissionError) as error:
-    reason = "a link to nothing" if os.path.islink(path) else error.strerror or str(error)
+    reason = "a broken link" if os.path.islink(path) else error.strerror or str(error)
     bad_records.add_file(path, f"cannot be read: {reason}")
     yield None
     return
@@ -111,7 +111,7 @@ def _match(path: str, folders: bool) -> tuple[Any, set[str]]:
   files = {name for name, info in found.items() if _is_file(name, info)}
   if others := sorted(name for name in found.keys() - files if _is_odd(found[name])):
     warn_once(
-      f"{path}: passed over {len(others)} link(s) to folders, pipes or devices, such as {others[0]}"
+      f"{path}: skipped {len(others)} link(s) to folders, pipes or devices, such as {others[0]}"
     )
   if not files:
     raise DataError(f"{path}: no file matches")
@@ -119,7 +119,7 @@ def _match(path: str, folders: bool) -> tuple[Any, set[str]]:
 
 
 def _is_file(name: str, info: dict[str, Any]) -> bool:
-  """Whether it is a file or a link to one, or to nothing, which reading it will name."""
+  """Whether it is a file or a link to one; so is a broken link, which fails when it is read."""
   if not info.get("islink"):
     return info["type"] == "file"
   try:
@@ -138,7 +138,7 @@ def _is_source(below: str) -> bool:
 
 
 def file_size(fs, path: str) -> int:
-  """Bytes, 0 where the store does not say."""
+  """Bytes, 0 where the store does not tell."""
   try:
     return fs.size(path) or 0
   except OSError:

@@ -1,16 +1,16 @@
-"""Sources that the `datasets` library reads: the hub, local folders, saved data sets."""
+"""Sources read by the `datasets` library: data sets of the hub, local folders, saved data sets."""
 
 import glob
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-from gptneo_jax.data.documents import BadRecords, DataError, Document
+from gptneo_jax.data.documents import BadRecords, Cursor, DataError, Document, Wanted
 from gptneo_jax.data.files import file_system
 from gptneo_jax.data.jsonl import document_of
 
 
-class HubDataset:
-  """Records of one split, streamed, or by random access from a folder of `save_to_disk`.
+class HFDataset:
+  """Records of one split: streamed, or by random access from a folder that `save_to_disk` wrote.
 
   Attributes:
     shards: names of its shards.
@@ -31,14 +31,14 @@ class HubDataset:
           data = data[split]
       else:
         files = None
-        if os.path.isfile(local):  # of a folder's files, the one; its ending says what it is
+        if os.path.isfile(local):  # one file of a folder; the library goes by its ending
           local, file = os.path.split(os.path.abspath(local))
           files = {split: glob.escape(file)}
         name_or_folder = local if os.path.exists(local) else path
         data = datasets.load_dataset(
           name_or_folder, config_name or None, data_files=files, split=split, streaming=True
         )
-    except Exception as error:  # the library raises what its many back ends raise
+    except Exception as error:  # the library's back ends raise errors of their own
       raise DataError(f"{path}#{split}: cannot be opened: {_first_line(error)}") from error
     self._data = data
     number = data.num_shards if isinstance(data, datasets.IterableDataset) else 1
@@ -46,20 +46,18 @@ class HubDataset:
     self._name, self._text_key, self._bad_records = name, text_key, bad_records
 
   def size(self, shard: int) -> int:
-    """0: these are no bytes of a file."""
+    """0: the shard is not a file."""
     return 0
 
-  def read(
-    self, shard: int, start: tuple[int, int], mine: Callable[[int], bool]
-  ) -> Iterator[tuple[tuple[int, int], Document]]:
+  def read(self, shard: int, start: Cursor, wanted: Wanted) -> Iterator[tuple[Cursor, Document]]:
     """Documents of one shard from a cursor (record, 0) on, as JsonLines.read."""
-    for number, record in self._records(shard, start[0], mine):
+    for number, record in self._records(shard, start[0], wanted):
       location = f"{self.shards[shard]}:{number + 1}"
       document = document_of(record, self._text_key, self._name, location, self._bad_records)
       if document is not None:
         yield (number + 1, 0), document
 
-  def _records(self, shard: int, start: int, mine: Callable[[int], bool]):
+  def _records(self, shard: int, start: int, wanted: Wanted) -> Iterator[tuple[int, object]]:
     import datasets
 
     number = start
@@ -67,18 +65,18 @@ class HubDataset:
       if isinstance(self._data, datasets.IterableDataset):
         data = self._data.shard(num_shards=len(self.shards), index=shard).skip(start)
         for number, record in enumerate(data, start):
-          if mine(number):
+          if wanted(number):
             yield number, record
       else:
-        for number in filter(mine, range(start, len(self._data))):
+        for number in filter(wanted, range(start, len(self._data))):
           yield number, self._data[number]
-    except Exception as error:  # network, or damage in a file: nothing says where to go on
+    except Exception as error:  # network or damaged file: the next record is unknown
       location = f"{self.shards[shard]}:{number + 1}"
       raise DataError(f"{location}: reading stopped near here: {_first_line(error)}") from error
 
 
 def check_dataset(path: str) -> None:
-  """DataError when `path` can only be a local folder or file and is not there."""
+  """Raises DataError if `path` can only be a local folder or file and does not exist."""
   path = path.partition("#")[0]
   if path.startswith(("/", ".", "~")) and not os.path.exists(os.path.expanduser(path)):
     raise DataError(f"{path}: no such folder or file")

@@ -1,28 +1,28 @@
-"""JSON lines as in the Pile, JSON arrays and parquet: one record a line, element or row."""
+"""JSON lines as in the Pile, JSON arrays and parquet: a record is a line, an element or a row."""
 
 import codecs
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-from gptneo_jax.data.contents import (
-  LostFileError,
+from gptneo_jax.data.documents import EMPTY_TEXT, BadRecords, Cursor, Document, Wanted
+from gptneo_jax.data.file_formats import (
+  UnreadableFileError,
   first_bytes,
   is_parquet,
-  read_pieces,
+  read_records,
   utf8_chunks,
 )
-from gptneo_jax.data.documents import EMPTY_TEXT, BadRecords, Document
 from gptneo_jax.data.files import file_size, match_files, opened
 from gptneo_jax.data.parquet import read_rows
 
 _SPACE = " \t\r\n"
 _NO_TEXT = "no text: field '{}' is missing or not a string"
-_Values = Iterator[tuple[tuple[int, int], str, object]]  # cursor past it, location, record
+_Parsed = Iterator[tuple[Cursor, str, object]]  # cursor past it, location, record
 
 
 class JsonLines:
-  """Records of a glob of files, of which each may be packed in its own way.
+  """Records of a glob of files, each of which may be compressed in its own way.
 
   Attributes:
     shards: the files, sorted.
@@ -33,19 +33,16 @@ class JsonLines:
     self._name, self._text_key, self._bad_records = name, text_key, bad_records
 
   def size(self, shard: int) -> int:
-    """Bytes of a file, 0 where that is not known."""
+    """Bytes of a file, 0 if not known."""
     return file_size(self._fs, self.shards[shard])
 
-  def read(
-    self, shard: int, start: tuple[int, int], mine: Callable[[int], bool]
-  ) -> Iterator[tuple[tuple[int, int], Document]]:
+  def read(self, shard: int, start: Cursor, wanted: Wanted) -> Iterator[tuple[Cursor, Document]]:
     """Documents of one file from a cursor on.
 
     Args:
       shard: number of the file.
-      start: cursor (record, byte offset): records passed, and where the next one starts in plain
-        JSON lines (other files are read from their beginning and the records are counted).
-      mine: says of a record's number whether to yield it; the others are not even parsed.
+      start: cursor; its byte offset is used in plain JSON lines.
+      wanted: says of a record's number whether to yield it; the others are not even parsed.
 
     Yields:
       (cursor past the record, document).
@@ -57,41 +54,41 @@ class JsonLines:
     with opened(self._fs, path, self._bad_records) as file:
       if file is None:
         return
-      for cursor, location, record in self._values(file, path, start, mine):
+      for cursor, location, record in self._parsed(file, path, start, wanted):
         document = document_of(record, self._text_key, self._name, location, self._bad_records)
         if document is not None:
           yield cursor, document
 
-  def _values(
-    self, file, path: str, start: tuple[int, int], mine: Callable[[int], bool]
-  ) -> _Values:
+  def _parsed(self, file, path: str, start: Cursor, wanted: Wanted) -> _Parsed:
     if is_parquet(first_bytes(file)):
       columns = (self._text_key, *_SUBSET_FIELDS)
-      yield from self._counted(read_rows(file, columns, start[0], mine), path, "row")
+      yield from self._counted(read_rows(file, columns, start[0], wanted), path, "row")
       return
     plain, chunks = utf8_chunks(file, path, start[1])
     try:
       first = _beginning(chunks)
-    except LostFileError as error:
+    except UnreadableFileError as error:
       self._bad_records.add_file(f"{path}:1", str(error))
       return
     chunks = itertools.chain([first], chunks)
     if start[1] == 0 and first.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
-      yield from self._counted(_elements(chunks, start[0], mine), path, "record")
+      yield from self._counted(_elements(chunks, start[0], wanted), path, "record")
     else:
-      yield from self._lines(path, plain, chunks, start, mine)
+      yield from self._lines(path, plain, chunks, start, wanted)
 
-  def _counted(self, records: Iterator[tuple[int, object]], path: str, noun: str) -> _Values:
+  def _counted(self, records: Iterator[tuple[int, object]], path: str, noun: str) -> _Parsed:
     number = -1
     try:
       for number, record in records:
         yield (number + 1, 0), f"{path}: {noun} {number + 1}", record
-    except LostFileError as error:
+    except UnreadableFileError as error:
       self._bad_records.add_file(f"{path}: after {noun} {number + 1}", str(error))
 
-  def _lines(self, path: str, plain: bool, chunks: Iterator[bytes], start, mine) -> _Values:
+  def _lines(
+    self, path: str, plain: bool, chunks: Iterator[bytes], start: Cursor, wanted: Wanted
+  ) -> _Parsed:
     try:
-      for cursor, line in read_pieces(plain, chunks, b"\n", start, mine):
+      for cursor, line in read_records(plain, chunks, b"\n", start, wanted):
         location = f"{path}:{cursor[0]}"
         if line and not line.isspace():
           try:
@@ -100,12 +97,12 @@ class JsonLines:
             self._bad_records.add(location, "invalid UTF-8", f"byte {error.start} of the line")
           except (ValueError, RecursionError) as error:
             self._bad_records.add(location, "invalid JSON", str(error))
-    except LostFileError as error:
-      self._bad_records.add_file(f"{path}:{error.piece}", str(error))
+    except UnreadableFileError as error:
+      self._bad_records.add_file(f"{path}:{error.record}", str(error))
 
 
 def _beginning(chunks: Iterator[bytes]) -> bytes:
-  """Chunks up to one that is not all white space and byte order mark."""
+  """The first chunks, up to one with more than white space and a byte order mark."""
   first = b""
   for chunk in chunks:
     first += chunk
@@ -114,75 +111,73 @@ def _beginning(chunks: Iterator[bytes]) -> bytes:
   return first
 
 
-def _elements(
-  chunks: Iterator[bytes], start: int, mine: Callable[[int], bool]
-) -> Iterator[tuple[int, object]]:
+def _elements(chunks: Iterator[bytes], start: int, wanted: Wanted) -> Iterator[tuple[int, object]]:
   """(number, element) of a JSON array from element `start` on, parsed one by one.
 
-  Raises LostFileError where the array is damaged: nothing says where the next element begins.
+  Raises UnreadableFileError where the array is damaged: where the next element begins is unknown.
   """
   decode, parse = codecs.getincrementaldecoder("utf-8-sig")().decode, json.JSONDecoder().raw_decode
-  text, place, more = "", 0, True
+  text, at, more = "", 0, True  # `at`: what comes before it in `text` is parsed
 
   def read() -> None:
-    """Doubles what is in hand, so that a long element is not parsed over and over."""
-    nonlocal text, place, more
-    parts: list[str] = [text[place:]]
+    """Doubles the text that is not parsed yet, so that a long element is tried few times."""
+    nonlocal text, at, more
+    parts: list[str] = [text[at:]]
     size = 0
     while more and size <= len(parts[0]):
       chunk = next(chunks, None)
       more = chunk is not None
       parts.append(decode(chunk or b"", final=not more))
       size += len(parts[-1])
-    text, place = "".join(parts), 0
+    text, at = "".join(parts), 0
 
   def next_character() -> str:
-    nonlocal place
+    nonlocal at
     while True:
-      while place < len(text) and text[place] in _SPACE:
-        place += 1
-      if place < len(text) or not more:
-        return text[place : place + 1]
+      while at < len(text) and text[at] in _SPACE:
+        at += 1
+      if at < len(text) or not more:
+        return text[at : at + 1]
       read()
 
   try:
     next_character()
-    place += 1  # the bracket
+    at += 1  # the bracket
     if next_character() == "]":
       return
     for number in itertools.count():
       next_character()
       while True:
         try:
-          value, end = parse(text, place)
-          if end < len(text) or not more:  # else a number may go on in the next chunk
+          value, end = parse(text, at)
+          if end < len(text) or not more:  # else a number may continue in the next chunk
             break
         except (json.JSONDecodeError, RecursionError) as error:
-          if not (more and _may_go_on(error, text)):
+          if not (more and _is_incomplete(error, text)):
             reason = error.msg if isinstance(error, json.JSONDecodeError) else error
-            raise LostFileError(f"invalid JSON from here on ({reason})") from error
+            raise UnreadableFileError(f"invalid JSON from here on ({reason})") from error
         read()
-      place = end
-      if number >= start and mine(number):
+      at = end
+      if number >= start and wanted(number):
         yield number, value
       follows = next_character()
       if follows == "]":
         return
       if follows != ",":
-        raise LostFileError("invalid JSON from here on: neither ',' nor ']' after an element")
-      place += 1
+        raise UnreadableFileError("invalid JSON from here on: neither ',' nor ']' after an element")
+      at += 1
   except UnicodeDecodeError as error:
-    raise LostFileError("invalid UTF-8 from here on") from error
+    raise UnreadableFileError("invalid UTF-8 from here on") from error
 
 
-def _may_go_on(error: Exception, text: str) -> bool:
-  """Whether the text may be the beginning of valid JSON: it failed at its very end."""
+def _is_incomplete(error: Exception, text: str) -> bool:
+  """Whether the text may be the beginning of valid JSON: the error is at its very end."""
   return isinstance(error, json.JSONDecodeError) and (
     error.msg.startswith("Unterminated string") or error.pos > len(text) - len(r"\ud800\udc00")
   )
 
 
-# Where a record names its subset: the Pile; RedPajama and SlimPajama; RedPajama on the hub.
+# Fields that name a record's subset: in the Pile; RedPajama and SlimPajama; RedPajama on the hub.
 _SUBSET_FIELDS = ("meta.pile_set_name", "meta.redpajama_set_name", "red_pajama_subset")
 
 
@@ -195,12 +190,12 @@ def document_of(
     bad_records.add(location, _NO_TEXT.format(text_key), _advice(record, text_key))
     return None
   if not text:
-    bad_records.pass_over(location, EMPTY_TEXT)
+    bad_records.skip(location, EMPTY_TEXT)
     return None
   if not text.isascii():
     try:
       text.encode()
-    except UnicodeEncodeError as error:  # "\ud800" passes as JSON, but no tokenizer takes it
+    except UnicodeEncodeError as error:  # "\ud800" is valid JSON, but no tokenizer takes it
       bad_records.add(location, "lone surrogate in the text", f"character {error.start}")
       return None
   subsets = (_field(record, field) for field in _SUBSET_FIELDS)
@@ -209,7 +204,7 @@ def document_of(
 
 
 def _field(record: object, key: str) -> object:
-  """The field of that name, or of 'a.b' the field b of the field a; None if there is none."""
+  """The field of that name; for 'a.b' without one, the field b of the field a; else None."""
   if not isinstance(record, dict):
     return None
   if key in record:

@@ -1,4 +1,4 @@
-"""Reading ahead in a thread, such that each item comes with the state that follows it."""
+"""Draws items of an iterator ahead in a thread; each keeps the state that follows it."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -17,11 +17,10 @@ class StatefulIterator(Iterator[Item], Protocol[Item]):
 
 
 class Prefetcher:
-  """Draws up to `number` items ahead of the consumer, in one thread; with 0, in the caller's.
+  """Draws up to `number` items ahead of the consumer in one thread; with 0, none ahead.
 
-  The state is that of the consumer, not of the thread: it follows the item last returned. An
-  exception is raised in the place of the item that it prevented, and again at each further call,
-  until `set_state`.
+  The state is the consumer's, not the thread's: it follows the item last returned. An exception is
+  raised in place of the item that it prevented, and again at each further call until `set_state`.
   """
 
   def __init__(self, iterator: StatefulIterator, number: int):

@@ -1,4 +1,4 @@
-"""From a config to sources: which documents belong to a split, and where they are read."""
+"""From a config to sources: where documents are read, and which of them belong to a split."""
 
 import dataclasses
 import functools
@@ -11,12 +11,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO, Protocol
 
 from gptneo_jax.data.config import DataConfig
-from gptneo_jax.data.contents import PACKED
-from gptneo_jax.data.documents import BadRecords, DataError, Document
+from gptneo_jax.data.documents import BadRecords, Cursor, DataError, Document, Wanted
+from gptneo_jax.data.file_formats import COMPRESSED_ENDINGS
 from gptneo_jax.data.files import match_files
-from gptneo_jax.data.hf_datasets import HubDataset, check_dataset
+from gptneo_jax.data.hf_datasets import HFDataset, check_dataset
 from gptneo_jax.data.jsonl import JsonLines
-from gptneo_jax.data.splits import Listed, Shares, enlarged, in_parts, part_of, position
+from gptneo_jax.data.splits import (
+  InMemorySource,
+  Shares,
+  cut_in_parts,
+  hash_position,
+  split_document,
+  with_validation,
+)
 from gptneo_jax.data.text_files import stdlib_files, text_files
 
 SPLITS = ("train", "validation", "test")
@@ -31,13 +38,13 @@ class Source(Protocol):
   def size(self, shard: int) -> int: ...
 
   def read(
-    self, shard: int, start: tuple[int, int], mine: Callable[[int], bool]
-  ) -> Iterator[tuple[tuple[int, int], Document]]: ...
+    self, shard: int, start: Cursor, wanted: Wanted
+  ) -> Iterator[tuple[Cursor, Document]]: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Component:
-  """A source with its weight in the mixture, and the rule that says which documents count."""
+  """A source, its weight in the mixture, and a rule: which documents belong to the split."""
 
   weight: float
   source: Source
@@ -55,22 +62,22 @@ def open_components(config: DataConfig, split: str, bad_records: BadRecords) -> 
   """The sources of one split.
 
   Raises:
-    DataError: a source is not there, or nothing is set aside for this split.
+    DataError: a source does not exist, or nothing is held out for this split.
   """
   if split not in SPLITS:
     raise ValueError(f"split '{split}' is none of {', '.join(SPLITS)}")
   if own_path := config.own_path(split):
     source = _open(config, config.entries[0][1], own_path, split, bad_records)
     return [Component(1.0, source, _all_documents)]
-  shares, opened = held_out(config), []  # (weight, source, whether hashes divide it)
+  shares, opened = held_out_shares(config), []  # (weight, source, whether split by hashes)
   for weight, kind, path in config.entries:
     source, by_hash = _open(config, kind, path, split, bad_records), kind != "stdlib"
     if by_hash and any(shares) and (only := _only_document(source)):
-      source, by_hash = Listed(part_of(only, shares, split)), False
+      source, by_hash = InMemorySource(split_document(only, shares, split)), False
     opened.append((weight, source, by_hash))
   if shares.validation and split != "test" and all(by_hash for *_, by_hash in opened):
     everything = (Component(1.0, source, _all_documents).documents() for _, source, _ in opened)
-    shares = enlarged(shares, itertools.chain.from_iterable(everything))
+    shares = with_validation(shares, itertools.chain.from_iterable(everything))
   low, high = shares.bounds(split)
   keep = _hash_rule(low, high)
   components = [
@@ -84,25 +91,25 @@ def open_components(config: DataConfig, split: str, bad_records: BadRecords) -> 
 
 
 def _only_document(source: Source) -> Document | None:
-  """The document of a source that holds no second one."""
+  """The document of a source that has exactly one."""
   first = list(itertools.islice(Component(1.0, source, _all_documents).documents(), 2))
   return first[0] if len(first) == 1 else None
 
 
-def shared_out(components: Sequence[Component], num_streams: int) -> list[Component]:
-  """The components; the documents of one that has fewer than there are streams are cut in parts."""
-  shared = []
+def divide_among_streams(components: Sequence[Component], num_streams: int) -> list[Component]:
+  """The components; where one has fewer documents than there are streams, they are cut in parts."""
+  divided = []
   for component in components:
-    few = list(itertools.islice(component.documents(), num_streams))
-    if 0 < len(few) < num_streams:
-      parts = in_parts(few, math.ceil(2 * num_streams / len(few)))
-      component = Component(component.weight, Listed(parts), _all_documents)
-    shared.append(component)
-  return shared
+    documents = list(itertools.islice(component.documents(), num_streams))
+    if 0 < len(documents) < num_streams:
+      parts = cut_in_parts(documents, math.ceil(2 * num_streams / len(documents)))
+      component = Component(component.weight, InMemorySource(parts), _all_documents)
+    divided.append(component)
+  return divided
 
 
 def check_sources(config: DataConfig) -> None:
-  """Raises DataError if a source is plainly not there; quick, reads no document."""
+  """Raises DataError if a source does not exist; quick, since it reads no document."""
   paths = [(kind, path) for _, kind, path in config.entries]
   paths += [
     (config.entries[0][1], path) for path in (config.validation_path, config.test_path) if path
@@ -117,15 +124,16 @@ def check_sources(config: DataConfig) -> None:
 
 
 def has_split(config: DataConfig, split: str) -> bool:
-  """Whether anything is set aside for a split."""
-  low, high = held_out(config).bounds(split)
+  """Whether anything is held out for a split."""
+  low, high = held_out_shares(config).bounds(split)
   kinds = [kind for _, kind, _ in config.entries]
   return bool(config.own_path(split)) or low < high or "stdlib" in kinds
 
 
 def source_files(config: DataConfig, split: str) -> dict[str, Callable[[], BinaryIO]]:
-  """What opens each file that a split is read from, by path; none for sources that are no files.
+  """The files that a split is read from: path -> function that opens it for reading bytes.
 
+  Data sets of the hub and the standard library have none.
   Raises DataError if a path matches nothing.
   """
   own_path = config.own_path(split)
@@ -142,14 +150,14 @@ _RECORDS = (".jsonl", ".json", ".parquet")
 
 
 def holds_records(path: str) -> bool:
-  """Whether a file, or the last part of a glob, is named as one that the source 'jsonl' reads."""
-  return _without(path.lower(), PACKED).endswith(_RECORDS)
+  """Whether a file or glob has an ending of files that the source 'jsonl' reads."""
+  return _without(path.lower(), COMPRESSED_ENDINGS).endswith(_RECORDS)
 
 
 def source_name(kind: str, path: str) -> str:
-  """Short name of a source: the last part of its path that is no pattern, without endings.
+  """Short name of a source: the last part of its path that is not a pattern, without endings.
 
-  Of several paths, their names with a plus in between.
+  The names of several paths are joined with a plus.
   """
   if kind == "stdlib":
     return kind
@@ -160,7 +168,7 @@ def source_name(kind: str, path: str) -> str:
 def _last_part(path: str) -> str:
   parts = [part for part in path.split("/") if part and not set(part) & set("*?[")]
   name = parts[-1] if parts else ""
-  return _without(_without(name, PACKED), (*_RECORDS, ".txt")).strip(".~:")
+  return _without(_without(name, COMPRESSED_ENDINGS), (*_RECORDS, ".txt")).strip(".~:")
 
 
 def _without(name: str, endings: Sequence[str]) -> str:
@@ -177,13 +185,13 @@ def _open(config: DataConfig, kind: str, path: str, split: str, bad_records: Bad
     return text_files(path, name, bad_records, config.document)
   if kind == "jsonl":
     return JsonLines(path, name, config.text_key, bad_records)
-  return HubDataset(path, config.datasets_config, name, config.text_key, bad_records)
+  return HFDataset(path, config.datasets_config, name, config.text_key, bad_records)
 
 
-def held_out(config: DataConfig) -> Shares:
-  """Shares of the training source set aside for validation and for test.
+def held_out_shares(config: DataConfig) -> Shares:
+  """Shares of the training source that are held out for validation and for test.
 
-  A split with a path of its own takes nothing from the training source.
+  Nothing is held out for a split with a path of its own.
   """
   return Shares(
     0.0 if config.validation_path else config.validation_fraction,
@@ -192,10 +200,10 @@ def held_out(config: DataConfig) -> Shares:
 
 
 def _hash_rule(low: float, high: float) -> Callable[[Document], bool]:
-  """Says whether a document is one of a split with these bounds."""
+  """Whether a document belongs to a split with these bounds."""
   if (low, high) == (0.0, 1.0):
     return _all_documents
-  return lambda document: low <= position(document.text) < high
+  return lambda document: low <= hash_position(document.text) < high
 
 
 def _all_documents(document: Document) -> bool:
@@ -207,8 +215,8 @@ def _all_records(number: int) -> bool:
 
 
 def files_fingerprint(config: DataConfig, components: Sequence[Component]) -> dict[str, str]:
-  """What is to be the same where a run goes on: number and names of the shards, the bytes of those
-  that are files, and of the standard library the Python that it is of."""
+  """What must not change before a run is resumed: the number, names and bytes of the files, and for
+  the standard library the version of Python."""
   names = [os.path.basename(shard) for part in components for shard in part.source.shards]
   sizes = [size for part in components for size in _sizes(part.source)]
   fingerprint = {
@@ -221,7 +229,7 @@ def files_fingerprint(config: DataConfig, components: Sequence[Component]) -> di
 
 
 def _sizes(source: Source) -> list[int]:
-  if isinstance(source, Listed):  # a part of one file
+  if isinstance(source, InMemorySource):  # parts of a file
     return [len(document.text.encode()) for document in source.documents]
   return [source.size(shard) for shard in range(len(source.shards))]
 

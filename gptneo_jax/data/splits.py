@@ -1,78 +1,83 @@
-"""What is held out of a training source: by the hash of a text, or the end of the only one."""
+"""What is held out of a training source: documents by the hash of their text, or the end of its
+only document."""
 
 import hashlib
 import heapq
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from gptneo_jax.data.documents import Document
+from gptneo_jax.data.documents import Cursor, Document, Wanted
 
-_LAST_HASH = 2**48
-_LEAST_PART = 32  # characters; shorter documents are not cut for the streams' sake
+_HASHES = 2**48
+_MIN_PART_CHARACTERS = 32  # documents are not cut into shorter parts
 
 
 class Shares(NamedTuple):
-  """Of the training documents, held out. Test takes the smallest hashes, validation the next."""
+  """Shares of the training documents that are held out.
+
+  The test split takes the smallest hash positions, validation the next ones.
+  """
 
   validation: float
   test: float
 
   def bounds(self, split: str) -> tuple[float, float]:
-    """The hashes of a split: from the first on, and below the second."""
+    """Hash positions of a split: at least the first, below the second."""
     low, high = self.test, self.test + self.validation
     return {"test": (0.0, low), "validation": (low, high), "train": (high, 1.0)}[split]
 
 
-def position(text: str) -> float:
-  """Where a text lies in [0, 1), by its hash alone: equal texts lie on one side."""
+def hash_position(text: str) -> float:
+  """The hash of a text, scaled to [0, 1): equal texts fall in the same split."""
   digest = hashlib.blake2b(text.encode(), digest_size=6).digest()
-  return int.from_bytes(digest, "big") / _LAST_HASH
+  return int.from_bytes(digest, "big") / _HASHES
 
 
-def enlarged(shares: Shares, documents: Iterable[Document]) -> Shares:
-  """The shares, validation as large as it must be to hold one of the documents.
+def with_validation(shares: Shares, documents: Iterable[Document]) -> Shares:
+  """The shares, with that of validation enlarged if it would hold none of the documents.
 
-  They are read as far as the first that it holds. Where it holds none of them all, it takes the
-  smallest hashes that are not the test's: as many as its share comes to, and one at least.
+  Reads up to the first document of validation. If there is none, validation takes the smallest
+  hashes that are not the test split's: its share of the documents, and at least one.
   """
   low, high = shares.bounds("validation")
   others = []
   for document in documents:
-    at = position(document.text)
-    if low <= at < high:
+    position = hash_position(document.text)
+    if low <= position < high:
       return shares
-    others.append(at)
+    others.append(position)
   count = max(1, round(shares.validation * len(others)))
-  smallest = heapq.nsmallest(count, {at for at in others if at >= high})
+  smallest = heapq.nsmallest(count, {position for position in others if position >= high})
   if not smallest:
     return shares
-  return Shares(smallest[-1] + 0.5 / _LAST_HASH - low, shares.test)
+  return Shares(smallest[-1] + 0.5 / _HASHES - low, shares.test)
 
 
-class Listed:
-  """A source of documents in memory, in one shard."""
+class InMemorySource:
+  """A source whose documents are in memory, as one shard."""
 
   def __init__(self, documents: Sequence[Document]):
     self.documents = documents
     self.shards = [document.location.rpartition(":")[0] for document in documents[:1]]
 
   def size(self, shard: int) -> int:
-    """0: these are no bytes of a file."""
+    """0: the shard is not a file."""
     return 0
 
-  def read(
-    self, shard: int, start: tuple[int, int], mine: Callable[[int], bool]
-  ) -> Iterator[tuple[tuple[int, int], Document]]:
+  def read(self, shard: int, start: Cursor, wanted: Wanted) -> Iterator[tuple[Cursor, Document]]:
     """As JsonLines.read."""
     for number in range(start[0], len(self.documents)):
-      if mine(number):
+      if wanted(number):
         yield (number + 1, 0), self.documents[number]
 
 
-def part_of(document: Document, shares: Shares, split: str) -> list[Document]:
-  """What of the only document of a source is in a split: its end is held out, test before
-  validation. Cut at a line's start, or a word's where the line is too long."""
+def split_document(document: Document, shares: Shares, split: str) -> list[Document]:
+  """The part of a source's only document that is in a split, as a list of at most one.
+
+  Train is its beginning, then come test and validation. The cuts are at the start of a line, or of
+  a word if the line is too long.
+  """
   text = document.text
   end = len(text)
   test_end = end
@@ -80,39 +85,39 @@ def part_of(document: Document, shares: Shares, split: str) -> list[Document]:
     test_end = _cut(text, end // 2, min(int(end * (1 - shares.validation)), end - 1))
   train_end = test_end
   if shares.test:
-    at = int(end * (1 - shares.validation - shares.test))
-    train_end = min(_cut(text, at // 2, at), test_end)
+    highest = int(end * (1 - shares.validation - shares.test))
+    train_end = min(_cut(text, highest // 2, highest), test_end)
   start, end = {
     "train": (0, train_end), "test": (train_end, test_end), "validation": (test_end, end)
   }[split]  # fmt: skip
-  return _pieces(document, [start, end])
+  return _parts(document, [start, end])
 
 
-def in_parts(documents: Sequence[Document], num_parts: int) -> list[Document]:
+def cut_in_parts(documents: Sequence[Document], num_parts: int) -> list[Document]:
   """The documents, each cut at lines or words in `num_parts` parts of about the same size.
 
-  A document too short for so many is cut in fewer.
+  A short document is cut in fewer.
   """
   parts = []
   for document in documents:
     cuts, size = [0], len(document.text)
-    count = max(1, min(num_parts, size // _LEAST_PART))
+    count = max(1, min(num_parts, size // _MIN_PART_CHARACTERS))
     for number in range(1, count):
       cuts.append(_cut(document.text, cuts[-1], size * number // count))
-    parts += _pieces(document, [*cuts, size])
+    parts += _parts(document, [*cuts, size])
   return parts
 
 
-def _cut(text: str, low: int, at: int) -> int:
-  """The last start of a line after `low` and up to `at`, else of a word, else `at` itself."""
-  for mark in "\n ":
-    found = text.rfind(mark, low, at) + 1
+def _cut(text: str, low: int, high: int) -> int:
+  """The last start of a line after `low` and up to `high`, else of a word, else `high` itself."""
+  for before in "\n ":
+    found = text.rfind(before, low, high) + 1
     if found > low:
       return found
-  return max(low, at)
+  return max(low, high)
 
 
-def _pieces(document: Document, cuts: Sequence[int]) -> list[Document]:
+def _parts(document: Document, cuts: Sequence[int]) -> list[Document]:
   return [
     Document(document.text[start:end], document.subset, document.location)
     for start, end in itertools.pairwise(cuts)

@@ -1,31 +1,32 @@
-"""Text and code trees, and the Python standard library: a document a file, line or paragraph."""
+"""Folders of text or code, and the Python standard library; a document is a file, line or
+paragraph."""
 
 import itertools
 import os
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-from gptneo_jax.data.contents import (
-  ForeignFileError,
-  LostFileError,
-  read_pieces,
+from gptneo_jax.data.documents import BadRecords, Cursor, DataError, Document, Wanted
+from gptneo_jax.data.file_formats import (
+  NotTextError,
+  UnreadableFileError,
+  read_records,
   utf8_chunks,
 )
-from gptneo_jax.data.documents import BadRecords, DataError, Document
 from gptneo_jax.data.files import file_size, match_files, opened
 
-# Held out of the standard library as whole packages: files of one package resemble each other.
+# Packages of the standard library that are held out: files of one package resemble each other.
 STDLIB_VALIDATION = ("json", "logging", "urllib")  # about 390 kB in Python 3.11
 STDLIB_TEST = ("email", "tomllib")  # about 400 kB
 _STDLIB_LEFT_OUT = frozenset(
-  # Tests; what other people installed; tables and generated text that teach little.
+  # Tests; installed packages; tables and generated text, which teach little.
   "test tests idle_test site-packages dist-packages __pycache__ encodings pydoc_data".split()
 )
-_SEPARATOR = b"<|endoftext|>"  # between the documents of one file, as text corpora are written
+_SEPARATOR = b"<|endoftext|>"  # between the documents of one file, as in many text corpora
 
 
 class TextFiles:
-  """A tree or glob of text files.
+  """A folder or glob of text files.
 
   Attributes:
     shards: the files, sorted.
@@ -35,85 +36,86 @@ class TextFiles:
     self, fs, files: list[str], name: str, bad_records: BadRecords, document: str = "file"
   ):
     self._fs, self.shards, self._name, self._bad_records = fs, files, name, bad_records
-    self._document_is = document
+    self._unit = document
 
   def size(self, shard: int) -> int:
-    """Bytes of a file, 0 where that is not known."""
+    """Bytes of a file, 0 if not known."""
     return file_size(self._fs, self.shards[shard])
 
-  def read(
-    self, shard: int, start: tuple[int, int], mine: Callable[[int], bool]
-  ) -> Iterator[tuple[tuple[int, int], Document]]:
-    """Documents of one file from a cursor on, as JsonLines.read: one, or those between marks of the
-    end of text; or its lines, or paragraphs, that are not blank. Binary files hold none."""
+  def read(self, shard: int, start: Cursor, wanted: Wanted) -> Iterator[tuple[Cursor, Document]]:
+    """Documents of one file from a cursor on, as JsonLines.read: the texts between `<|endoftext|>`,
+    or the lines or paragraphs that are not blank. Binary files hold none."""
     path = self.shards[shard]
     with opened(self._fs, path, self._bad_records) as file:
       if file is None:
         return
       plain, chunks = utf8_chunks(file, path, start[1])
       try:
-        for cursor, piece in self._pieces(plain, chunks, start, mine):
-          document = self._document(piece, path, cursor[0])
+        for cursor, record in self._records(plain, chunks, start, wanted):
+          document = self._document(record, path, cursor[0])
           if document is not None:
             yield cursor, document
-      except ForeignFileError as error:  # a tree may hold pictures: nothing is wrong with that
-        self._bad_records.pass_over(f"{path}:1", str(error).partition(":")[0])
-      except LostFileError as error:
-        self._bad_records.add_file(f"{path}: {self._named} {error.piece}", str(error))
+      except NotTextError as error:  # a folder may hold pictures: nothing is wrong with that
+        self._bad_records.skip(f"{path}:1", str(error).partition(":")[0])
+      except UnreadableFileError as error:
+        self._bad_records.add_file(f"{path}: {self._noun} {error.record}", str(error))
 
   @property
-  def _named(self) -> str:
-    return "document" if self._document_is == "file" else self._document_is
+  def _noun(self) -> str:
+    """What messages call a document."""
+    return "document" if self._unit == "file" else self._unit
 
-  def _pieces(self, plain, chunks, start, mine) -> Iterator[tuple[tuple[int, int], bytes]]:
-    if self._document_is == "file":
-      return read_pieces(plain, chunks, _SEPARATOR, start, mine)
-    if self._document_is == "line":
-      return read_pieces(plain, chunks, b"\n", start, mine)
-    return _paragraphs(plain, chunks, start, mine)
+  def _records(
+    self, plain: bool, chunks: Iterator[bytes], start: Cursor, wanted: Wanted
+  ) -> Iterator[tuple[Cursor, bytes]]:
+    if self._unit == "file":
+      return read_records(plain, chunks, _SEPARATOR, start, wanted)
+    if self._unit == "line":
+      return read_records(plain, chunks, b"\n", start, wanted)
+    return _paragraphs(plain, chunks, start, wanted)
 
-  def _document(self, piece: bytes, path: str, number: int) -> Document | None:
-    """The document number `number` of a file, from 1; None where there is no text."""
-    if self._document_is == "line":
+  def _document(self, record: bytes, path: str, number: int) -> Document | None:
+    """The document number `number` of a file, from 1; None if it has no text."""
+    if self._unit == "line":
       location = f"{path}:{number}"
     else:
-      location = f"{path}:1" if number == 1 else f"{path}: {self._named} {number}, line 1"
+      location = f"{path}:1" if number == 1 else f"{path}: {self._noun} {number}, line 1"
     try:
-      text = piece.decode("utf-8-sig" if number == 1 else "utf-8")
+      text = record.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
-      if self._document_is != "line":
-        line = piece.count(b"\n", 0, error.start) + 1
+      if self._unit != "line":
+        line = record.count(b"\n", 0, error.start) + 1
         location = f"{location.removesuffix('1')}{line}"
       self._bad_records.add(location, "invalid UTF-8", f"byte {error.start}")
       return None
-    if self._document_is != "file":
+    if self._unit != "file":
       text = text.removesuffix("\r")
       return Document(text, self._name, location) if text.strip() else None
-    if number > 1:  # the line end after a mark on a line of its own is the mark's
+    if number > 1:  # after a separator on a line of its own, the line end is not the document's
       text = text.removeprefix("\r").removeprefix("\n")
     return Document(text, self._name, location) if text else None
 
 
 def _paragraphs(
-  plain: bool, chunks: Iterator[bytes], start: tuple[int, int], mine: Callable[[int], bool]
-) -> Iterator[tuple[tuple[int, int], bytes]]:
-  """What stands between blank lines, as read_pieces gives what stands between separators."""
-  record, offset = start
-  number, lines, end = record if plain else 0, [], offset
-  read = read_pieces(plain, chunks, b"\n", (0, offset), lambda _: True)
+  plain: bool, chunks: Iterator[bytes], start: Cursor, wanted: Wanted
+) -> Iterator[tuple[Cursor, bytes]]:
+  """Lines between blank lines, joined; arguments and cursors as of read_records."""
+  before, offset = start
+  number, lines, end = before if plain else 0, [], offset
+  read = read_records(plain, chunks, b"\n", (0, offset), lambda _: True)
   for cursor, line in itertools.chain(read, [(None, b"")]):
     end = cursor[1] if cursor else end
     if line.strip():
       lines.append(line)
     elif lines:
       number += 1
-      if number > record and mine(number - 1):
+      if number > before and wanted(number - 1):
         yield (number, end), b"\n".join(lines)
       lines = []
 
 
 def text_files(path: str, name: str, bad_records: BadRecords, document: str = "file") -> TextFiles:
-  """The files of a folder or glob; DataError when there is none."""
+  """The files of a folder or glob; DataError if there is none."""
   fs, files = match_files(path, folders=True)
   return TextFiles(fs, files, name, bad_records, document)
 

@@ -1,4 +1,4 @@
-"""Tokenizers: loaded, or learned from the training split; and the encoding of documents."""
+"""Loads and saves tokenizers, and encodes documents."""
 
 import copy
 import hashlib
@@ -13,18 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from gptneo_jax.data.cuts import PART, cutter
 from gptneo_jax.data.documents import DataError, Document
 from gptneo_jax.data.files import GIT_LFS, file_system, refuse_pointer
-from gptneo_jax.data.learning import END_OF_TEXT, learn
+from gptneo_jax.data.long_texts import PART_CHARACTERS, make_cutter
+from gptneo_jax.data.tokenizer_training import END_OF_TEXT, train_tokenizer
 
 _SETTINGS = "tokenizer_config.json"
 _FILES = (_SETTINGS, "special_tokens_map.json", "tokenizer.json")
 _PLAIN_FILES = ("merges.txt", "vocab.txt", "spiece.model", "tokenizer.model")  # no JSON
-# More threads than cores evict one another's caches; more than this many wait for Python's lock.
-_MOST_THREADS = 16
+# More threads than cores evict one another's caches; more than this wait for Python's lock.
+_MAX_THREADS = 16
 _SHORT_DOCUMENT = 1000  # characters
-_CHARACTERS_AT_ONCE = 1 << 18  # of long texts in one call, which holds hundreds of bytes a token
+_CALL_CHARACTERS = 1 << 18  # of long texts in one call, which takes hundreds of bytes a token
 
 
 def load_tokenizer(
@@ -36,20 +36,20 @@ def load_tokenizer(
   """A fast Hugging Face tokenizer.
 
   Args:
-    name: hub id, folder, file as tokenizer.json, or 'train'.
-    documents: for 'train': what to learn from; the first 20 MB are used.
-    vocab_size: for 'train': entries, the end of text among them.
+    name: hub id, folder, file in the format of tokenizer.json, or 'train'.
+    documents: for 'train': the text to train on; the first 20 MB are used.
+    vocab_size: for 'train': number of entries, including the end of text.
 
   Returns:
     transformers.PreTrainedTokenizerFast.
 
   Raises:
-    DataError: no such folder, hub not reached, or not a fast tokenizer.
+    DataError: no such folder, the hub cannot be reached, or it is not a fast tokenizer.
   """
   if name == "train":
     if documents is None or vocab_size is None:
       raise ValueError("load_tokenizer('train') needs documents and vocab_size")
-    return learn(documents, vocab_size)
+    return train_tokenizer(documents, vocab_size)
   return _load(name)
 
 
@@ -61,9 +61,9 @@ def _load(name: str) -> Any:
   if os.path.isfile(local):
     return _from_file(local)
   if "://" in name or holds("tokenizer.json"):
-    tokenizer = saved_tokenizer(local)  # whatever config.json there says of the model
+    tokenizer = saved_tokenizer(local)  # whatever model type a config.json in the folder names
     if tokenizer is None:
-      raise DataError(f"tokenizer '{name}': no tokenizer.json there")
+      raise DataError(f"tokenizer '{name}': no tokenizer.json in it")
     return tokenizer
   if holds("vocab.json", "merges.txt") and not (holds("config.json") or holds(_SETTINGS)):
     tokenizer = _from_vocabulary(local)
@@ -76,23 +76,23 @@ def _load(name: str) -> Any:
   if tokenizer is None or getattr(tokenizer, "backend_tokenizer", None) is None:
     raise DataError(f"tokenizer '{name}': has no fast version (tokenizer.json)")
   if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_ids):
-    # transformers takes the class of the model's kind, and an empty vocabulary for its files.
+    # transformers chose the class by the model type, and found no file of that class' vocabulary.
     raise DataError(
-      f"tokenizer '{name}': no file there is one that {type(tokenizer).__name__} reads: name the"
+      f"tokenizer '{name}': {type(tokenizer).__name__} reads none of its files: name the"
       " tokenizer_class in its tokenizer_config.json"
     )
   return tokenizer
 
 
 def find_end_of_text(tokenizer) -> int | None:
-  """Id of the token that ends a document, None when the tokenizer has none."""
+  """Id of the token that ends a document, None if the tokenizer has none."""
   if tokenizer.eos_token_id is not None:  # it may well be 0
     return tokenizer.eos_token_id
   return tokenizer.get_vocab().get(END_OF_TEXT)
 
 
 def end_of_text_id(tokenizer) -> int:
-  """Id of the token that ends a document; DataError when the tokenizer has none."""
+  """Id of the token that ends a document; DataError if the tokenizer has none."""
   found = find_end_of_text(tokenizer)
   if found is None:
     raise DataError(f"the tokenizer has neither an end-of-sequence token nor {END_OF_TEXT}")
@@ -104,10 +104,10 @@ def vocabulary_size(tokenizer) -> int:
   return max(tokenizer.get_vocab().values()) + 1
 
 
-def ids_of_texts(tokenizer) -> int:
-  """One more than the largest id that a document can give, its end of text included.
+def text_vocabulary_size(tokenizer) -> int:
+  """One more than the largest id in an encoded document, its end of text included.
 
-  Special tokens that were added, such as [PAD], come from no text: a document's are ordinary text.
+  Added special tokens, such as [PAD], are not counted: in documents they are ordinary text.
   """
   added = tokenizer.added_tokens_decoder.items()
   ids = [
@@ -118,8 +118,8 @@ def ids_of_texts(tokenizer) -> int:
 
 
 def check_vocabulary(tokenizer, vocab_size: int) -> None:
-  """Raises DataError when a text can give ids that the model has no row for."""
-  ids = ids_of_texts(tokenizer)
+  """Raises DataError if an encoded text can hold ids for which the model has no embedding."""
+  ids = text_vocabulary_size(tokenizer)
   if ids > vocab_size:
     raise DataError(
       f"the tokenizer has {ids} ids, but the model's vocabulary holds {vocab_size}:"
@@ -128,98 +128,98 @@ def check_vocabulary(tokenizer, vocab_size: int) -> None:
 
 
 class DocumentEncoder:
-  """Documents to token ids; special tokens spelled out in a text are ordinary text.
+  """Encodes documents to token ids; special tokens written in a text are ordinary text.
 
   Attributes:
-    end_of_text: id of the end-of-text token; no text can produce it.
+    end_of_text: id of the end-of-text token; no text is encoded to it.
   """
 
   def __init__(self, tokenizer):
-    # A copy: the caller's tokenizer goes on reading special tokens in prompts.
+    # A copy, since the caller's tokenizer still reads special tokens in prompts.
     backend = copy.deepcopy(tokenizer.backend_tokenizer)
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = True
     self._backend = backend
-    self._cut = cutter(backend)
+    self._cut = make_cutter(backend)
     self._threads = ThreadPoolExecutor(_cores(), thread_name_prefix="tokenizer")
     self.end_of_text = end_of_text_id(tokenizer)
     spelled = tokenizer.convert_ids_to_tokens(self.end_of_text)
     if self.end_of_text in self.encode([spelled])[0]:
       raise DataError(
-        f"the tokenizer does not hold its end of text '{spelled}' as a special token, so any"
-        " document could contain it"
+        f"the tokenizer's end of text '{spelled}' is not a special token, so any document could"
+        " contain it"
       )
 
   def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
     """Ids of each text, int32, without end of text; several texts at once use several cores.
 
-    Long texts are encoded in parts where that changes nothing: the library takes some 500 bytes a
-    token. Raises DataError where the tokenizer has no ids for a text.
+    Long texts are encoded in parts where that changes no id, because the library takes some 500
+    bytes a token. Raises DataError if the tokenizer has no ids for a text.
     """
-    if max(map(len, texts), default=0) <= PART:
+    if max(map(len, texts), default=0) <= PART_CHARACTERS:
       return self._encode(texts)
     parts = [(number, part) for number, text in enumerate(texts) for part in self._cut(text)]
     ids: list[list[np.ndarray]] = [[] for _ in texts]
-    for together in _batches(parts):
-      for (number, _), own in zip(together, self._encode([part for _, part in together])):
-        ids[number].append(own)
-    return [np.concatenate(own) for own in ids]
+    for call in _calls(parts):
+      for (number, _), part_ids in zip(call, self._encode([part for _, part in call])):
+        ids[number].append(part_ids)
+    return [np.concatenate(part_ids) for part_ids in ids]
 
   def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
     try:
       encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
-    except Exception as error:  # the library raises nothing narrower
+    except Exception as error:  # the library raises no narrower type
       raise DataError(f"the tokenizer cannot encode every text: {_first_line(error)}") from error
     return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
   def encode_later(self, texts: Sequence[str]) -> Future[list[np.ndarray]]:
-    """What `encode` returns, made by one thread while the caller does other things.
+    """As `encode`, in one other thread.
 
-    With calls enough under way this is faster than `encode`. A batch is made by the library's
-    threads and freed by ours, and that costs the allocator more than it saves; a text by itself
-    never leaves the thread that asks for it.
+    With enough calls at the same time this is faster than `encode`, where the library's threads
+    allocate what ours frees: that costs the allocator more than the threads save. A text encoded by
+    itself stays in one thread.
     """
     return self._threads.submit(self._encode_here, texts)
 
   def _encode_here(self, texts: Sequence[str]) -> list[np.ndarray]:
-    # Each call waits for Python's lock once; for short texts, that could be most of the time.
+    # Each call waits for Python's lock once, which could be most of the time of a short text.
     if sum(map(len, texts)) < _SHORT_DOCUMENT * len(texts):
       return self.encode(texts)
     return [np.concatenate([self._encode([p])[0] for p in self._cut(text)]) for text in texts]
 
   def close(self) -> None:
-    """Drops what waits to be encoded, and waits for what is being encoded."""
+    """Cancels the calls that have not begun, and waits for the others."""
     self._threads.shutdown(cancel_futures=True)
 
   def fingerprint(self) -> str:
-    """Hash of the vocabulary and the end of text: equal for equal tokenizers, wherever stored."""
+    """Hash of the vocabulary and the end of text, whatever files the tokenizer comes from."""
     vocabulary = sorted(self._backend.get_vocab().items(), key=lambda entry: entry[1])
     content = json.dumps([vocabulary, self.end_of_text]).encode()
     return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
-def _batches(parts: list[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
-  """The parts in runs of about _CHARACTERS_AT_ONCE characters."""
-  batch, size = [], 0
+def _calls(parts: list[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+  """The (number of the text, part) in lists of about _CALL_CHARACTERS."""
+  call, size = [], 0
   for part in parts:
-    batch.append(part)
+    call.append(part)
     size += len(part[1])
-    if size >= _CHARACTERS_AT_ONCE:
-      yield batch
-      batch, size = [], 0
-  if batch:
-    yield batch
+    if size >= _CALL_CHARACTERS:
+      yield call
+      call, size = [], 0
+  if call:
+    yield call
 
 
 def _cores() -> int:
-  """Cores that this process may use, up to _MOST_THREADS."""
+  """Cores that this process may use, at most _MAX_THREADS."""
   cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-  return min(cores or 1, _MOST_THREADS)
+  return min(cores or 1, _MAX_THREADS)
 
 
 def _from_file(path: str) -> Any:
-  """The tokenizer in a file as tokenizer.json, such as 20B_tokenizer.json, which stands alone."""
+  """The tokenizer in a single file like tokenizer.json, such as 20B_tokenizer.json."""
   from transformers import PreTrainedTokenizerFast
 
   try:
@@ -229,7 +229,8 @@ def _from_file(path: str) -> Any:
 
 
 def _from_vocabulary(folder: str) -> Any:
-  """GPT-2's, of its two files. Others have files of these names too, with other special tokens."""
+  """GPT-2's tokenizer, from its two files. Other tokenizers have files of the same names, but other
+  special tokens."""
   from transformers import GPT2Tokenizer
 
   files = [os.path.join(folder, file) for file in ("vocab.json", "merges.txt")]
@@ -239,7 +240,7 @@ def _from_vocabulary(folder: str) -> Any:
     if END_OF_TEXT not in vocabulary:
       raise DataError(
         f"tokenizer '{folder}': vocab.json and merges.txt without {END_OF_TEXT} are not GPT-2's;"
-        f" {_SETTINGS} or tokenizer.json would say whose they are"
+        f" {_SETTINGS} or tokenizer.json would name the tokenizer"
       )
     return GPT2Tokenizer.from_pretrained(folder, local_files_only=True)
   except DataError:
@@ -253,13 +254,13 @@ def _from_pretrained(path: str, name: str, **options):
 
   try:
     return AutoTokenizer.from_pretrained(path, **options)
-  except Exception as error:  # every back end raises its own
+  except Exception as error:  # every back end raises errors of its own
     files = [os.path.join(path, file) for file in (*_FILES, "vocab.json")]
     raise _load_error(name, files, error) from error
 
 
 def _load_error(name: str, files: Sequence[str], error: Exception) -> DataError:
-  """What is wrong with the first of `files` that is no JSON; else what the library says."""
+  """Names the first of `files` that is not JSON; if all are, quotes the library's error."""
   for path in filter(os.path.isfile, files):
     shown = name if os.path.isfile(name) else f"{name}/{os.path.basename(path)}"
     with open(path, "rb") as file:
@@ -270,12 +271,12 @@ def _load_error(name: str, files: Sequence[str], error: Exception) -> DataError:
       json.loads(content)
     except ValueError as fault:
       return DataError(f"{shown}: {f'damaged ({fault})' if content else 'the file is empty'}")
-  # Some messages are lists of several lines, in which the first says little.
+  # Some messages have several lines, of which the first says little.
   return DataError(f"tokenizer '{name}': cannot be loaded: {' '.join(str(error).split())[:500]}")
 
 
 def _from_hub(name: str):
-  """From the cache if it is there: a run that starts again is to find the same tokenizer."""
+  """From the local cache if possible, so that a restarted run finds the same tokenizer."""
   import huggingface_hub
 
   try:
@@ -283,17 +284,17 @@ def _from_hub(name: str):
   except DataError:
     pass
   try:
-    # One request, instead of most of a minute of retries when there is no network.
+    # One request, instead of most of a minute of retries if there is no network.
     huggingface_hub.HfApi().model_info(name, timeout=10)
   except Exception as error:
     raise DataError(
-      f"tokenizer '{name}': no such folder here, and the hub does not give it: {_first_line(error)}"
+      f"tokenizer '{name}': no such folder, and not found on the hub: {_first_line(error)}"
     ) from error
   return _from_pretrained(name, name)
 
 
 def saved_tokenizer(folder: str) -> Any:
-  """The tokenizer that save_tokenizer left in a folder (local, gs://, s3://), or None."""
+  """The tokenizer that save_tokenizer wrote to a folder (local, gs://, s3://), or None."""
   from transformers import PreTrainedTokenizerFast
 
   fs, root = file_system(folder)
@@ -309,8 +310,8 @@ def saved_tokenizer(folder: str) -> Any:
 
 
 def _with_prefix_space(tokenizer, folder: str) -> Any:
-  """The tokenizer, obeying add_prefix_space of tokenizer_config.json as GPT2Tokenizer does, which
-  AutoTokenizer makes of these files: it counts whatever tokenizer.json says."""
+  """The tokenizer with add_prefix_space of tokenizer_config.json, whatever tokenizer.json says: so
+  GPT2Tokenizer reads these files, and AutoTokenizer through it."""
   from tokenizers import pre_tokenizers
 
   path = os.path.join(folder, _SETTINGS)
@@ -326,18 +327,18 @@ def _with_prefix_space(tokenizer, folder: str) -> Any:
 
 
 def save_tokenizer(tokenizer, folder: str) -> None:
-  """Leaves a tokenizer in a folder (local, gs://, s3://), in the place of another one."""
+  """Writes a tokenizer to a folder (local, gs://, s3://), replacing one that is there."""
   fs, root = file_system(folder)
   with tempfile.TemporaryDirectory() as written:
     tokenizer.save_pretrained(written)
     fs.makedirs(root, exist_ok=True)
-    # tokenizer.json last: it is the mark of a whole folder, should the run die in between.
+    # tokenizer.json last: it marks the folder as complete, should the run be killed in between.
     for file in sorted(os.listdir(written), key=lambda file: file == "tokenizer.json"):
       fs.put_file(os.path.join(written, file), f"{root}/{file}.part")
       fs.mv(f"{root}/{file}.part", f"{root}/{file}")
     for file in _FILES:
       if not os.path.exists(os.path.join(written, file)) and fs.exists(f"{root}/{file}"):
-        fs.rm_file(f"{root}/{file}")  # of the one that was there
+        fs.rm_file(f"{root}/{file}")  # of the replaced tokenizer
 
 
 def _copy_files(fs, root: str, folder: str) -> None:

@@ -77,7 +77,7 @@ def measure(
 
   Args:
     seq_len: inputs of a window, at most the model's positions.
-    stride: see `data.evaluation_windows`; None: disjoint windows.
+    stride: see `evaluation_windows` of data/evaluation.py; None: disjoint windows.
     batch_size: windows at once; a multiple of the mesh's data x fsdp.
     partial: where sums are kept from time to time, and gone on from.
 
@@ -96,7 +96,7 @@ def measure(
   """
   reading = _Reading(documents)
   tokenizer = require_tokenizer(lm, "measure perplexity")
-  batches = data.evaluation_batches(
+  batches = data.EvaluationBatches(
     reading, tokenizer, batch_size=batch_size, seq_len=seq_len, stride=stride, by_length=True
   )
   sums = _Sums(seq_len)

@@ -82,7 +82,7 @@ class Validation:
     self._batches = None
     if data.has_split(data_config, "validation"):
       self._batches = data.KeptBatches(
-        lambda: data.evaluation_batches(
+        lambda: data.EvaluationBatches(
           self._documents(), tokenizer, batch_size=self._rows, seq_len=config.seq_len
         )
       )

@@ -82,8 +82,8 @@ def test_epochs_and_seeds_differ_in_order(tokenizer, tmp_path):
 
 
 def test_documents_shuffled_together_are_bounded_in_size(tokenizer, tmp_path, monkeypatch):
-  """A block ends with the document that reaches the bound; every document comes once an epoch."""
-  monkeypatch.setattr(streams, "SHUFFLE_CHARACTERS", 30)
+  """A block ends with the document that reaches the bound; each document comes once an epoch."""
+  monkeypatch.setattr(streams, "BLOCK_CHARACTERS", 30)
   texts = [f"{number:03}" for number in range(40)]
   texts[20] = "long" * 20
   config = config_of(write_shards(tmp_path, [texts]), num_streams=1, shuffle_window=12)
@@ -121,8 +121,8 @@ def test_texts_without_tokens(tmp_path):
   iterator.close()
 
 
-def test_order_is_the_same_for_ever(tokenizer, tmp_path):
-  """A fixed answer: a resumed run must find it on other machines and later versions too."""
+def test_order_is_the_same_forever(tokenizer, tmp_path):
+  """A fixed answer: a resumed run needs the same order on other machines and in later versions."""
   path = write_shards(tmp_path, [[f"{s}{n}" for n in range(6)] for s in "abc"])
   config = config_of(path, num_streams=2, shuffle_window=4)
   iterator = batches_of(config, tokenizer, seed=0)
@@ -136,7 +136,7 @@ def test_order_is_the_same_for_ever(tokenizer, tmp_path):
 
 
 def test_left_over_shards_are_dealt_evenly(tokenizer, tmp_path):
-  """Nine shards, four streams: two whole ones each, and a quarter of the ninth."""
+  """Nine shards, four streams: two shards each, and a quarter of the ninth."""
   shards = [[f"{s}-{n:02}" for n in range(20)] for s in range(9)]
   path = write_shards(tmp_path, shards)
   iterator = batches_of(config_of(path, num_streams=4, shuffle_window=16), tokenizer)
@@ -222,7 +222,7 @@ def test_stream_without_documents(tokenizer, tmp_path):
   iterator.close()
 
 
-def test_text_tree_goes_to_streams_file_by_file(tokenizer, tmp_path):
+def test_files_of_a_folder_go_to_streams_one_by_one(tokenizer, tmp_path):
   for name in "abcde":
     (tmp_path / name).write_text(name)
   config = config_of(str(tmp_path), source="text", num_streams=3)

@@ -13,8 +13,8 @@ from gptneo_jax.data.compression_baselines import byte_unigram_bits_per_byte, gz
 from gptneo_jax.data.config import DataConfig
 from gptneo_jax.data.documents import DataError, Document
 from gptneo_jax.data.evaluation import (
+  EvaluationBatches,
   KeptBatches,
-  evaluation_batches,
   evaluation_documents,
   evaluation_windows,
 )
@@ -40,7 +40,7 @@ def test_every_token_is_scored_once_in_its_context(tokenizer, texts, seq_len, ba
   documents = documents_of(texts)
   end = end_of_text_id(tokenizer)
   all_ids = DocumentEncoder(tokenizer).encode(texts)
-  evaluation = evaluation_batches(documents, tokenizer, batch_size=batch_size, seq_len=seq_len)
+  evaluation = EvaluationBatches(documents, tokenizer, batch_size=batch_size, seq_len=seq_len)
   batches = list(evaluation)
   rows = []
   for batch in batches:
@@ -49,7 +49,7 @@ def test_every_token_is_scored_once_in_its_context(tokenizer, texts, seq_len, ba
     assert batch["row_document"].dtype == batch["inputs"].dtype == np.int32
     rows += [{name: batch[name][row] for name in batch} for row in range(batch_size)]
   real = [row for row in rows if row["row_document"] >= 0]
-  # Padding rows stand at the very end, fewer than a batch, and weigh nothing.
+  # Rows of padding come last, are fewer than a batch, and weigh nothing.
   assert rows[: len(real)] == real
   assert len(rows) - len(real) < batch_size
   assert all(not row["weights"].any() for row in rows[len(real) :])
@@ -68,7 +68,7 @@ def test_every_token_is_scored_once_in_its_context(tokenizer, texts, seq_len, ba
   assert evaluation.subsets == [document.subset for document in documents]
   assert evaluation.bytes_per_document == [len(text.encode()) for text in texts]
   assert evaluation.tokens_per_document == [len(ids) for ids in all_ids]
-  windows = list(evaluation_windows(documents, tokenizer, seq_len))
+  windows = list(evaluation_windows(all_ids, end, seq_len))
   assert [window.document for window in windows] == [row["row_document"] for row in real]
   for window, row in zip(windows, real):
     np.testing.assert_array_equal(window.inputs, row["inputs"])
@@ -83,32 +83,33 @@ def test_strided_windows_score_every_token_once_with_the_most_context(
 ):
   stride = data.draw(st.integers(1, seq_len))
   end = end_of_text_id(tokenizer)
-  windows = list(evaluation_windows(documents_of(texts), tokenizer, seq_len, stride))
-  for number, ids in enumerate(DocumentEncoder(tokenizer).encode(texts)):
+  all_ids = DocumentEncoder(tokenizer).encode(texts)
+  windows = list(evaluation_windows(all_ids, end, seq_len, stride))
+  for number, ids in enumerate(all_ids):
     inputs = [end, *ids[:-1]]
-    starts = range(0, len(ids), stride)  # the windows that may be
+    starts = range(0, len(ids), stride)  # of all possible windows
     scored = {}
     own = [window for window in windows if window.document == number]
     for start, window in zip(starts, own):
       count = min(seq_len, len(ids) - start)
       assert window.inputs[:count].tolist() == inputs[start : start + count]
       assert window.targets[:count].tolist() == ids[start : start + count].tolist()
-      for place in np.flatnonzero(window.weights):
-        assert place < count and start + place not in scored
-        scored[start + place] = place  # tokens of context
+      for column in np.flatnonzero(window.weights):
+        assert column < count and start + column not in scored
+        scored[start + column] = column  # tokens of context
     assert sorted(scored) == list(range(len(ids)))
     for token, context in scored.items():
       holding = [start for start in starts if start <= token < start + seq_len]
       assert context == max(token - start for start in holding)
-    assert len(own) == sum(window.weights.any() for window in own)  # none is for nothing
+    assert len(own) == sum(window.weights.any() for window in own)  # no window scores nothing
 
 
-def test_a_stride_of_the_whole_window_is_disjoint(tokenizer):
+def test_a_stride_of_seq_len_is_disjoint(tokenizer):
   documents = documents_of(["one two three " * 9, "", "two"])
-  disjoint = evaluation_batches(documents, tokenizer, batch_size=2, seq_len=8)
+  disjoint = EvaluationBatches(documents, tokenizer, batch_size=2, seq_len=8)
   for batch, other in zip(
     disjoint,
-    evaluation_batches(documents, tokenizer, batch_size=2, seq_len=8, stride=8),
+    EvaluationBatches(documents, tokenizer, batch_size=2, seq_len=8, stride=8),
     strict=True,
   ):
     for name in batch:
@@ -125,37 +126,38 @@ def test_sorted_batches_hold_the_same_windows(tokenizer, lengths, seq_len, batch
   letters = "xyzw" * 100
   documents = documents_of([letters[:length] for length in lengths])
   stride = (seq_len + 1) // 2
-  windows = list(evaluation_windows(documents, tokenizer, seq_len, stride))
+  ids = DocumentEncoder(tokenizer).encode([document.text for document in documents])
+  windows = list(evaluation_windows(ids, end_of_text_id(tokenizer), seq_len, stride))
   names = ("inputs", "targets", "weights")
   expected = collections.Counter(
     (window.document, *(getattr(window, name).tobytes() for name in names)) for window in windows
   )
   found, widths = collections.Counter(), []
-  for batch in evaluation_batches(
+  for batch in EvaluationBatches(
     documents, tokenizer, batch_size=batch_size, seq_len=seq_len, stride=stride, by_length=True
   ):
     B, T = batch["inputs"].shape
     assert B == batch_size
     widths.append(T)
     for row in np.flatnonzero(batch["row_document"] >= 0):
-      whole = []
+      padded = []
       for name in names:
         padding = 0 if name == "weights" else end_of_text_id(tokenizer)
-        whole.append(np.full(seq_len, padding, batch[name].dtype))
-        whole[-1][:T] = batch[name][row]
-      found[batch["row_document"][row], *(array.tobytes() for array in whole)] += 1
+        padded.append(np.full(seq_len, padding, batch[name].dtype))
+        padded[-1][:T] = batch[name][row]
+      found[batch["row_document"][row], *(array.tobytes() for array in padded)] += 1
     assert not batch["weights"][batch["row_document"] < 0].any()
   assert found == expected
   assert set(widths) <= {64, 128, 256, seq_len}
-  if len(windows) <= 32 * batch_size:  # sorted as one
+  if len(windows) <= 32 * batch_size:  # sorted together
     longest = sorted((window.length for window in windows), reverse=True)[::batch_size]
     assert all(n <= width < max(2 * n, 65) for n, width in zip(longest, widths, strict=True))
 
 
 @pytest.mark.parametrize("stride", [0, -1, 9])
 def test_a_stride_that_leaves_tokens_out_is_refused(tokenizer, stride):
-  with pytest.raises(ValueError, match=f"stride is {stride}; it is 1 to 8"):
-    evaluation_batches([], tokenizer, batch_size=2, seq_len=8, stride=stride)
+  with pytest.raises(ValueError, match=f"stride is {stride}; it must be 1 to 8"):
+    EvaluationBatches([], tokenizer, batch_size=2, seq_len=8, stride=stride)
 
 
 def test_a_file_without_documents_is_named(tmp_path):
@@ -174,7 +176,7 @@ def test_batches_come_before_all_documents_are_read(tokenizer):
       read.append(0)
       yield Document("one two three " * 5000, "s", "f:1")
 
-  next(evaluation_batches(endless(), tokenizer, batch_size=2, seq_len=16))
+  next(EvaluationBatches(endless(), tokenizer, batch_size=2, seq_len=16))
   assert len(read) < 100
 
 
@@ -184,7 +186,7 @@ def test_kept_batches_are_made_once_unless_they_are_too_large(tokenizer, limit):
 
   def make():
     reading = (read.append(1) or document for document in documents)
-    return evaluation_batches(reading, tokenizer, batch_size=2, seq_len=8)
+    return EvaluationBatches(reading, tokenizer, batch_size=2, seq_len=8)
 
   expected = [{k: v.tolist() for k, v in batch.items()} for batch in make()]
   assert len(expected) > 2
@@ -196,7 +198,7 @@ def test_kept_batches_are_made_once_unless_they_are_too_large(tokenizer, limit):
     given = []
     for batch in kept:
       given.append({k: v.tolist() for k, v in batch.items()})
-      batch.pop("row_document")  # what is done to a batch is not done to the kept one
+      batch.pop("row_document")  # changes to a batch do not reach the kept one
     assert given == expected
     assert kept.subsets == [document.subset for document in documents]
     assert kept.tokens_per_document[1] == 0 and len(kept.bytes_per_document) == 4
@@ -216,7 +218,7 @@ def test_validation_file_in_source_order(shared_data):
   assert len({document.subset for document in documents}) == 14
   assert list(evaluation_documents(config, "validation", 5)) == documents[:5]
   gpt2 = load_tokenizer(str(shared_data / "gpt2_tokenizer"))
-  evaluation = evaluation_batches(documents, gpt2, batch_size=8, seq_len=1024)
+  evaluation = EvaluationBatches(documents, gpt2, batch_size=8, seq_len=1024)
   scored = sum(int(batch["weights"].sum()) for batch in evaluation)
   assert scored == sum(evaluation.tokens_per_document) == 485_451
 

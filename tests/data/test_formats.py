@@ -1,4 +1,4 @@
-"""Files as people have them: packed, encoded, arrays, parquet, trees with links and pipes."""
+"""Files as people have them: compressed, encoded, arrays, parquet, folders with links and pipes."""
 
 import bz2
 import functools
@@ -18,11 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from gptneo_jax.data import contents
+from gptneo_jax.data import file_formats
 from gptneo_jax.data.config import DataConfig
-from gptneo_jax.data.contents import split
 from gptneo_jax.data.documents import BadRecords, DataError, warn_once
 from gptneo_jax.data.evaluation import evaluation_documents, mixed_documents
+from gptneo_jax.data.file_formats import split_chunks
 from gptneo_jax.data.jsonl import JsonLines
 from gptneo_jax.data.sources import check_sources, open_components
 from gptneo_jax.data.text_files import text_files
@@ -37,7 +37,7 @@ from tests.helpers.data_rows import (
 
 TEXTS = ["first", "três\nlinhas", "日本語 🙂", "x" * 140_000, "last"]
 LINES = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in TEXTS)
-PACKED = {
+COMPRESSIONS = {
   "gzip": gzip.compress,
   "zstd": zstandard.ZstdCompressor().compress,
   "xz": functools.partial(lzma.compress, preset=0),
@@ -65,52 +65,52 @@ def texts_of(path, kind="jsonl", **options):
   ]
 
 
-def read(source, shard=0, start=(0, 0), mine=every):
-  return list(source.read(shard, start, mine))
+def read(source, shard=0, start=(0, 0), wanted=every):
+  return list(source.read(shard, start, wanted))
 
 
-def assert_goes_on_from_every_cursor(source):
+def assert_continues_from_every_cursor(source):
   documents = read(source)
   for number, (cursor, _) in enumerate(documents):
     assert read(source, start=cursor) == documents[number + 1 :]
-  odd = read(source, mine=lambda record: record % 2 == 1)
+  odd = read(source, wanted=lambda record: record % 2 == 1)
   assert [document for _, document in odd] == [document for _, document in documents[1::2]]
 
 
-@pytest.mark.parametrize("packing", PACKED)
+@pytest.mark.parametrize("compression", COMPRESSIONS)
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_first_bytes_and_not_the_name_say_how_a_file_is_packed(tmp_path, packing, encoding):
+def test_first_bytes_and_not_the_name_say_how_a_file_is_compressed(tmp_path, compression, encoding):
   for name in ("a.jsonl", "a.jsonl.GZ", "a.ZST", "a.zstd", "a.txt"):
     path = tmp_path / name
-    path.write_bytes(PACKED[packing](LINES.encode(encoding)))
+    path.write_bytes(COMPRESSIONS[compression](LINES.encode(encoding)))
     assert texts_of(path) == TEXTS
-    path.write_bytes(PACKED[packing]("\n".join(TEXTS).encode(encoding)))
+    path.write_bytes(COMPRESSIONS[compression]("\n".join(TEXTS).encode(encoding)))
     assert texts_of(path, "text") == ["\n".join(TEXTS)]  # and no byte order mark in it
 
 
-def named(data, name="a.jsonl"):
+def tar_archive(data, name="a.jsonl"):
   buffer = io.BytesIO()
   with tarfile.open(fileobj=buffer, mode="w") as tar:
     tar.addfile(tarfile.TarInfo(name), io.BytesIO(data))
   return buffer.getvalue()
 
 
-FOREIGN = {
+UNSUPPORTED = {
   "zip archive": b"PK\x03\x04" + bytes(20),
-  "tar archive": named(b""),
+  "tar archive": tar_archive(b""),
   "lz4": b"\x04\x22\x4d\x18" + bytes(9),
   "7z": b"7z\xbc\xaf\x27\x1c\0\0",
   "Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n",
   "binary file": b"\x89PNG\0\0",
-  "packed twice": gzip.compress(gzip.compress(b"{}")),
+  "compressed twice": gzip.compress(gzip.compress(b"{}")),
 }
 
 
-@pytest.mark.parametrize("what", FOREIGN)
+@pytest.mark.parametrize("what", UNSUPPORTED)
 def test_what_cannot_be_opened_is_named_and_counted_as_a_file(tmp_path, what):
   files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl", tmp_path / "c.jsonl"]
   files[0].write_text('{"text": "one"}\n')
-  for path, data in zip(files[1:], (FOREIGN[what], gzip.compress(FOREIGN[what]))):
+  for path, data in zip(files[1:], (UNSUPPORTED[what], gzip.compress(UNSUPPORTED[what]))):
     path.write_bytes(data)
     with pytest.raises(DataError, match=what) as caught:
       texts_of(path)
@@ -119,8 +119,8 @@ def test_what_cannot_be_opened_is_named_and_counted_as_a_file(tmp_path, what):
   (component,) = open_components(config(f"{tmp_path}/*"), "train", bad_records)
   assert [document.text for document in component.documents()] == ["one"]
   assert sum(bad_records.counts.values()) == 2
-  assert all(reason.startswith("file lost: ") for reason in bad_records.counts)
-  # Of a tree they are no text, whatever the policy.
+  assert all(reason.startswith("unreadable file: ") for reason in bad_records.counts)
+  # In a folder of text they are skipped, whatever the policy.
   bad_records = BadRecords("stop")
   (component,) = open_components(config(tmp_path, "text"), "train", bad_records)
   assert [document.text for document in component.documents()] == ['{"text": "one"}\n']
@@ -137,7 +137,7 @@ def test_texts_that_begin_almost_like_something_else(tmp_path):
     texts_of(path, "text")
 
 
-def test_bad_records_and_lost_files_are_told_apart(tmp_path, caplog):
+def test_bad_records_and_unreadable_files_are_counted_apart(tmp_path, caplog):
   (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{\n{"text": ""}\n{"txt": 1}\n')
   (tmp_path / "b.jsonl").write_bytes(gzip.compress(LINES.encode())[:-9])
   (tmp_path / "c.jsonl.zst").write_bytes(b"")
@@ -152,15 +152,15 @@ def test_bad_records_and_lost_files_are_told_apart(tmp_path, caplog):
     "invalid JSON": 1,
     "empty text": 1,
     "no text: field 'text' is missing or not a string": 1,
-    "file lost: the gzip file is cut off here": 1,
-    "file lost: no zstd data: empty": 1,
+    "unreadable file: the gzip file is cut off here": 1,
+    "unreadable file: no zstd data: empty": 1,
   }
-  assert f"{tmp_path}/b.jsonl:6" in caplog.text  # each kind is said when it first occurs
+  assert f"{tmp_path}/b.jsonl:6" in caplog.text  # a warning at the first of each kind
   assert "1 x invalid JSON, 1 x empty text" in caplog.records[-1].message
   assert len(caplog.records) == 5  # four kinds that lose something, and the summary once
 
 
-def test_utf16_that_breaks_off(tmp_path):
+def test_utf16_that_is_cut_off(tmp_path):
   path = tmp_path / "a.jsonl"
   path.write_bytes(LINES.encode("utf-16")[:-3] + b"\0\xd8")
   with pytest.raises(DataError, match=r":5: invalid UTF-16 from here on"):
@@ -171,14 +171,14 @@ def test_utf16_that_breaks_off(tmp_path):
 @pytest.mark.parametrize("indent", [None, 2])
 @pytest.mark.parametrize("chunk", [1, 1 << 17])
 def test_json_array(tmp_path, monkeypatch, indent, chunk):
-  monkeypatch.setattr(contents, "CHUNK", chunk)
+  monkeypatch.setattr(file_formats, "CHUNK", chunk)
   path = tmp_path / "a.json"
   texts = [*TEXTS[:3], "[1, {}]", 'a "quoted" \\ one', "é" * 3000]
   path.write_text("\n " + json.dumps([{"text": text} for text in texts], indent=indent))
   assert texts_of(path) == texts
   path.write_bytes(gzip.compress(b"\xef\xbb\xbf" + path.read_bytes()))
   source = JsonLines(str(path), "name", "text", BadRecords("stop"))
-  assert_goes_on_from_every_cursor(source)
+  assert_continues_from_every_cursor(source)
   assert read(source)[1][1].location == f"{path}: record 2"
 
 
@@ -203,15 +203,15 @@ def test_damaged_json_array(tmp_path, tail, message):
 
 @settings(deadline=None, max_examples=60)
 @given(
-  pieces=st.lists(st.binary(max_size=6).filter(lambda piece: b"|" not in piece), max_size=6),
+  records=st.lists(st.binary(max_size=6).filter(lambda record: b"|" not in record), max_size=6),
   separator=st.sampled_from([b"|", b"|=|", b"||"]),
   size=st.integers(1, 9),
 )
-def test_pieces_do_not_depend_on_chunks(pieces, separator, size):
-  data = separator.join(pieces)
+def test_records_do_not_depend_on_chunks(records, separator, size):
+  data = separator.join(records)
   chunks = (data[start : start + size] for start in range(0, len(data), size))
   expected = data.split(separator)
-  assert list(split(chunks, separator)) == (expected if expected[-1] else expected[:-1])
+  assert list(split_chunks(chunks, separator)) == (expected if expected[-1] else expected[:-1])
 
 
 def write_parquet(path, rows, **options):
@@ -234,7 +234,7 @@ def test_parquet(tmp_path):
   assert documents[400][1].location == f"{path}: row 401"
   for cursor in (1, 299, 300, 301, 700):
     assert read(source, start=(cursor, 0)) == documents[cursor:]
-  assert read(source, mine=lambda n: n % 350 == 349) == [documents[349], documents[699]]
+  assert read(source, wanted=lambda n: n % 350 == 349) == [documents[349], documents[699]]
   with pytest.raises(DataError, match=r"row 1: no text.*the record has text, meta, score, deep"):
     texts_of(path, text_key="content")
   path.write_bytes(path.read_bytes()[:-20])
@@ -242,7 +242,7 @@ def test_parquet(tmp_path):
     texts_of(path)
 
 
-def test_nested_text_key_and_what_a_missing_one_is_told(tmp_path):
+def test_nested_text_key_and_the_message_for_a_missing_one(tmp_path):
   path = tmp_path / "a.jsonl"
   path.write_text('{"a": {"b": "nested"}, "a.b": "flat"}\n{"a": {"b": {"c": "x"}}}\n')
   assert texts_of(path, text_key="a.b.c", on_bad_record="skip") == ["x"]
@@ -285,22 +285,22 @@ def test_several_globs(tmp_path):
     check_sources(config(f"{tmp_path}/one/*,memory://room/*"))
 
 
-@pytest.mark.parametrize("packing", ["plain", "xz"])
-def test_text_file_of_several_documents(tmp_path, packing):
+@pytest.mark.parametrize("compression", ["plain", "xz"])
+def test_text_file_of_several_documents(tmp_path, compression):
   path = tmp_path / "stories.txt"
   text = (
     "\ufeffOne.\n<|endoftext|>\nTwo <|end|>\n\n<|endoftext|>Three<|endoftext|>\r\n<|endoftext|>"
   )
-  path.write_bytes(PACKED[packing](text.encode()))
+  path.write_bytes(COMPRESSIONS[compression](text.encode()))
   assert texts_of(path, "text") == ["One.\n", "Two <|end|>\n\n", "Three"]
   source = text_files(str(path), "stories", BadRecords("stop"))
-  assert_goes_on_from_every_cursor(source)
+  assert_continues_from_every_cursor(source)
   assert [document.location for _, document in read(source)] == [
     f"{path}:1",
     f"{path}: document 2, line 1",
     f"{path}: document 3, line 1",
   ]
-  path.write_bytes(PACKED[packing](b"good<|endoftext|>a\n\xff<|endoftext|>better"))
+  path.write_bytes(COMPRESSIONS[compression](b"good<|endoftext|>a\n\xff<|endoftext|>better"))
   with pytest.raises(DataError, match="document 2, line 2: invalid UTF-8"):
     texts_of(path, "text")
   assert texts_of(path, "text", on_bad_record="skip") == ["good", "better"]
@@ -308,13 +308,13 @@ def test_text_file_of_several_documents(tmp_path, packing):
 
 @pytest.mark.parametrize("document", ["line", "paragraph"])
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
-@pytest.mark.parametrize("packed", [False, True])
-def test_a_document_a_line_or_paragraph(document, newline, packed, tmp_path):
-  """From every cursor on, what follows is the same; blank ones are none."""
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_document_a_line_or_paragraph(document, newline, compressed, tmp_path):
+  """Reading continues from every cursor; blank lines and paragraphs are no documents."""
   text = "\ufeffone\ntwo\n\n \nthree \u2028 three\n\n\nfour\nfive"
   data = text.replace("\n", newline).encode()
   path = tmp_path / "a.txt"
-  path.write_bytes(gzip.compress(data) if packed else data)
+  path.write_bytes(gzip.compress(data) if compressed else data)
   source = text_files(str(path), "name", BadRecords("stop"), document)
   read = list(source.read(0, (0, 0), lambda number: True))
   expected = {
@@ -345,7 +345,7 @@ def test_one_text_file_feeds_several_streams(tmp_path):
   assert owned == [set("ad"), set("be"), set("cf")]
 
 
-def test_tree_with_links_and_pipes(tmp_path, caplog):
+def test_folder_with_links_and_pipes(tmp_path, caplog):
   warn_once.cache_clear()
   tree, other = tmp_path / "tree", tmp_path / "other"
   tree.mkdir(), other.mkdir()
@@ -360,7 +360,7 @@ def test_tree_with_links_and_pipes(tmp_path, caplog):
       assert texts_of(tree, "text") == ["a", "b"]
       assert texts_of(f"{tree}/*", "text") == ["a", "b"]  # a glob too takes links to files
   assert [record.message for record in caplog.records] == [
-    f"{path}: passed over 3 link(s) to folders, pipes or devices, such as {tree}/folder"
+    f"{path}: skipped 3 link(s) to folders, pipes or devices, such as {tree}/folder"
     for path in (tree, f"{tree}/*")
   ]
   assert texts_of(tree / "folder", "text") == ["b"]  # a link that was asked for
@@ -368,19 +368,19 @@ def test_tree_with_links_and_pipes(tmp_path, caplog):
     texts_of(tree / "pipe", "text")
 
 
-def test_link_to_nothing_and_file_without_permission(tmp_path):
+def test_broken_link_and_file_without_permission(tmp_path):
   (tmp_path / "a.jsonl").write_text('{"text": "a"}')
   (tmp_path / "b.jsonl").symlink_to("nowhere")
   for path, kind in ((f"{tmp_path}/*.jsonl", "jsonl"), (tmp_path, "text")):
-    with pytest.raises(DataError, match=r"b\.jsonl: cannot be read: a link to nothing"):
+    with pytest.raises(DataError, match=r"b\.jsonl: cannot be read: a broken link"):
       texts_of(path, kind)
     bad_records = BadRecords("skip")
     (component,) = open_components(config(path, kind), "train", bad_records)
     assert len(list(component.documents())) == 1
-    assert bad_records.counts == {"file lost: cannot be read: a link to nothing": 1}
+    assert bad_records.counts == {"unreadable file: cannot be read: a broken link": 1}
 
 
-def test_empty_texts_are_left_out_everywhere(tmp_path):
+def test_empty_texts_are_skipped_everywhere(tmp_path):
   path = tmp_path / "a.jsonl"
   texts = ["", "a", "", "", "bc", *[""] * 40, "d", ""]
   path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))

@@ -40,14 +40,14 @@ def tokenizer():
   stop=st.integers(0, 6),
   mixed=st.booleans(),
   segment_ids=st.booleans(),
-  characters=st.sampled_from([1, 25, streams.SHUFFLE_CHARACTERS]),
+  characters=st.sampled_from([1, 25, streams.BLOCK_CHARACTERS]),
   data=st.data(),
 )
 def test_hosts_prefetching_and_restarts_change_no_batch(
   tokenizer, tmp_path_factory, source, window, prefetch, stop, mixed, segment_ids, characters, data
 ):
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(streams, "SHUFFLE_CHARACTERS", characters)
+    patch.setattr(streams, "BLOCK_CHARACTERS", characters)
     _compare_with_one_host(
       tokenizer, tmp_path_factory, source, window, prefetch, stop, mixed, segment_ids, data
     )
@@ -73,7 +73,7 @@ def _compare_with_one_host(
   config = dataclasses.replace(config, prefetch=prefetch)
 
   def hosts():
-    """Iterators over a partition of the streams, drawn anew: the hosts may change."""
+    """Iterators over a newly drawn partition of the streams: the hosts may change."""
     cuts = sorted(data.draw(st.sets(st.integers(1, num_streams - 1)))) if num_streams > 1 else []
     bounds = [0, *cuts, num_streams]
     parts = [range(low, high) for low, high in itertools.pairwise(bounds)]
@@ -140,7 +140,7 @@ def test_bad_record_surfaces_after_the_batches_before_it(tokenizer, tmp_path, pr
   config = config_of(path, num_streams=1, shuffle_window=4, prefetch=prefetch)
   iterator = batches_of(config, tokenizer)
   count = 0
-  for _ in range(2):  # and it is said again, not passed over
+  for _ in range(2):  # and again at the next call
     with pytest.raises(DataError) as caught:
       while True:
         next(iterator)
@@ -149,7 +149,7 @@ def test_bad_record_surfaces_after_the_batches_before_it(tokenizer, tmp_path, pr
   assert count > 0
   state = iterator.get_state()
   iterator.close()
-  # The run can go on once the user says that bad records are to be skipped.
+  # The run can be resumed with bad records skipped.
   skipping = batches_of(dataclasses.replace(config, on_bad_record="skip"), tokenizer)
   expected = take(skipping, count + 20)
   assert skipping.bad_records == {"no text: field 'text' is missing or not a string": 1}
@@ -182,7 +182,7 @@ def test_resume_with_something_changed_is_refused(tokenizer, tmp_path, name):
 
 
 def test_resume_with_other_data_is_refused(tokenizer, tmp_path):
-  """A file that is longer or shorter, one with fewer documents in as many bytes, one more."""
+  """A longer or shorter file, fewer documents in as many bytes, one more file."""
   path = write_shards(tmp_path, [[f"text {n}" for n in range(8)]])
   config = config_of(path, num_streams=1)
   iterator = batches_of(config, tokenizer)
@@ -190,15 +190,15 @@ def test_resume_with_other_data_is_refused(tokenizer, tmp_path):
   state = iterator.get_state()
   iterator.close()
   file = tmp_path / "000.jsonl"
-  whole = file.read_text()
-  for changed in (whole + '{"text": "x"}\n', whole[: whole.rindex("\n", 0, -1) + 1]):
+  original = file.read_text()
+  for changed in (original + '{"text": "x"}\n', original[: original.rindex("\n", 0, -1) + 1]):
     file.write_text(changed)
     with pytest.raises(DataError, match=r"bytes of the files was '[0-9]+ .*' and is '[0-9]+ "):
       batches_of(config, tokenizer).set_state(state)
-  file.write_text(json.dumps({"text": "y" * (len(whole) - len('{"text": ""}\n'))}) + "\n")
+  file.write_text(json.dumps({"text": "y" * (len(original) - len('{"text": ""}\n'))}) + "\n")
   with pytest.raises(DataError, match="changed since it was saved"):
     batches_of(config, tokenizer).set_state(state)
-  file.write_text(whole)
+  file.write_text(original)
   batches_of(config, tokenizer).set_state(state)
   (tmp_path / "new.jsonl").write_text('{"text": "a"}\n')
   with pytest.raises(DataError, match="files was"):
@@ -219,10 +219,10 @@ def test_merging_states(tokenizer, tmp_path):
   config = config_of(path, num_streams=2)
   one, two = (batches_of(config, tokenizer, streams=[stream]) for stream in (0, 1))
   assert merge_states([one.get_state(), one.get_state()]) == one.get_state()  # of the same rows
-  behind = one.get_state()
+  earlier = one.get_state()
   next(one)
   with pytest.raises(DataError, match="disagree about stream 0"):
-    merge_states([behind, one.get_state()])
+    merge_states([earlier, one.get_state()])
   with pytest.raises(DataError, match="lacks stream 1"):
     two.set_state(one.get_state())
   other = batches_of(config, tokenizer, seed=9, streams=[1])

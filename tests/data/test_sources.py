@@ -37,11 +37,11 @@ def lines(texts, subset=None) -> bytes:
   return "".join(json.dumps({"text": text, **meta}) + "\n" for text in texts).encode()
 
 
-def read_file(path, policy="stop", start=(0, 0), mine=all_records):
+def read_file(path, policy="stop", start=(0, 0), wanted=all_records):
   """([(cursor, document)], counts of bad records) of one file."""
   bad_records = BadRecords(policy)
   source = JsonLines(str(path), "name", "text", bad_records)
-  return list(source.read(0, start, mine)), bad_records.counts
+  return list(source.read(0, start, wanted)), bad_records.counts
 
 
 def read_texts(path, policy="stop"):
@@ -56,7 +56,7 @@ ENDINGS = {
   ".jsonl.xz": functools.partial(lzma.compress, preset=0),
   ".jsonl.bz2": bz2.compress,
 }
-PACKED = [ending for ending in ENDINGS if ending != ".jsonl"]
+COMPRESSED = [ending for ending in ENDINGS if ending != ".jsonl"]
 TEXTS = ["first", "três\n\u2028 linhas", "日本語 🙂", "x" * 400_000, "last"]
 
 
@@ -72,7 +72,7 @@ def test_every_compression_gives_the_same_documents(tmp_path, ending):
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_reading_goes_on_from_any_cursor(tmp_path, ending):
+def test_reading_continues_from_any_cursor(tmp_path, ending):
   path = tmp_path / f"a{ending}"
   path.write_bytes(ENDINGS[ending](lines(TEXTS)))
   documents, _ = read_file(path)
@@ -84,7 +84,7 @@ def test_reading_goes_on_from_any_cursor(tmp_path, ending):
 def test_only_own_records_are_parsed(tmp_path):
   path = tmp_path / "a.jsonl"
   path.write_bytes(b"not JSON\n" + lines(["b", "c", "d"]))
-  documents, _ = read_file(path, mine=lambda record: record % 2 == 1)
+  documents, _ = read_file(path, wanted=lambda record: record % 2 == 1)
   assert [document.text for _, document in documents] == ["b", "d"]
 
 
@@ -145,31 +145,31 @@ def noise(size: int) -> str:
   return random.Random(size).randbytes(size // 2).hex()
 
 
-@pytest.mark.parametrize("ending", PACKED)
+@pytest.mark.parametrize("ending", COMPRESSED)
 def test_cut_off_file(tmp_path, ending):
   path = tmp_path / f"a{ending}"
   texts = [noise(100_000 + number) for number in range(20)]
-  whole = ENDINGS[ending](lines(texts))
-  path.write_bytes(whole[: len(whole) // 2])
+  complete = ENDINGS[ending](lines(texts))
+  path.write_bytes(complete[: len(complete) // 2])
   kept, counts = read_texts(path, "skip")
   assert 5 <= len(kept) < 12
   assert kept == texts[: len(kept)]
   (reason,) = counts
-  assert reason.startswith("file lost: ") and counts[reason] == 1
+  assert reason.startswith("unreadable file: ") and counts[reason] == 1
   with pytest.raises(DataError, match="cut off") as caught:
     read_texts(path)
   assert str(caught.value).startswith(f"{path}:{len(kept) + 1}: ")
 
 
-@pytest.mark.parametrize("ending", PACKED)
+@pytest.mark.parametrize("ending", COMPRESSED)
 @pytest.mark.parametrize("content", [b"", b"no such format", None])
 def test_empty_foreign_or_damaged_compressed_file(tmp_path, ending, content):
   path = tmp_path / f"a{ending}"
   if content is None:
-    whole = bytearray(ENDINGS[ending](lines([noise(50_000)])))
-    whole[20_000:20_100] = bytes(100)
-    whole[-8:] = bytes(8)
-    content = bytes(whole)
+    damaged = bytearray(ENDINGS[ending](lines([noise(50_000)])))
+    damaged[20_000:20_100] = bytes(100)
+    damaged[-8:] = bytes(8)
+    content = bytes(damaged)
   path.write_bytes(content)
   with pytest.raises(DataError) as caught:
     read_texts(path)
@@ -224,7 +224,7 @@ def test_file_name_with_glob_characters(tmp_path):
   assert read_texts(path)[0] == ["a"]
 
 
-def test_memory_file_system_stands_for_remote_ones():
+def test_remote_file_system():
   import fsspec
 
   fs = fsspec.filesystem("memory")
@@ -244,7 +244,7 @@ def test_check_imports_nothing_heavy():
   subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_text_tree(tmp_path):
+def test_folder_of_text(tmp_path):
   (tmp_path / "b").mkdir()
   (tmp_path / "b/two.py").write_text("two")
   (tmp_path / "one.md").write_text("um: é")
@@ -253,15 +253,15 @@ def test_text_tree(tmp_path):
   (tmp_path / ".git").mkdir()
   (tmp_path / ".git/HEAD").write_text("ref")
   bad_records = BadRecords("stop")
-  source = text_files(str(tmp_path), "tree", bad_records)
+  source = text_files(str(tmp_path), "folder", bad_records)
   documents = [
     document
     for shard in range(len(source.shards))
     for _, document in source.read(shard, (0, 0), all_records)
   ]
   assert documents == [
-    Document("two", "tree", f"{tmp_path}/b/two.py:1"),
-    Document("um: é", "tree", f"{tmp_path}/one.md:1"),
+    Document("two", "folder", f"{tmp_path}/b/two.py:1"),
+    Document("um: é", "folder", f"{tmp_path}/one.md:1"),
   ]
   assert bad_records.counts == {"binary file": 1}
 
@@ -278,7 +278,7 @@ def test_text_file_that_is_not_utf8(tmp_path):
     list(evaluation_documents(skip, "train"))
 
 
-def test_standard_library_holds_out_whole_packages():
+def test_packages_of_the_standard_library_are_held_out():
   sizes = {}
   files = {}
   for split in ("train", "validation", "test"):
@@ -303,7 +303,7 @@ def test_standard_library_holds_out_whole_packages():
   validation=st.sampled_from([0.0, 0.2, 0.5]),
   test=st.sampled_from([0.0, 0.3]),
 )
-def test_splits_are_a_partition_and_equal_texts_lie_together(
+def test_splits_are_a_partition_and_equal_texts_are_in_the_same(
   tmp_path_factory, texts, validation, test
 ):
   path = tmp_path_factory.mktemp("splits") / "a.jsonl"
@@ -335,7 +335,7 @@ def test_split_shares_are_as_asked(tmp_path):
   assert 140 < count["test"] < 260
 
 
-def test_path_of_its_own_is_used_whole_and_leaves_the_training_source_whole(tmp_path):
+def test_nothing_is_held_out_for_a_split_with_a_path_of_its_own(tmp_path):
   for name in ("train", "val"):
     (tmp_path / f"{name}.jsonl").write_bytes(lines(f"{name} {number}" for number in range(50)))
   config = DataConfig(
@@ -350,7 +350,7 @@ def test_path_of_its_own_is_used_whole_and_leaves_the_training_source_whole(tmp_
   assert len(list(evaluation_documents(config, "validation", limit_documents=7))) == 7
 
 
-def test_split_that_nothing_is_set_aside_for(tmp_path):
+def test_split_that_nothing_is_held_out_for(tmp_path):
   (tmp_path / "a.jsonl").write_bytes(lines(["a"]))
   config = DataConfig(source="jsonl", path=f"{tmp_path}/a.jsonl", validation_fraction=0)
   with pytest.raises(DataError, match=r"data\.validation_path or data\.validation_fraction"):

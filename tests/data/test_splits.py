@@ -12,28 +12,31 @@ from gptneo_jax.data.config import DataConfig
 from gptneo_jax.data.documents import BadRecords, Document
 from gptneo_jax.data.evaluation import evaluation_documents
 from gptneo_jax.data.sources import open_components
-from gptneo_jax.data.splits import Shares, enlarged, in_parts, part_of, position
+from gptneo_jax.data.splits import (
+  Shares,
+  cut_in_parts,
+  hash_position,
+  split_document,
+  with_validation,
+)
 from gptneo_jax.data.tokenizer import load_tokenizer
-
-
-def documents_of(texts) -> list[Document]:
-  return [Document(text, "s", "f:1") for text in texts]
+from tests.helpers.small_tokenizers import documents_of
 
 
 def texts_without_validation(shares: Shares, number: int) -> list[str]:
   low, high = shares.bounds("validation")
   texts = (f"document {n}" for n in itertools.count())
   return list(
-    itertools.islice((text for text in texts if not low <= position(text) < high), number)
+    itertools.islice((text for text in texts if not low <= hash_position(text) < high), number)
   )
 
 
 def test_the_smallest_hashes_are_taken_where_validation_would_be_empty():
   shares = Shares(validation=0.01, test=0.005)
   texts = texts_without_validation(shares, 240)
-  low, high = enlarged(shares, documents_of(texts * 2)).bounds("validation")
-  held_out = {text for text in texts if low <= position(text) < high}
-  above_test = sorted((position(text), text) for text in texts if position(text) >= low)
+  low, high = with_validation(shares, documents_of(*texts * 2)).bounds("validation")
+  held_out = {text for text in texts if low <= hash_position(text) < high}
+  above_test = sorted((hash_position(text), text) for text in texts if hash_position(text) >= low)
   assert held_out == {text for _, text in above_test[:5]}  # 1% of 480
   assert low == shares.test
 
@@ -47,7 +50,7 @@ def test_shares_stay_and_reading_stops_at_the_first_document_of_validation():
       read.append(n)
       yield Document(f"document {n}", "s", "f:1")
 
-  assert enlarged(shares, endless()) == shares
+  assert with_validation(shares, endless()) == shares
   assert len(read) < 40
 
 
@@ -74,14 +77,14 @@ def test_240_documents(tmp_path):
   num_parts=st.integers(1, 9),
 )
 def test_parts_of_one_document_are_all_of_it(text, validation, test, num_parts):
-  (document,) = documents_of([text])
+  (document,) = documents_of(text)
   parts = {
-    split: "".join(part.text for part in part_of(document, Shares(validation, test), split))
+    split: "".join(part.text for part in split_document(document, Shares(validation, test), split))
     for split in ("train", "test", "validation")
   }
   assert "".join(parts.values()) == text  # validation is its end
   assert bool(parts["validation"]) == (validation > 0)
-  cut = [part.text for part in in_parts([document], num_parts)]
+  cut = [part.text for part in cut_in_parts([document], num_parts)]
   assert "".join(cut) == text and all(cut) and len(cut) <= num_parts
 
 
@@ -96,7 +99,7 @@ def test_one_text_file_trains_with_its_end_held_out(tmp_path):
   (train,) = [document.text for document in evaluation_documents(config, "train")]
   assert train + validation == "".join(lines)
   assert validation.startswith("line ") and 38 <= validation.count("\n") <= 44
-  tokenizer = load_tokenizer("train", documents=documents_of(lines), vocab_size=300)
+  tokenizer = load_tokenizer("train", documents=documents_of(*lines), vocab_size=300)
   batches = TrainBatches(config, tokenizer, batch_size=8, seq_len=64, seed=0)
   seen = {}
   for _ in range(30):
@@ -125,7 +128,7 @@ def test_a_few_files_train(number, tmp_path):
     source="text", path=str(tmp_path), validation_fraction=0.005, test_fraction=0.0, num_streams=4
   )
   assert len(list(evaluation_documents(config, "validation"))) == 1
-  tokenizer = load_tokenizer("train", documents=documents_of(["file 0 1 2 says"]), vocab_size=270)
+  tokenizer = load_tokenizer("train", documents=documents_of("file 0 1 2 says"), vocab_size=270)
   batches = TrainBatches(config, tokenizer, batch_size=4, seq_len=16, seed=0)
   assert next(batches)["inputs"].shape == (4, 16)
   batches.close()

@@ -18,7 +18,7 @@ WORDS = "the quick brown fox jumps over a lazy dog ção 日本 while seven wiza
 
 
 class Windows(list):
-  """What evaluation_batches gives: batches, and what they hold of each document."""
+  """What EvaluationBatches are: batches, and what they hold of each document."""
 
   subsets = ("Prose", "Verse", "Prose")
   bytes_per_document = (10, 4, 6)

@@ -1,4 +1,4 @@
-"""Small shards, batches of them, and the way back from batches to texts."""
+"""Small shards, batches of them, and the texts in batches."""
 
 import functools
 import json
@@ -16,7 +16,7 @@ SEQ_LEN = 7
 
 @functools.cache
 def byte_tokenizer():
-  """Bytes and an end of text of id 256: quick, and every text is told from every other."""
+  """A token for each byte, and the end of text with id 256: fast, and reversible."""
   import tokenizers
   from tokenizers import decoders, models, pre_tokenizers
   from transformers import PreTrainedTokenizerFast
@@ -75,7 +75,7 @@ def tokens_of_stream(batches, stream, rows):
 
 
 def documents_in(tokens, tokenizer):
-  """Texts of the whole documents in a run of tokens that begins with one."""
+  """Texts of the complete documents in tokens that begin with one."""
   end = end_of_text_id(tokenizer)
   parts = np.split(tokens, np.flatnonzero(tokens == end) + 1)[:-1]
   return [tokenizer.decode(part[:-1]) for part in parts]

@@ -136,7 +136,7 @@ def test_bad_records_stop_the_run_or_are_counted(finished, tmp_path):
   assert f"{shard}:41" in line and "on_bad_record='skip'" in line
   result = train_runs.train(tmp_path / "run", **settings | {"data__on_bad_record": "skip"})
   assert result.returncode == 0, result.stderr
-  assert "passed over in the data: 1 x invalid JSON" in result.stderr
+  assert "skipped in the data: 1 x invalid JSON" in result.stderr
 
 
 def test_a_loss_that_is_not_finite(finished, tmp_path):

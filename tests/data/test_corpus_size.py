@@ -1,14 +1,14 @@
-"""The line that says how much data there is, against counts made here."""
+"""The line that says how much data there is, against counts made in the test."""
 
 import json
 import re
 
 import pytest
 
-from gptneo_jax.data import survey
+from gptneo_jax.data import corpus_size
 from gptneo_jax.data.config import DataConfig
+from gptneo_jax.data.corpus_size import amount_of_data
 from gptneo_jax.data.documents import Document
-from gptneo_jax.data.survey import amount_of_data
 from gptneo_jax.data.tokenizer import DocumentEncoder, load_tokenizer
 
 TEXTS = [f"document {n} is about the number {n} and no other one" for n in range(300)]
@@ -30,7 +30,7 @@ def corpus(tmp_path):
 
 def test_a_small_corpus_is_counted(corpus, tokenizer, tmp_path):
   config = DataConfig(**corpus, validation_path=f"{tmp_path}/val.jsonl")
-  line = amount_of_data(config, tokenizer, tokens_a_step=100)
+  line = amount_of_data(config, tokenizer, tokens_per_step=100)
   size = sum(map(len, TEXTS))
   tokens = sum(len(ids) + 1 for ids in DocumentEncoder(tokenizer).encode(TEXTS))
   found = re.match(
@@ -45,10 +45,10 @@ def test_a_small_corpus_is_counted(corpus, tokenizer, tmp_path):
   assert int(found[4]) == sum(map(len, TEXTS[:7]))
 
 
-def test_a_large_one_is_weighed(corpus, tokenizer, monkeypatch):
-  monkeypatch.setattr(survey, "_COUNTED_BYTES", 1000)
+def test_of_a_large_one_only_the_file_sizes_are_given(corpus, tokenizer, monkeypatch):
+  monkeypatch.setattr(corpus_size, "_COUNTED_BYTES", 1000)
   config = DataConfig(**corpus, validation_fraction=0.1)
-  line = amount_of_data(config, tokenizer, tokens_a_step=100)
+  line = amount_of_data(config, tokenizer, tokens_per_step=100)
   assert re.match(
     r"training data: 1 file, [\d.]+ kB, not counted; validation: held out by hash", line
   )
@@ -58,24 +58,27 @@ def test_a_large_one_is_weighed(corpus, tokenizer, monkeypatch):
   ("options", "said"),
   [
     ({"validation_fraction": 0.0}, "no validation: trains on everything"),
-    ({"validation_fraction": 1e-9}, "those of the smallest hashes: data.validation_fraction 1e-09"),
+    (
+      {"validation_fraction": 1e-9},
+      "those of the smallest hashes: data.validation_fraction 1e-09 gives none",
+    ),
     ({"validation_fraction": 0.2}, r"validation: \d\d documents, [\d.]+ kB$"),
   ],
 )
 def test_what_is_held_out(options, said, corpus, tokenizer):
   assert re.search(
-    said, amount_of_data(DataConfig(**corpus, **options), tokenizer, tokens_a_step=100)
+    said, amount_of_data(DataConfig(**corpus, **options), tokenizer, tokens_per_step=100)
   )
 
 
 def test_the_end_of_one_file(tokenizer, tmp_path):
   (tmp_path / "input.txt").write_text("\n".join(TEXTS))
   config = DataConfig(source="text", path=f"{tmp_path}/input.txt", validation_fraction=0.1)
-  line = amount_of_data(config, tokenizer, tokens_a_step=100)
+  line = amount_of_data(config, tokenizer, tokens_per_step=100)
   assert line.startswith("training data: 1 document, ")
   assert line.endswith("the end of the only document of a source")
 
 
-def test_whole_packages_are_held_out_of_the_standard_library(tokenizer):
-  line = amount_of_data(DataConfig(source="stdlib"), tokenizer, tokens_a_step=100)
+def test_packages_are_held_out_of_the_standard_library(tokenizer):
+  line = amount_of_data(DataConfig(source="stdlib"), tokenizer, tokens_per_step=100)
   assert re.search(r"steps an epoch; validation: \d+ documents, [\d.]+ kB$", line)

@@ -1,4 +1,4 @@
-"""A tokenizer learned from text."""
+"""Training a tokenizer on text."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -7,27 +7,29 @@ from typing import Any
 from gptneo_jax.data.documents import DataError, Document
 
 END_OF_TEXT = "<|endoftext|>"
-SAMPLE_BYTES = 20_000_000  # text that a tokenizer is learned from; more changes little
-# The trainer's time grows with the square of a stretch without spaces; GPT-2's longest token: 128.
-STRETCH_BYTES = 256
+SAMPLE_BYTES = 20_000_000  # of text that is read; more changes little
+# Text without spaces is cut into words of this length, since the trainer's time grows with the
+# square of a word's. GPT-2's longest token has 128 bytes.
+MAX_WORD_BYTES = 256
 
 
-def learn(documents: Iterable[Document], vocab_size: int) -> Any:
-  """Byte-level BPE as in GPT-2; the end of text is id 0, being the trainer's first entry.
+def train_tokenizer(documents: Iterable[Document], vocab_size: int) -> Any:
+  """Byte-level BPE as GPT-2's; the end of text is id 0, the trainer's first entry.
 
-  Says on standard error what it learns from. Raises DataError: no text, or too few entries.
+  Prints to standard error how much text it is trained on. Raises DataError for no text, or for too
+  few entries.
   """
   import tokenizers
   from tokenizers import decoders, models, pre_tokenizers, processors, trainers
   from transformers import PreTrainedTokenizerFast
 
-  alphabet = pre_tokenizers.ByteLevel.alphabet()  # all 256 bytes: no text is unknown
+  alphabet = pre_tokenizers.ByteLevel.alphabet()  # all 256 bytes, so that every text has ids
   if vocab_size <= len(alphabet):
     raise DataError(f"vocab_size is {vocab_size}; a byte-level tokenizer needs 257 or more")
   backend = tokenizers.Tokenizer(models.BPE())
   words = pre_tokenizers.ByteLevel(add_prefix_space=False)
-  stretches = pre_tokenizers.FixedLength(STRETCH_BYTES)  # letters are bytes by now
-  backend.pre_tokenizer = pre_tokenizers.Sequence([words, stretches])
+  bounded = pre_tokenizers.FixedLength(MAX_WORD_BYTES)  # a character is a byte at this point
+  backend.pre_tokenizer = pre_tokenizers.Sequence([words, bounded])
   backend.decoder = decoders.ByteLevel()
   backend.post_processor = processors.ByteLevel(trim_offsets=False)
   trainer = trainers.BpeTrainer(
@@ -38,9 +40,9 @@ def learn(documents: Iterable[Document], vocab_size: int) -> Any:
   )
   sample = list(_sample(documents))
   if not sample:
-    raise DataError("there is no training text to learn a tokenizer from")
+    raise DataError("there is no training text to train a tokenizer on")
   print(
-    f"learning a tokenizer of {vocab_size} entries from {len(sample)} documents,"
+    f"training a tokenizer of {vocab_size} entries on {len(sample)} documents,"
     f" {sum(map(len, sample)) / 1e6:.1f} million characters",
     file=sys.stderr,
   )

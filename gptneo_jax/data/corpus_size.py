@@ -1,4 +1,4 @@
-"""How much data a run has: counted where that is quick, else what the files weigh."""
+"""How much data a run has: documents, tokens and steps where counting is quick, else file sizes."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from gptneo_jax.data.config import DataConfig
-from gptneo_jax.data.contents import PACKED
 from gptneo_jax.data.documents import BadRecords, Document
+from gptneo_jax.data.file_formats import COMPRESSED_ENDINGS
 from gptneo_jax.data.files import file_size, match_files
-from gptneo_jax.data.sources import Component, has_split, held_out, open_components
-from gptneo_jax.data.splits import Listed, position
+from gptneo_jax.data.sources import Component, has_split, held_out_shares, open_components
+from gptneo_jax.data.splits import InMemorySource, hash_position
 from gptneo_jax.data.tokenizer import DocumentEncoder
 
-_COUNTED_BYTES = 30_000_000  # of files, packed ones taken four times: a second or two to read
-_SAMPLE_BYTES = 200_000  # of text, from which the tokens of all are estimated
-_PACKED = (*PACKED, ".parquet")
+# Up to this size files are read and counted, which takes a second or two. Compressed files count
+# four times.
+_COUNTED_BYTES = 30_000_000
+_SAMPLE_BYTES = 200_000  # of text that is encoded to estimate the number of tokens
+_COMPRESSED = (*COMPRESSED_ENDINGS, ".parquet")
 
 
 class _Amount(NamedTuple):
@@ -27,16 +29,16 @@ class _Amount(NamedTuple):
     return f"{self.documents:,} document{'s'[: self.documents != 1]}, {_size(self.bytes)}"
 
 
-def amount_of_data(config: DataConfig, tokenizer, tokens_a_step: int) -> str:
-  """A line: documents, bytes and about how many tokens and steps an epoch has; what is held out.
+def amount_of_data(config: DataConfig, tokenizer, tokens_per_step: int) -> str:
+  """One line: documents, bytes, estimated tokens and steps of an epoch; what is held out.
 
-  Sources whose files are large, and data sets of the hub, are not counted. Raises DataError.
+  Large files and data sets of the hub are not counted. Raises DataError if data cannot be read.
   """
   files = _files(config, "train")
   if files is None:
     train = "training data: not counted"
-  elif _weight(files) > _COUNTED_BYTES:
-    train = f"training data: {_named(files)}, not counted"
+  elif _effective_bytes(files) > _COUNTED_BYTES:
+    train = f"training data: {_files_and_size(files)}, not counted"
   else:
     documents = _documents(_open(config, "train"))
     sample, rest = _sample(documents)
@@ -44,7 +46,7 @@ def amount_of_data(config: DataConfig, tokenizer, tokens_a_step: int) -> str:
     ids = DocumentEncoder(tokenizer).encode([document.text for document in sample])
     sampled = sum(len(document.text.encode()) for document in sample)
     tokens = sum(map(len, ids)) * amount.bytes / max(sampled, 1) + amount.documents
-    steps = f"{tokens / tokens_a_step:,.1f} steps an epoch"
+    steps = f"{tokens / tokens_per_step:,.1f} steps an epoch"
     train = f"training data: {amount}, about {_rounded(tokens)} tokens, {steps}"
   return f"{train}; {_validation(config)}"
 
@@ -53,18 +55,18 @@ def _validation(config: DataConfig) -> str:
   if not has_split(config, "validation"):
     return "no validation: trains on everything (data.validation_fraction is 0)"
   files = _files(config, "validation")
-  if files is None or _weight(files) > _COUNTED_BYTES:
-    named = f"{_named(files)} of " if files and config.validation_path else ""
-    return f"validation: {named}{config.validation_path or 'held out by hash'}, not counted"
+  if files is None or _effective_bytes(files) > _COUNTED_BYTES:
+    size = f"{_files_and_size(files)} of " if files and config.validation_path else ""
+    return f"validation: {size}{config.validation_path or 'held out by hash'}, not counted"
   components = _open(config, "validation")
   documents = list(_documents(components))
-  low, high = held_out(config).bounds("validation")
+  low, high = held_out_shares(config).bounds("validation")
   by_hash = not config.validation_path and all(kind != "stdlib" for _, kind, _ in config.entries)
   how = ""
-  if any(isinstance(component.source, Listed) for component in components):
+  if any(isinstance(component.source, InMemorySource) for component in components):
     how = ", the end of the only document of a source"
-  elif by_hash and documents and not low <= position(documents[0].text) < high:
-    how = f", those of the smallest hashes: data.validation_fraction {high - low:g} left none"
+  elif by_hash and documents and not low <= hash_position(documents[0].text) < high:
+    how = f", those of the smallest hashes: data.validation_fraction {high - low:g} gives none"
   return f"validation: {_amount(documents)}{how}"
 
 
@@ -85,7 +87,7 @@ def _amount(documents: Iterable[Document]) -> _Amount:
 
 
 def _sample(documents: Iterator[Document]) -> tuple[list[Document], Iterator[Document]]:
-  """The first documents, up to _SAMPLE_BYTES of them, and the others."""
+  """The first documents, about _SAMPLE_BYTES of text, and the others."""
   sample, size = [], 0
   for document in documents:
     sample.append(document)
@@ -96,8 +98,8 @@ def _sample(documents: Iterator[Document]) -> tuple[list[Document], Iterator[Doc
 
 
 def _files(config: DataConfig, split: str) -> dict[str, int] | None:
-  """Bytes of each file that a split is read from, those of the standard library left out; None
-  where a source is no files."""
+  """Bytes of each file that a split is read from, except the standard library's; None for data sets
+  of the hub."""
   sizes = {}
   for _, kind, path in config.entries:
     if kind == "datasets":
@@ -108,13 +110,13 @@ def _files(config: DataConfig, split: str) -> dict[str, int] | None:
   return sizes
 
 
-def _weight(files: dict[str, int]) -> int:
-  return sum(size * (4 if name.endswith(_PACKED) else 1) for name, size in files.items())
+def _effective_bytes(files: dict[str, int]) -> int:
+  return sum(size * (4 if name.endswith(_COMPRESSED) else 1) for name, size in files.items())
 
 
-def _named(files: dict[str, int]) -> str:
-  packed = " packed" if any(name.endswith(_PACKED) for name in files) else ""
-  return f"{len(files):,} file{'s'[: len(files) != 1]}, {_size(sum(files.values()))}{packed}"
+def _files_and_size(files: dict[str, int]) -> str:
+  compressed = " compressed" if any(name.endswith(_COMPRESSED) for name in files) else ""
+  return f"{len(files):,} file{'s'[: len(files) != 1]}, {_size(sum(files.values()))}{compressed}"
 
 
 def _size(size: int) -> str:
@@ -125,5 +127,5 @@ def _size(size: int) -> str:
 
 
 def _rounded(tokens: float) -> str:
-  """To three digits: it is an estimate."""
+  """To three digits, since it is an estimate."""
   return f"{float(f'{tokens:.3g}'):,.0f}"
