@@ -133,7 +133,7 @@ class TrainBatches:
     Raises:
       DataError: naming what differs between the saved run and this one.
     """
-    _compare(state["fingerprint"], self._fingerprint)
+    _check_same_run(state["fingerprint"], self._fingerprint)
     own = list(self._iterator.get_state())
     missing = [stream for stream in own if stream not in state["streams"]]
     if missing:
@@ -166,7 +166,7 @@ def merge_states(states: Iterable[Mapping]) -> dict:
   for state in states:
     if not merged:
       merged = {"fingerprint": copy.deepcopy(dict(state["fingerprint"])), "streams": {}}
-    _compare(merged["fingerprint"], state["fingerprint"])
+    _check_same_run(merged["fingerprint"], state["fingerprint"])
     # Hosts that hold parts of the same rows (mesh.tensor spans hosts) read the same streams.
     for stream in merged["streams"].keys() & state["streams"].keys():
       if merged["streams"][stream] != state["streams"][stream]:
@@ -175,7 +175,7 @@ def merge_states(states: Iterable[Mapping]) -> dict:
   return merged
 
 
-def _compare(saved: Mapping, present: Mapping) -> None:
+def _check_same_run(saved: Mapping, present: Mapping) -> None:
   for name in sorted({*saved, *present}):
     if saved.get(name) != present.get(name):
       raise DataError(
