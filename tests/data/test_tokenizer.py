@@ -107,7 +107,7 @@ def test_end_of_text_that_is_not_special_is_refused():
   with pytest.raises(DataError, match="neither an end-of-sequence token"):
     end_of_text_id(tokenizer)
   tokenizer.eos_token = "end"
-  with pytest.raises(DataError, match="as a special token"):
+  with pytest.raises(DataError, match="is not a special token"):
     DocumentEncoder(tokenizer)
 
 
