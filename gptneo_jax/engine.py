@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from gptneo_jax import data, model_io, steps
 from gptneo_jax.checkpoints.folder import is_checkpoint_folder
 from gptneo_jax.config import ModelConfig, dtype_name
-from gptneo_jax.data.tokenizer import DocumentEncoder
+from gptneo_jax.data import DocumentEncoder
 from gptneo_jax.errors import UserError
 from gptneo_jax.generation import api, decode, model_defaults
 from gptneo_jax.generation.api import Generation

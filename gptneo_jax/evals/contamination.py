@@ -17,10 +17,14 @@ from typing import Any
 import numpy as np
 
 from gptneo_jax.cli import progress_bar
-from gptneo_jax.data import DataConfig, Document
-from gptneo_jax.data.documents import BadRecords
-from gptneo_jax.data.files import match_files
-from gptneo_jax.data.sources import holds_records, open_components
+from gptneo_jax.data import (
+  BadRecords,
+  DataConfig,
+  Document,
+  holds_records,
+  match_files,
+  open_components,
+)
 from gptneo_jax.errors import UserError
 from gptneo_jax.evals.word_ngrams import ngrams, normalised, split_words
 

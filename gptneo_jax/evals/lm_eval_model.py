@@ -19,7 +19,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from gptneo_jax import data, engine
 from gptneo_jax.cli import progress_bar
-from gptneo_jax.data.tokenizer import DocumentEncoder
+from gptneo_jax.data import DocumentEncoder
 from gptneo_jax.errors import Stopped, UserError
 from gptneo_jax.evals.scoring import Asked, Scorer
 from gptneo_jax.generation.requests import require_tokenizer

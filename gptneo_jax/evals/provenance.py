@@ -19,7 +19,7 @@ from gptneo_jax import engine
 from gptneo_jax.checkpoints.folder import is_checkpoint_folder
 from gptneo_jax.checkpoints.step_folders import find, latest_step
 from gptneo_jax.cli import progress_bar
-from gptneo_jax.data.tokenizer import DocumentEncoder
+from gptneo_jax.data import DocumentEncoder
 from gptneo_jax.interop import hub
 from gptneo_jax.interop.hf_files import TOKENIZER_FILES, weights_file
 

@@ -19,7 +19,7 @@ from gptneo_jax.checkpoints.folder import load_config
 from gptneo_jax.checkpoints.lazy import LazyArray, open_params
 from gptneo_jax.checkpoints.step_folders import existing_step, find
 from gptneo_jax.config import VOCABULARY_TABLES, ModelConfig
-from gptneo_jax.data.tokenizer import end_of_text_id, load_tokenizer
+from gptneo_jax.data import end_of_text_id, load_tokenizer
 from gptneo_jax.errors import UserError
 from gptneo_jax.interop import name_map
 from gptneo_jax.interop.atomic_folder import new_folder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 
-from gptneo_jax.data.files import refuse_pointer
+from gptneo_jax.data import refuse_pointer
 from gptneo_jax.errors import UserError
 from gptneo_jax.interop.tensor import Tensor
 

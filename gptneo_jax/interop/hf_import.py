@@ -19,7 +19,7 @@ import numpy as np
 from gptneo_jax.checkpoints.folder import save_config
 from gptneo_jax.checkpoints.lazy import LazyArray, write_params
 from gptneo_jax.config import ModelConfig, dtype_name
-from gptneo_jax.data.files import refuse_pointer
+from gptneo_jax.data import refuse_pointer
 from gptneo_jax.errors import UserError
 from gptneo_jax.interop import hub, name_map
 from gptneo_jax.interop.atomic_folder import new_folder

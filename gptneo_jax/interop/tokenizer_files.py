@@ -8,7 +8,7 @@ import pathlib
 import shutil
 from typing import Any
 
-from gptneo_jax.data.tokenizer import load_tokenizer
+from gptneo_jax.data import load_tokenizer
 from gptneo_jax.errors import UserError
 from gptneo_jax.interop.hf_files import TOKENIZER_FILES
 
