@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import logging
 import sys
@@ -11,8 +12,11 @@ from collections.abc import Sequence
 import tqdm
 
 from gptneo_jax import cli, interop
+from gptneo_jax.checkpoints.lazy import LazyArray
 from gptneo_jax.cli import progress_bar
+from gptneo_jax.config import ModelConfig
 from gptneo_jax.interop import peft_files
+from gptneo_jax.model import lora
 
 _EXAMPLES = """\
 examples:
@@ -37,7 +41,7 @@ def _hf_to_orbax(args: argparse.Namespace) -> int:
   with _Bar() as bar:
     model = interop.hf_to_orbax(
       args.source, args.destination, dtype=args.dtype, ignore=args.ignore,
-      change=_adapter(args.adapter), tokenizer=not args.no_tokenizer,
+      change=_merging(args.adapter), tokenizer=not args.no_tokenizer,
       tokenizer_from=args.tokenizer, progress=bar.at,
     )  # fmt: skip
   config = model.config
@@ -52,19 +56,26 @@ def _orbax_to_hf(args: argparse.Namespace) -> int:
   with _Bar() as bar:
     interop.orbax_to_hf(
       args.source, args.destination, step=args.step, dtype=args.dtype,
-      change=_adapter(args.adapter), tokenizer=not args.no_tokenizer,
+      change=_merging(args.adapter), tokenizer=not args.no_tokenizer,
       tokenizer_from=args.tokenizer, progress=bar.at,
     )  # fmt: skip
   print(f"{args.destination}: ready for transformers' from_pretrained")
   return 0
 
 
-def _adapter(folder: str | None):
-  """What is written in place of each parameter to merge an adapter; None without one."""
+def _merging(folder: str | None):
+  """A function that merges the adapter of a folder into each parameter as it is read, or None."""
   if folder is None:
     return None
   read = functools.cache(lambda config: peft_files.read_adapter(folder, config))
-  return lambda config, path, leaf: peft_files.merged(read(config), path, leaf)
+
+  def change(config: ModelConfig, path: str, leaf: LazyArray) -> LazyArray:
+    adapter = read(config)
+    return dataclasses.replace(
+      leaf, read=lambda index: lora.merge_slice(adapter, path, index, leaf.read(index))
+    )
+
+  return change
 
 
 def _verify(args: argparse.Namespace) -> int:

@@ -24,7 +24,7 @@ from gptneo_jax.generation.api import Generation
 from gptneo_jax.generation.requests import require_tokenizer
 from gptneo_jax.interop import peft_files
 from gptneo_jax.interop.hf_import import GENERATION_CONFIG, HF_CONFIG
-from gptneo_jax.model import forward, heads
+from gptneo_jax.model import forward, heads, lora
 from gptneo_jax.model.chunked_cross_entropy import TokenPredictions
 from gptneo_jax.model.forward import integers, refuse_traced
 from gptneo_jax.model.matmul import exact_products
@@ -74,7 +74,7 @@ def load(
     return LanguageModel(stored.weights, mesh, quantised=stored)
   loaded = model_io.load(str(path_or_hub_id), dtype, mesh, step)
   if adapter is not None:
-    merged = peft_files.merge(loaded.params, peft_files.read_adapter(adapter, loaded.config))
+    merged = lora.merge(loaded.params, peft_files.read_adapter(adapter, loaded.config))
     # Laid out like the weights were: what is computed here is not.
     put = lambda new, old: jax.device_put(new, old.sharding)  # noqa: E731
     loaded = loaded._replace(params=jax.tree.map(put, merged, loaded.params))

@@ -1,14 +1,11 @@
-"""LoRA adapters in PEFT's two files: read, applied, merged into the weights, written.
+"""LoRA adapters in PEFT's two files, adapter_config.json and adapter_model.safetensors.
 
-An adapter holds low-rank factors of some kernels: a (N, …in, r) and b (N, r, …out), N the repeats
-of the scan over layers, in a tree of the parameters' layout. The change of a kernel is
-scale · a·b. Passed to the model as the collection `lora` it is applied beside the weights, which
-stay as they are; `merge` adds it to them. Source: huggingface/peft, tuners/lora.
+PEFT stores a matrix A (r, in) and B (out, r) for each adapted matrix of each layer; model/lora.py
+describes the factors that they become here. Source: huggingface/peft, tuners/lora.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -16,16 +13,14 @@ import pathlib
 import re
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from gptneo_jax.checkpoints.lazy import LazyArray
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.errors import UserError
 from gptneo_jax.interop import name_map
 from gptneo_jax.interop.hf_files import open_file
 from gptneo_jax.interop.safetensors_file import write_safetensors
+from gptneo_jax.model.lora import Adapter
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -52,58 +47,6 @@ _READ = {
 }  # fmt: skip
 # Other ways to begin change the weights of the base model too.
 _PLAIN_STARTS = (True, False, "gaussian")
-
-
-@dataclasses.dataclass(frozen=True)
-class Adapter:
-  """Factors for some of a model's kernels.
-
-  Attributes:
-    scale: what multiplies every product of factors: alpha / r.
-    factors: nested dictionaries down to {'a', 'b'} where the parameters have {'kernel'}.
-    head: the parameters of a head trained in full beside the factors, or None.
-  """
-
-  scale: float
-  factors: dict[str, Any]
-  head: dict[str, Any] | None = None
-
-  def collection(self) -> dict[str, Any]:
-    """For `model.apply({'params': …, 'lora': adapter.collection()}, …)`: the scale is in b."""
-    return _map_pairs(lambda a, b: {"a": a, "b": self.scale * b}, self.factors)
-
-
-def merge(params: dict[str, Any], adapter: Adapter) -> dict[str, Any]:
-  """Parameters with the adapter added to them; a pure function of arrays, also under jit."""
-
-  def add(node: Any, change: dict[str, Any]) -> Any:
-    if set(change) == {"a", "b"}:
-      return {**node, "kernel": _added(node["kernel"], change["a"], change["b"], adapter.scale)}
-    return {**node, **{key: add(node[key], change[key]) for key in change}}
-
-  merged = add(params, adapter.factors)
-  if adapter.head is not None:
-    merged["head"] = jax.tree.map(
-      lambda new, old: jnp.asarray(new, old.dtype), adapter.head, params["head"]
-    )
-  return merged
-
-
-def merged(adapter: Adapter, path: str, leaf: LazyArray) -> LazyArray:
-  """The parameter of that path with the adapter added to it, a layer at a time, as it is read."""
-  parent, _, name = path.rpartition("/")
-  if parent == "head" and adapter.head is not None:
-    head = np.asarray(adapter.head[name], leaf.dtype)
-    return dataclasses.replace(leaf, read=lambda _: head)
-  factors = _node(adapter.factors, path)
-  if not factors or name != "kernel":
-    return leaf
-
-  def read(i: int | None) -> np.ndarray:
-    a, b = (factors[side][i : i + 1] for side in "ab")
-    return np.asarray(_added(leaf.read(i)[None], a, b, adapter.scale))[0]
-
-  return dataclasses.replace(leaf, read=read)
 
 
 def read_adapter(folder: str | os.PathLike, config: ModelConfig) -> Adapter:
@@ -335,7 +278,7 @@ def _to_pairs(
   shapes = name_map.leaf_shapes(config)
   for module, row in _matrices(config).items():
     for j in range(config.period):
-      nodes = [_node(adapter.factors, f"blocks/layer_{j}/{ours}") for ours in row.ours]
+      nodes = [adapter.pair(f"blocks/layer_{j}/{ours}") for ours in row.ours]
       if not any(nodes):
         continue
       sizes = [math.prod(shapes[f"blocks/layer_{j}/{ours}"][1 + row.inputs :]) for ours in row.ours]
@@ -381,29 +324,3 @@ def _slices(node: dict[str, Any], n: int) -> tuple[np.ndarray, np.ndarray]:
   a, b = np.asarray(node["a"][n], np.float32), np.asarray(node["b"][n], np.float32)
   r = a.shape[-1]
   return a.reshape(-1, r).T, b.reshape(r, -1).T
-
-
-def _node(factors: dict[str, Any], path: str) -> Any:
-  """The factors for a kernel's path, None if there are none."""
-  node: Any = factors
-  for key in path.split("/")[:-1]:
-    node = node.get(key) if node else None
-  return node
-
-
-def _map_pairs(function, tree: dict[str, Any]) -> dict[str, Any]:
-  if set(tree) == {"a", "b"}:
-    return function(tree["a"], tree["b"])
-  return {key: _map_pairs(function, node) for key, node in tree.items()}
-
-
-def _added(kernel, a, b, scale: float):
-  """kernel + scale · a·b of every layer, computed in float32."""
-  N, r = a.shape[0], a.shape[-1]
-  change = scale * jnp.einsum(
-    "Nir,Nro->Nio",
-    jnp.asarray(a, jnp.float32).reshape(N, -1, r),
-    jnp.asarray(b, jnp.float32).reshape(N, r, -1),
-    precision=jax.lax.Precision.HIGHEST,
-  )
-  return (kernel.astype(jnp.float32) + change.reshape(kernel.shape)).astype(kernel.dtype)

@@ -1,17 +1,17 @@
-"""Adapters without PEFT: files there and back, merging, loading, and files that are wrong."""
+"""PEFT's files without PEFT: written and read again, loaded into a model, refused if wrong."""
 
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import gptneo_jax
 from gptneo_jax.errors import UserError
 from gptneo_jax.interop import peft_files
-from gptneo_jax.interop.name_map import abstract_params
 from gptneo_jax.interop.safetensors_file import open_safetensors, write_safetensors
+from gptneo_jax.model import lora
+from tests.helpers.small_models import random_params
 
 CONFIG = gptneo_jax.ModelConfig(
   vocab_size=53, max_position_embeddings=32, hidden_size=16, num_layers=4, num_heads=2,
@@ -26,7 +26,7 @@ def draw(*shape, seed=0):
 @pytest.fixture
 def adapter():
   """q everywhere, with ranks that differ between the places of the period; out in one place."""
-  return peft_files.Adapter(
+  return lora.Adapter(
     2.0,
     {
       "blocks": {
@@ -42,27 +42,6 @@ def adapter():
   )
 
 
-def params(seed=9):
-  rng = np.random.default_rng(seed)
-  return jax.tree.map(
-    lambda x: jnp.asarray(rng.standard_normal(x.shape), x.dtype), abstract_params(CONFIG)
-  )
-
-
-def test_merge_is_the_product_of_the_factors(adapter):
-  before = params()
-  merged = peft_files.merge(before, adapter)
-  place = merged["blocks"]["layer_1"]["attn"]
-  old = before["blocks"]["layer_1"]["attn"]
-  q, out = (adapter.factors["blocks"]["layer_1"]["attn"][name] for name in ("q", "out"))
-  change = 2.0 * np.einsum("ndr,nrhk->ndhk", q["a"], q["b"])
-  np.testing.assert_allclose(place["q"]["kernel"], old["q"]["kernel"] + change, atol=1e-5)
-  change = 2.0 * np.einsum("nhkr,nrd->nhkd", out["a"], out["b"])
-  np.testing.assert_allclose(place["out"]["kernel"], old["out"]["kernel"] + change, atol=1e-5)
-  np.testing.assert_array_equal(place["out"]["bias"], old["out"]["bias"])
-  assert merged["blocks"]["layer_0"]["attn"]["v"] is before["blocks"]["layer_0"]["attn"]["v"]
-
-
 def test_written_and_read_again(adapter, tmp_path):
   config_with_gaps = {"layers_to_transform": [1, 3]}
   peft_files.write_adapter(tmp_path, CONFIG, adapter, base="somewhere", dropout=0.1)
@@ -73,7 +52,7 @@ def test_written_and_read_again(adapter, tmp_path):
     peft_files.read_adapter(tmp_path, CONFIG)
   (tmp_path / peft_files.CONFIG_FILE).write_text(json.dumps({**settings, **config_with_gaps}))
   again = peft_files.read_adapter(tmp_path, CONFIG)
-  expected, found = (peft_files.merge(params(), which) for which in (adapter, again))
+  expected, found = (lora.merge(random_params(CONFIG, seed=9), which) for which in (adapter, again))
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), found, expected)
 
 
@@ -81,7 +60,7 @@ def test_written_and_read_again(adapter, tmp_path):
 def folder(tmp_path):
   factors = {"a": draw(2, 16, 3), "b": draw(2, 3, 2, 8)}
   places = {f"layer_{j}": {"attn": {"q": factors}} for j in range(2)}
-  peft_files.write_adapter(tmp_path, CONFIG, peft_files.Adapter(1.5, {"blocks": places}))
+  peft_files.write_adapter(tmp_path, CONFIG, lora.Adapter(1.5, {"blocks": places}))
   return tmp_path
 
 
@@ -140,6 +119,6 @@ def test_load_with_an_adapter(folder, tmp_path):
   lm = gptneo_jax.init(CONFIG)
   lm.save(str(tmp_path / "base"))
   adapted = gptneo_jax.load(str(tmp_path / "base"), adapter=str(folder))
-  expected = peft_files.merge(lm.params, peft_files.read_adapter(folder, CONFIG))
+  expected = lora.merge(lm.params, peft_files.read_adapter(folder, CONFIG))
   jax.tree.map(np.testing.assert_array_equal, adapted.params, expected)
   assert np.abs(adapted.logits([[1, 2, 3]]) - lm.logits([[1, 2, 3]])).max() > 0

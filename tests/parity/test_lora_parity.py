@@ -14,7 +14,7 @@ import safetensors.torch  # noqa: E402
 
 from gptneo_jax.errors import UserError  # noqa: E402
 from gptneo_jax.interop import peft_files  # noqa: E402
-from gptneo_jax.model import heads  # noqa: E402
+from gptneo_jax.model import heads, lora  # noqa: E402
 from tests.helpers import hf_models  # noqa: E402
 
 pytestmark = [
@@ -87,7 +87,7 @@ def test_adapters_of_peft(name, tmp_path):
   adapter = peft_files.read_adapter(tmp_path / "theirs", config)
   with_head = {**params, "head": adapter.head} if adapter.head else params
   applied = our_logits(config, with_head, adapter)
-  merged = our_logits(config, peft_files.merge(params, adapter))
+  merged = our_logits(config, lora.merge(params, adapter))
   errors = [float(np.abs(ours - theirs).max()) for ours in (applied, merged)]
   print(f"{name}: applied {errors[0]:.1e}, merged {errors[1]:.1e}")
   assert max(errors) <= 1e-4
@@ -112,14 +112,14 @@ def test_separate_factors_of_gpt2(tmp_path):
     "attn": {"q": pair(), "v": pair()},
     "mlp": {"c_fc": {"a": draw(24, 2), "b": draw(2, 96)}},
   }
-  adapter = peft_files.Adapter(0.1, {"blocks": {"layer_0": layer}})
+  adapter = lora.Adapter(0.1, {"blocks": {"layer_0": layer}})
   peft_files.write_adapter(tmp_path, config, adapter)
   opened = peft.PeftModel.from_pretrained(model, str(tmp_path)).eval()
   with torch.no_grad():
     theirs = opened(torch.tensor(IDS)).logits.numpy()
   assert np.abs(our_logits(config, params, adapter) - theirs).max() <= 1e-4
   again = peft_files.read_adapter(tmp_path, config)
-  assert np.abs(our_logits(config, peft_files.merge(params, again)) - theirs).max() <= 1e-4
+  assert np.abs(our_logits(config, lora.merge(params, again)) - theirs).max() <= 1e-4
 
 
 @pytest.mark.parametrize(
