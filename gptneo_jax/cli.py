@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 import jax
 import tqdm
 
-from gptneo_jax.errors import UserError, did_you_mean, out_of_memory
+from gptneo_jax.errors import UserError, did_you_mean, first_line, out_of_memory
 
 _CACHE_BYTES = 4 << 30  # of compiled programs; those not used for longest go first
 
@@ -108,7 +108,7 @@ def one_line_errors(function):
     if not _is_of_platforms(error):
       raise
     asked = jax.config.jax_platforms  # pyrefly: ignore[missing-attribute]
-    why = str(error).splitlines()[0] if str(error) else "JAX has no plugin for it here"
+    why = first_line(error) if str(error) else "JAX has no plugin for it here"
     print(
       f"error: JAX cannot start{f' JAX_PLATFORMS={asked}' if asked else ''}: {why}; without the"
       " variable JAX takes what is there; gptneo_jax[gpu] and gptneo_jax[tpu] bring the plugins",

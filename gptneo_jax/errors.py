@@ -54,12 +54,16 @@ def user_errors() -> Iterator[None]:
     raise UserError(str(error)) from None
 
 
+def first_line(error: BaseException) -> str:
+  """The first line of an error's message, or the name of its type where it has none."""
+  return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def out_of_memory(error: Exception) -> str:
-  """What XLA says, in one line, if it is that memory ran out; else ''."""
-  text = str(error)
-  if not re.search("RESOURCE_EXHAUSTED|out of memory|failed to allocate", text, re.IGNORECASE):
+  """XLA's message in one line if it says that memory ran out, else ''."""
+  if not re.search("RESOURCE_EXHAUSTED|out of memory|failed to allocate", str(error), re.I):
     return ""
-  return text.splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")[:200].rstrip(".")
+  return first_line(error).removeprefix("RESOURCE_EXHAUSTED: ")[:200].rstrip(".")
 
 
 def did_you_mean(name: str, valid: Iterable[str], form: str = "{}") -> str:

@@ -1,8 +1,8 @@
-"""What may have been meant by a name that does not exist: the right one, or nothing."""
+"""What an error says: the name that may have been meant, or none; the first line of its cause."""
 
 import pytest
 
-from gptneo_jax.errors import did_you_mean
+from gptneo_jax.errors import did_you_mean, first_line
 from gptneo_jax.training import config_file, run_config
 
 
@@ -48,3 +48,16 @@ def test_settings(name, meant, settings):
 
 def test_no_names_no_suggestion():
   assert did_you_mean("lr", []) == ""
+
+
+@pytest.mark.parametrize(
+  ("error", "line"),
+  [
+    (ValueError("one\ntwo"), "one"),
+    (OSError(" \n first \n"), "first "),
+    (KeyError(), "KeyError"),
+    (RuntimeError("  "), "RuntimeError"),
+  ],
+)
+def test_first_line(error, line):
+  assert first_line(error) == line

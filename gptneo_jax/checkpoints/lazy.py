@@ -22,6 +22,7 @@ from etils import epath
 
 from gptneo_jax.checkpoints.reading import params_metadata
 from gptneo_jax.checkpoints.step_folders import CheckpointError, existing_step
+from gptneo_jax.errors import first_line
 
 _ITEM = "params"
 
@@ -199,8 +200,7 @@ class _Reader:
           self._array = ts.open(spec, context=self._context).result()
       return np.asarray((self._array if index is None else self._array[index]).read().result())
     except ValueError as error:  # tensorstore's, whatever the cause
-      reason = str(error).strip().splitlines()[0][:300]
       raise CheckpointError(
         f"checkpoint {self._path.parent.name} in {self._path.parent.parent} is damaged:"
-        f" {self._name}: {reason}"
+        f" {self._name}: {first_line(error)[:300]}"
       ) from error

@@ -16,6 +16,7 @@ from etils import epath
 
 from gptneo_jax.checkpoints.step_folders import CheckpointError, absolute, existing_step
 from gptneo_jax.config import VOCABULARY_TABLES
+from gptneo_jax.errors import first_line
 
 
 class DamagedError(Exception):
@@ -180,5 +181,4 @@ def reason_of(error: BaseException) -> str:
     return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
   if code := re.search(r"os_error_code='(\d+)'", str(error)):  # tensorstore's form
     return os.strerror(int(code.group(1)))
-  lines = str(error).strip().splitlines()
-  return lines[0][:300] if lines else type(error).__name__
+  return first_line(error)[:300]

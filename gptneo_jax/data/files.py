@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gptneo_jax.data.documents import BadRecords, DataError, warn_once
+from gptneo_jax.errors import first_line
 
 _NOT_SOURCE = "__pycache__"
 GIT_LFS = b"version https://git-lfs"  # first bytes of the pointer that Git leaves for a large file
@@ -19,7 +20,7 @@ def file_system(path: str) -> tuple[Any, str]:
   try:
     return fsspec.core.url_to_fs(os.path.expanduser(path))
   except (ImportError, ValueError) as error:  # a missing gcsfs or s3fs, or an unknown scheme
-    raise DataError(f"{path}: {str(error).splitlines()[0]}") from error
+    raise DataError(f"{path}: {first_line(error)}") from error
 
 
 def refuse_pointer(path: str | os.PathLike) -> None:

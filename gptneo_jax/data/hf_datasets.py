@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from gptneo_jax.data.documents import BadRecords, Cursor, DataError, Document, Wanted
 from gptneo_jax.data.files import file_system
 from gptneo_jax.data.jsonl import document_of
+from gptneo_jax.errors import first_line
 
 
 class HFDataset:
@@ -39,7 +40,7 @@ class HFDataset:
           name_or_folder, config_name or None, data_files=files, split=split, streaming=True
         )
     except Exception as error:  # the library's back ends raise errors of their own
-      raise DataError(f"{path}#{split}: cannot be opened: {_first_line(error)}") from error
+      raise DataError(f"{path}#{split}: cannot be opened: {first_line(error)}") from error
     self._data = data
     number = data.num_shards if isinstance(data, datasets.IterableDataset) else 1
     self.shards = [f"{path}#{split}[{shard}]" for shard in range(number)]
@@ -72,7 +73,7 @@ class HFDataset:
           yield number, self._data[number]
     except Exception as error:  # network or damaged file: the next record is unknown
       location = f"{self.shards[shard]}:{number + 1}"
-      raise DataError(f"{location}: reading stopped near here: {_first_line(error)}") from error
+      raise DataError(f"{location}: reading stopped near here: {first_line(error)}") from error
 
 
 def check_dataset(path: str) -> None:
@@ -88,7 +89,3 @@ def _is_saved(folder: str) -> bool:
   return any(
     os.path.isfile(os.path.join(folder, name)) for name in ("state.json", "dataset_dict.json")
   )
-
-
-def _first_line(error: Exception) -> str:
-  return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from gptneo_jax.data.documents import Wanted
 from gptneo_jax.data.file_formats import UnreadableFileError
+from gptneo_jax.errors import first_line
 
 _ROWS = 256  # in memory at a time
 
@@ -36,7 +37,7 @@ def read_rows(
           number += batch.num_rows
       first += size
   except ArrowException as error:
-    raise UnreadableFileError(f"damaged parquet data ({str(error).splitlines()[0]})") from error
+    raise UnreadableFileError(f"damaged parquet data ({first_line(error)})") from error
 
 
 def _within(field: str, column: str) -> bool:

@@ -17,6 +17,7 @@ from gptneo_jax.data.documents import DataError, Document
 from gptneo_jax.data.files import GIT_LFS, file_system, refuse_pointer
 from gptneo_jax.data.long_texts import PART_CHARACTERS, make_cutter
 from gptneo_jax.data.tokenizer_training import END_OF_TEXT, train_tokenizer
+from gptneo_jax.errors import first_line
 
 _SETTINGS = "tokenizer_config.json"
 _FILES = (_SETTINGS, "special_tokens_map.json", "tokenizer.json")
@@ -170,7 +171,7 @@ class DocumentEncoder:
     try:
       encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
     except Exception as error:  # the library raises no narrower type
-      raise DataError(f"the tokenizer cannot encode every text: {_first_line(error)}") from error
+      raise DataError(f"the tokenizer cannot encode every text: {first_line(error)}") from error
     return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
   def encode_later(self, texts: Sequence[str]) -> Future[list[np.ndarray]]:
@@ -288,7 +289,7 @@ def _from_hub(name: str):
     huggingface_hub.HfApi().model_info(name, timeout=10)
   except Exception as error:
     raise DataError(
-      f"tokenizer '{name}': no such folder, and not found on the hub: {_first_line(error)}"
+      f"tokenizer '{name}': no such folder, and not found on the hub: {first_line(error)}"
     ) from error
   return _from_pretrained(name, name)
 
@@ -346,7 +347,3 @@ def _copy_files(fs, root: str, folder: str) -> None:
     if fs.exists(f"{root}/{file}"):
       with fs.open(f"{root}/{file}", "rb") as source, open(f"{folder}/{file}", "wb") as copied:
         shutil.copyfileobj(source, copied)
-
-
-def _first_line(error: Exception) -> str:
-  return (str(error).strip() or type(error).__name__).splitlines()[0]

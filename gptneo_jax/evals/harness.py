@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gptneo_jax import engine
-from gptneo_jax.errors import UserError
+from gptneo_jax.errors import UserError, first_line
 from gptneo_jax.evals import harness_globals, harness_tasks, local_tasks, provenance
 
 
@@ -79,7 +79,7 @@ def evaluate_tasks(
         try:
           loaded = harness_tasks.load(name, manager, model, task_data, num_fewshot, seed)
         except Exception as error:  # a data set's own loader may raise anything
-          report["missing"][name] = _first_line(error)
+          report["missing"][name] = first_line(error)
           continue
         try:
           evaluate_loaded(cached_model, loaded, items, report, samples)
@@ -176,7 +176,3 @@ def _cached(model: Any, lm: engine.LanguageModel, cache: str | None) -> Iterator
     yield caching
   finally:
     caching.dbdict.close()
-
-
-def _first_line(error: Exception) -> str:
-  return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 
-from gptneo_jax.errors import UserError
+from gptneo_jax.errors import UserError, first_line
 from gptneo_jax.interop.hf_files import TOKENIZER_FILES, weights_file
 
 _TIMEOUT = 10  # seconds for the first answer of the hub
@@ -49,9 +49,8 @@ def find(name: str) -> pathlib.Path:
   except UserError:
     raise
   except Exception as error:  # every layer below raises its own
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     raise UserError(
-      f"{name}: no such folder here, and the hub does not give it: {reason}"
+      f"{name}: no such folder here, and the hub does not give it: {first_line(error)}"
     ) from None
 
 

@@ -11,7 +11,7 @@ import jax
 from jax.experimental import topologies
 
 from gptneo_jax import hardware
-from gptneo_jax.errors import UserError
+from gptneo_jax.errors import UserError, first_line
 from gptneo_jax.hardware import CHIPS, Chip
 
 HERE = "here"
@@ -107,4 +107,4 @@ def _tpu_devices(chip: Chip, shape: str) -> tuple[jax.Device, ...]:
   try:
     return tuple(topologies.get_topology_desc(f"{chip.name}:{shape}", "tpu", **options).devices)
   except (jax.errors.JaxRuntimeError, RuntimeError) as error:
-    raise UserError(f"{chip.name}:{shape}: {str(error).splitlines()[0]}") from None
+    raise UserError(f"{chip.name}:{shape}: {first_line(error)}") from None

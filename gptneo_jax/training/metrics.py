@@ -30,7 +30,7 @@ import numpy as np
 import tqdm
 
 from gptneo_jax import hardware
-from gptneo_jax.errors import UserError
+from gptneo_jax.errors import UserError, first_line
 
 # Object stores cannot append: there the whole file is written anew, and not more often than this.
 _REMOTE_SECONDS = 30.0
@@ -231,7 +231,7 @@ def _start_wandb(
       allow_val_change=True,  # a run that goes on may have another learning rate
     )
   except Exception as error:  # no key, no network: wandb has its own
-    raise UserError(f"wandb cannot be had: {str(error).splitlines()[0]}") from error
+    raise UserError(f"wandb cannot be had: {first_line(error)}") from error
 
 
 class Progress:

@@ -21,7 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
-from gptneo_jax.errors import UserError
+from gptneo_jax.errors import UserError, first_line
 from gptneo_jax.sharding import BATCH_SPEC
 
 T = TypeVar("T")
@@ -64,7 +64,7 @@ def joined(
     )
   except (RuntimeError, ValueError, OSError) as error:
     raise UserError(
-      f"cannot join the other processes: {str(error).splitlines()[0]}; give each"
+      f"cannot join the other processes: {first_line(error)}; give each"
       " --coordinator_address HOST:PORT, --num_processes and --process_id"
     ) from None
   finally:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from gptneo_jax import data
 from gptneo_jax.engine import LanguageModel
-from gptneo_jax.errors import UserError
+from gptneo_jax.errors import UserError, first_line
 from gptneo_jax.evals import perplexity
 from gptneo_jax.generation.decode import generate_ids
 from gptneo_jax.model.decoder import Decoder
@@ -112,8 +112,7 @@ class Validation:
     try:
       return results, self._sample(params)
     except Exception as error:
-      reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-      return results, f"(no sample of text: {reason})"
+      return results, f"(no sample of text: {first_line(error)})"
 
   def _row_nll(
     self, params: Any, stop: Callable[[], bool], batch: dict[str, np.ndarray]
