@@ -9,12 +9,11 @@ import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
 from gptneo_jax import interop
 from gptneo_jax.attention import KERNELS
@@ -23,12 +22,12 @@ from gptneo_jax.checkpoints.lazy import LazyArray, write_params
 from gptneo_jax.checkpoints.reading import restore_params
 from gptneo_jax.checkpoints.step_folders import find
 from gptneo_jax.config import ModelConfig
-from gptneo_jax.errors import UserError
+from gptneo_jax.errors import UserError, user_errors
 from gptneo_jax.generation import decode, unstacked
 from gptneo_jax.interop.atomic_folder import new_folder
 from gptneo_jax.interop.hf_import import GENERATION_CONFIG, HF_CONFIG
-from gptneo_jax.model import heads
-from gptneo_jax.sharding import MESH_AXES, param_shardings
+from gptneo_jax.model import heads, parameters
+from gptneo_jax.sharding import make_mesh
 
 QUANTISED_FILE = "quantised.safetensors"
 
@@ -100,13 +99,8 @@ def start_from(name: str, config: ModelConfig, mesh: Mesh) -> Any:
 def init(config: ModelConfig, seed: int, mesh: Mesh) -> Weights:
   """Random weights, each part made on the device that holds it."""
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_params(config, mesh))
-  module = heads.build(config)
-
-  @functools.partial(jax.jit, out_shardings=shardings)
-  def start():
-    return nn.unbox(module.init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32)))["params"]
-
-  return Weights(config, start())
+  make = functools.partial(parameters.init_params, heads.build(config))
+  return Weights(config, jax.jit(make, out_shardings=shardings)(jax.random.key(seed)))
 
 
 def save(path: str, weights: Weights, tokenizer: Any) -> None:
@@ -209,11 +203,8 @@ def placed_like(abstract: Any, params: Any) -> Any:
 
 
 def first_device() -> Mesh:
-  """A mesh of one device."""
-  axis_types = (AxisType.Auto,) * len(MESH_AXES)
-  return jax.make_mesh(
-    (1,) * len(MESH_AXES), MESH_AXES, axis_types, devices=jax.local_devices()[:1]
-  )
+  """A mesh of this process's first device."""
+  return make_mesh(devices=jax.local_devices()[:1])
 
 
 def _save_rest(folder: Any, weights: Weights, tokenizer: Any) -> None:
@@ -240,10 +231,8 @@ def _load_ours(name: str, step: int | None, dtype: str | None, mesh: Mesh) -> We
   config = _for_mesh(stored, mesh)
   if config.attention_impl in KERNELS.values():
     config = config.replace(attention_impl="auto")  # chosen for the hardware it was trained on
-  try:
+  with user_errors():
     config = config.replace(param_dtype=dtype or stored.param_dtype)
-  except ValueError as error:
-    raise UserError(str(error)) from None
   if dtype is not None or config.param_dtype == "float16":
     config = config.replace(dtype=_compute_dtype(config.param_dtype, mesh))
   abstract = abstract_params(config, mesh)
@@ -266,17 +255,8 @@ def _load_hf(name: str, dtype: str | None, mesh: Mesh) -> Weights:
 
 def abstract_params(config: ModelConfig, mesh: Mesh) -> Any:
   """The parameters as ShapeDtypeStructs on a mesh. Raises UserError if it does not divide them."""
-  module = heads.build(config)
-  boxed = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-  try:
-    shardings = param_shardings(mesh, boxed)
-  except ValueError as error:
-    raise UserError(str(error)) from None
-  return jax.tree.map(
-    lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-    nn.unbox(boxed),
-    shardings,
-  )
+  with user_errors():
+    return parameters.abstract_params(heads.build(config), mesh)
 
 
 def _compute_dtype(param_dtype: str, mesh: Mesh) -> str:

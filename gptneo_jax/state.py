@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from gptneo_jax.model.decoder import Decoder
-from gptneo_jax.sharding import param_shardings
+from gptneo_jax.model.parameters import abstract_params, init_params
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -26,7 +25,7 @@ class TrainState(flax.struct.PyTreeNode):
 
 def _init(model: Decoder, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
   params_key, rng = jax.random.split(jax.random.key(seed))
-  params = nn.unbox(model.init(params_key, jnp.zeros((1, 1), jnp.int32)))["params"]
+  params = init_params(model, params_key)
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
@@ -44,14 +43,10 @@ def abstract_state(
   Adafactor's small factors, are on every device.
   """
   shapes = jax.eval_shape(lambda: _init(model, optimizer, 0))
-  boxed = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
   replicated = NamedSharding(mesh, PartitionSpec())
   by_path = {
-    _path(path): (leaf.shape, sharding)
-    for (path, leaf), sharding in zip(
-      jax.tree_util.tree_leaves_with_path(shapes.params),
-      jax.tree.leaves(param_shardings(mesh, boxed)),
-    )
+    _path(path): (leaf.shape, leaf.sharding)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_params(model, mesh))
   }
 
   def annotate(path, leaf):

@@ -16,7 +16,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from gptneo_jax.checkpoints.folder import save_config
+from gptneo_jax.checkpoints.folder import is_checkpoint_folder, save_config
 from gptneo_jax.checkpoints.lazy import LazyArray, write_params
 from gptneo_jax.config import ModelConfig, dtype_name
 from gptneo_jax.data import refuse_pointer
@@ -190,7 +190,7 @@ def _read_config(folder: pathlib.Path) -> dict[str, Any]:
       raise ValueError("it holds no object")
   except ValueError as error:
     raise UserError(f"{path} cannot be read: {error}") from None
-  if fields.get("format") == "gptneo_jax":
+  if is_checkpoint_folder(folder):
     raise UserError(f"{folder} is a gptneo_jax checkpoint folder already")
   return fields
 

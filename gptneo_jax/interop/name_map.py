@@ -18,15 +18,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.model import heads
+from gptneo_jax.model.parameters import abstract_params
 
 PREFIX = "transformer."  # before the decoder's names in every class with a head
 _TILE = 128  # a transpose in tiles that fit the cache is several times faster
@@ -117,16 +115,9 @@ def entries(config: ModelConfig) -> list[Entry]:
   return found
 
 
-def abstract_params(config: ModelConfig) -> Any:
-  """The parameter tree as ShapeDtypeStructs."""
-  module = heads.build(config)
-  boxed = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
-  return nn.unbox(boxed)["params"]
-
-
 def leaf_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
   """The shape of every leaf of ours, by its path."""
-  leaves = jax.tree_util.tree_leaves_with_path(abstract_params(config))
+  leaves = jax.tree_util.tree_leaves_with_path(abstract_params(heads.build(config)))
   return {"/".join(key.key for key in keys): tuple(leaf.shape) for keys, leaf in leaves}
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gptneo_jax.checkpoints.folder import load_config
+from gptneo_jax.checkpoints.folder import is_checkpoint_folder, load_config
 from gptneo_jax.checkpoints.lazy import open_params
 from gptneo_jax.checkpoints.step_folders import existing_step, find
 from gptneo_jax.config import VOCABULARY_TABLES, ModelConfig
@@ -115,12 +115,8 @@ def first_not_finite(params: Any) -> str | None:
 _all_finite = jax.jit(lambda x: jnp.isfinite(x).all())
 
 
-def _is_ours(folder: str | os.PathLike) -> bool:
-  try:
-    fields = json.loads((pathlib.Path(find(folder)[0]) / "config.json").read_text())
-    return isinstance(fields, dict) and fields.get("format") == "gptneo_jax"
-  except (OSError, ValueError):
-    return False
+def _is_ours(name: str | os.PathLike) -> bool:
+  return is_checkpoint_folder(find(name)[0])
 
 
 def _inputs(config: ModelConfig, T: int) -> tuple[np.ndarray, np.ndarray]:

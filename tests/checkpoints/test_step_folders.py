@@ -13,7 +13,8 @@ from gptneo_jax.checkpoints.folder import save_config
 from gptneo_jax.checkpoints.manager import Checkpointer
 from gptneo_jax.checkpoints.step_folders import CheckpointError, best_step, find, latest_step
 from gptneo_jax.errors import UserError
-from gptneo_jax.interop import name_map
+from gptneo_jax.model import heads
+from gptneo_jax.model.parameters import abstract_params
 from tests.helpers import hf_folders
 from tests.helpers.data_rows import byte_tokenizer
 
@@ -27,7 +28,7 @@ LOSSES = {100: 3.0, 200: 1.0, 300: float("nan"), 400: 2.0}
 def _params(step):
   chance = np.random.default_rng(step)
   draw = lambda x: chance.normal(0, 0.3, x.shape).astype(x.dtype)  # noqa: E731
-  return jax.tree.map(draw, name_map.abstract_params(CONFIG))
+  return jax.tree.map(draw, abstract_params(heads.build(CONFIG)))
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,8 @@ from gptneo_jax.config import ModelConfig
 from gptneo_jax.errors import UserError
 from gptneo_jax.interop import atomic_folder, hf_config, hf_export, name_map
 from gptneo_jax.interop.safetensors_file import open_safetensors, write_safetensors
+from gptneo_jax.model import heads
+from gptneo_jax.model.parameters import abstract_params
 from tests.helpers import hf_folders
 
 FAMILIES = ("gpt_neo", "gpt2")
@@ -92,7 +94,7 @@ def test_what_is_written_is_an_ordinary_checkpoint(tmp_path):
   name = hf_folders.save(tmp_path / "hf", hf_folders.config(), weights)
   interop.hf_to_orbax(name, tmp_path / "ours", tokenizer=False)
   config = our_folder.load_config(tmp_path / "ours")
-  params = restore_params(str(tmp_path / "ours"), name_map.abstract_params(config))
+  params = restore_params(str(tmp_path / "ours"), abstract_params(heads.build(config)))
   q = weights["transformer.h.2.attn.attention.q_proj.weight"]  # layer 2: second of the global ones
   expected = q.T.reshape(hf_folders.D, hf_folders.H, -1)
   np.testing.assert_array_equal(params["blocks"]["layer_0"]["attn"]["q"]["kernel"][1], expected)
@@ -105,7 +107,7 @@ def test_what_is_written_is_an_ordinary_checkpoint(tmp_path):
 
 def test_a_run_with_a_padded_vocabulary_leaves_without_the_padding(tmp_path):
   config = hf_config.from_hf(hf_folders.config(), "config.json").replace(vocab_multiple=8)
-  ones = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), name_map.abstract_params(config))
+  ones = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), abstract_params(heads.build(config)))
   our_folder.save_config(tmp_path / "run", config)
   writer = Checkpointer(str(tmp_path / "run"))
   for step in (1, 2):
