@@ -24,5 +24,5 @@ def test_shardings_on_a_mesh():
   kernel = abstract_params(model, mesh)["blocks"]["layer_0"]["mlp"]["c_fc"]["kernel"]
   assert kernel.shape == (6, 768, 3072)
   assert kernel.sharding.shard_shape(kernel.shape) == (6, 384, 768)
-  with pytest.raises(ValueError, match="mesh.tensor=5 does not divide the"):
+  with pytest.raises(ValueError, match=r"mesh\.tensor=5 does not divide the"):
     abstract_params(model, sharding.abstract_mesh(1, 1, 5, 5))
