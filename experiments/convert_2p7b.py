@@ -31,7 +31,7 @@ def make(folder: pathlib.Path, preset: str) -> None:
   config = PRESETS[preset]
   shapes = name_map.leaf_shapes(config)
   specs = {
-    entry.name: (name_map.their_shape(entry, shapes, config.vocab_size), np.dtype(np.float32))
+    entry.name: (name_map.hf_shape(entry, shapes, config.vocab_size), np.dtype(np.float32))
     for entry in name_map.entries(config)
   }
   files = hf_export.split_into_files(specs)

@@ -41,7 +41,7 @@ def _hf_to_orbax(args: argparse.Namespace) -> int:
   with _Bar() as bar:
     model = interop.hf_to_orbax(
       args.source, args.destination, dtype=args.dtype, ignore=args.ignore,
-      change=_merging(args.adapter), tokenizer=not args.no_tokenizer,
+      transform=_merging(args.adapter), tokenizer=not args.no_tokenizer,
       tokenizer_from=args.tokenizer, progress=bar.at,
     )  # fmt: skip
   config = model.config
@@ -56,7 +56,7 @@ def _orbax_to_hf(args: argparse.Namespace) -> int:
   with _Bar() as bar:
     interop.orbax_to_hf(
       args.source, args.destination, step=args.step, dtype=args.dtype,
-      change=_merging(args.adapter), tokenizer=not args.no_tokenizer,
+      transform=_merging(args.adapter), tokenizer=not args.no_tokenizer,
       tokenizer_from=args.tokenizer, progress=bar.at,
     )  # fmt: skip
   print(f"{args.destination}: ready for transformers' from_pretrained")
@@ -69,13 +69,13 @@ def _merging(folder: str | None):
     return None
   read = functools.cache(lambda config: peft_files.read_adapter(folder, config))
 
-  def change(config: ModelConfig, path: str, leaf: LazyArray) -> LazyArray:
+  def transform(config: ModelConfig, path: str, leaf: LazyArray) -> LazyArray:
     adapter = read(config)
     return dataclasses.replace(
       leaf, read=lambda index: lora.merge_slice(adapter, path, index, leaf.read(index))
     )
 
-  return change
+  return transform
 
 
 def _verify(args: argparse.Namespace) -> int:

@@ -48,7 +48,7 @@ def of_checkpoint(
     else:
       weights = list(folder.glob("*.safetensors"))  # quantised
   else:
-    folder = epath.Path(hub.find(name))
+    folder = epath.Path(hub.local_folder(name))
     file = weights_file({path.name for path in folder.iterdir()}) or ""
     stem, _, suffix = file.removesuffix(".index.json").rpartition(".")
     weights = list(folder.glob(f"{stem}*.{suffix}"))

@@ -1,4 +1,4 @@
-"""Weights of other programs: Hugging Face's, in every form they are stored in, in and out."""
+"""Import and export of Hugging Face models in all their file formats, and of PEFT's adapters."""
 
 from gptneo_jax.interop.hf_export import orbax_to_hf
 from gptneo_jax.interop.hf_import import HuggingFaceModel, hf_to_orbax, open_hf

@@ -1,4 +1,4 @@
-"""A folder that is there whole or not at all."""
+"""A folder that appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from gptneo_jax.errors import UserError
 
 @contextlib.contextmanager
 def new_folder(path: str | os.PathLike, needed_bytes: int) -> Iterator[pathlib.Path]:
-  """Gives a temporary folder that becomes `path` when the block ends well, and goes away if not.
+  """Gives a temporary folder, which is renamed to `path` at the end of the block.
 
-  Raises UserError where `path` is not local, is there and not empty, or has less space than
-  `needed_bytes`; and for a disk that fills up meanwhile.
+  If the block raises, the folder is deleted. Raises UserError if `path` is not local, exists and
+  is not empty, has less than `needed_bytes` of free space, or if the disk becomes full meanwhile.
   """
   if "://" in str(path):
-    raise UserError(f"{path} is not a local folder: convert into one, then copy it there")
+    raise UserError(f"{path} is not a local folder: write to a local one, then copy it there")
   path = pathlib.Path(os.path.abspath(os.path.expanduser(path)))
   if path.exists() and (not path.is_dir() or any(path.iterdir())):
-    raise UserError(f"{path} is there already and not empty: give a new folder, or remove it first")
+    raise UserError(f"{path} already exists and is not empty: name a new one, or remove it first")
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(path.parent).free
     if free < needed_bytes:
       raise UserError(
-        f"{path}: {needed_bytes / 1e9:.1f} GB are needed, and {free / 1e9:.1f} GB are free there"
+        f"{path}: {needed_bytes / 1e9:.1f} GB are needed, and {free / 1e9:.1f} GB are free"
       )
-    # Beside it, so that the renaming stays within one file system.
+    # In the same parent, so that renaming stays within one file system.
     temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
   except OSError as error:
-    raise UserError(f"{path} cannot be made: {error.strerror or error}") from None
+    raise UserError(f"{path} cannot be created: {error.strerror or error}") from None
   try:
     yield temporary
     temporary.chmod(0o777 & ~_umask())
-    os.rename(temporary, path)  # also over an empty folder
+    os.rename(temporary, path)  # replaces an empty folder
   except OSError as error:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-      raise UserError(f"{path}: the disk is full; nothing was left there") from None
+      raise UserError(f"{path}: the disk is full; nothing was written") from None
     raise
   finally:
     shutil.rmtree(temporary, ignore_errors=True)

@@ -1,9 +1,9 @@
-"""`flax_model.msgpack`, as the Flax classes of transformers (before version 5) saved it.
+"""Reads `flax_model.msgpack`, which the Flax classes of transformers saved before version 5.
 
-Maps within maps of arrays, by the module's names: kernels where PyTorch has weights, transposed;
-scales and embeddings likewise, as they are. The file is indexed first and each array read in its
-turn: flax's own reader would hold the model twice. Source: flax.serialization, and
-transformers 4.57's modeling_flax_pytorch_utils.py.
+Nested maps of arrays by the modules' names: a `kernel` is the transpose of PyTorch's `weight`;
+`scale` and `embedding` are PyTorch's `weight` as it is. The file is indexed first and each array
+is read when it is needed: flax's own reader would hold the model in memory twice. Source:
+flax.serialization, and transformers 4.57's modeling_flax_pytorch_utils.py.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from gptneo_jax.errors import UserError
 from gptneo_jax.interop.tensor import Tensor
 
 _NDARRAY = 1  # flax's number for an array among msgpack's extension types
-_CHUNKED = "__msgpack_chunked_array__"  # flax's mark of an array above 1 GiB
+_CHUNKED = "__msgpack_chunked_array__"  # flax's key for an array above 1 GiB
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
-_HEADER = 64  # bytes that hold the shape and type at the front of any array
+_HEADER = 64  # bytes: enough for the shape and type before any array's data
 
 
 def open_msgpack(path: pathlib.Path) -> dict[str, Tensor]:
-  """The tensors by PyTorch's names, none read yet. Raises UserError if the file is damaged."""
+  """The tensors by PyTorch's names, not read yet. Raises UserError if the file is damaged."""
   tensors = {}
   try:
     with path.open("rb") as file:
@@ -43,26 +43,26 @@ def open_msgpack(path: pathlib.Path) -> dict[str, Tensor]:
         )
   except (EOFError, ValueError, TypeError, KeyError, OSError) as error:
     reason = str(error) or "it ends too early"
-    raise UserError(f"{path} is damaged or no msgpack file of flax: {reason}") from None
+    raise UserError(f"{path} is damaged or not a msgpack file of flax: {reason}") from None
   return tensors
 
 
 def pytorch_name(keys: Sequence[str]) -> str:
-  """PyTorch's name of a tensor of flax's, given as its path."""
+  """PyTorch's name of a flax parameter, given its path."""
   return ".".join((*keys[:-1], _LEAVES.get(keys[-1], keys[-1])))
 
 
 def _arrays(file: BinaryIO, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], int, int]]:
-  """Path, first byte and length of every array below the map that the file stands at."""
+  """Path, offset and length of every array in the map that begins at the file's position."""
   for _ in range(_map_size(file)):
     key = _string(file)
     if key == _CHUNKED:
-      raise ValueError(f"{'/'.join(keys)} is above 1 GiB and stored in pieces: not supported")
+      raise ValueError(f"{'/'.join(keys)} is above 1 GiB and stored in chunks: not supported")
     here, code = file.tell(), _byte(file)
     if code in (0xC7, 0xC8, 0xC9):
       size = _number(file, 1 << (code - 0xC7))
       if _byte(file) != _NDARRAY:
-        raise ValueError(f"{'/'.join((*keys, key))} is no array")
+        raise ValueError(f"{'/'.join((*keys, key))} is not an array")
       yield (*keys, key), file.tell(), size
     else:
       file.seek(here)
@@ -100,9 +100,9 @@ def _string(file: BinaryIO) -> str:
   return file.read(size).decode()
 
 
-def _shape_and_type(front: bytes) -> tuple[tuple[int, ...], np.dtype]:
+def _shape_and_type(header: bytes) -> tuple[tuple[int, ...], np.dtype]:
   unpacker = msgpack.Unpacker(raw=False)
-  unpacker.feed(front)
+  unpacker.feed(header)
   if unpacker.read_array_header() != 3:
     raise ValueError("an array is not of shape, type and data")
   shape, name = unpacker.unpack(), unpacker.unpack()

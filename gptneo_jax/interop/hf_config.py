@@ -1,8 +1,8 @@
-"""Hugging Face's config.json and ours, both ways.
+"""Converts Hugging Face's config.json to ModelConfig and back.
 
-What a model is goes into ModelConfig; whatever else their file says (token ids, settings of tasks)
-is kept as it came and goes back. A setting that would change the model's numbers, and that is not
-implemented here, is refused by its name. Source: transformers' configuration_gpt_neo.py and
+ModelConfig takes what defines the model; everything else in their file (token ids, task settings)
+is kept unchanged and written again on export. A setting that changes the model's outputs and is not
+implemented here is refused by name. Source: transformers' configuration_gpt_neo.py and
 configuration_gpt2.py.
 """
 
@@ -15,7 +15,7 @@ from gptneo_jax.config import ModelConfig
 from gptneo_jax.errors import UserError
 from gptneo_jax.model.activations import ALIASES
 
-# Our field: their names, the first of which is written; and the value where the file has none.
+# Our field: their names, the first of which is written, and the default.
 _SHARED = {
   "vocab_size": (("vocab_size",), 50257),
   "layer_norm_epsilon": (("layer_norm_epsilon",), 1e-5),
@@ -54,7 +54,7 @@ _FIELDS = {
   },
 }
 
-# Settings with one value that is implemented. Any other would change the numbers.
+# Settings of which only this value is implemented; any other changes the model's outputs.
 _ONLY: dict[str, Any] = {
   "add_cross_attention": False,
   "is_encoder_decoder": False,
@@ -84,19 +84,23 @@ CLASSES = {
   "double_heads": {"gpt2": "GPT2DoubleHeadsModel"},
 }
 _HEADS = {name: head for head, names in CLASSES.items() for name in names.values()}
-_VALUE_HEAD = "WithValueHead"  # trl's: a language model with tensors beside it, v_head.*
-_BASE_CLASSES = ("GPTNeoModel", "GPT2Model")  # the decoder alone: a language model with a tied head
+_VALUE_HEAD = "WithValueHead"  # trl's: a language model with additional tensors v_head.*
+_BASE_CLASSES = (
+  "GPTNeoModel",
+  "GPT2Model",
+)  # without a head; read as a language model with a tied head
 
 
 def from_hf(fields: Mapping[str, Any], path: Any) -> ModelConfig:
-  """Our config of a model of theirs.
+  """ModelConfig of a Hugging Face model.
 
   Args:
-    fields: their config.json.
-    path: where it came from, for the messages.
+    fields: the content of its config.json.
+    path: of that file, for messages.
 
   Raises:
-    UserError: another kind of model, a setting that is not implemented, or a contradiction.
+    UserError: another kind of model, a setting that is not implemented, or settings that contradict
+      each other.
   """
   family = fields.get("model_type")
   if family not in _FIELDS:
@@ -121,7 +125,7 @@ def from_hf(fields: Mapping[str, Any], path: Any) -> ModelConfig:
     values |= _labels(fields, path)
   pad = fields.get("pad_token_id")
   for name in ("embed_dropout", "attention_dropout", "resid_dropout", "layer_norm_epsilon"):
-    values[name] = float(values[name])  # older files say 0
+    values[name] = float(values[name])  # older files have the integer 0
   try:
     return ModelConfig(
       model_type=family,
@@ -137,26 +141,26 @@ def from_hf(fields: Mapping[str, Any], path: Any) -> ModelConfig:
 def to_hf(
   config: ModelConfig, original: Mapping[str, Any], transformers_version: str
 ) -> dict[str, Any]:
-  """Their config.json of a model of ours.
+  """The content of a Hugging Face config.json.
 
-  original: the file that the model once came with, {} if it came with none; what ModelConfig does
-  not hold is taken from there.
+  original: the config.json that the model was imported with, {} if it was not imported; settings
+  that ModelConfig does not have are taken from it.
   """
   family = config.model_type
   fields = dict(original) or {"bos_token_id": None, "eos_token_id": None, "use_cache": True}
   for name in ("torch_dtype", "_name_or_path"):
-    fields.pop(name, None)  # the first is the older name of dtype
+    fields.pop(name, None)  # torch_dtype is the older name of dtype
   for ours, (names, _) in _FIELDS[family].items():
     for alias in names[1:]:
       fields.pop(alias, None)
     fields[names[0]] = getattr(config, ours)
   if family == "gpt2" and "classifier_dropout" not in original:
-    # No field of GPT-2's config, but one that the class with this head asks for.
+    # Not a field of GPT2Config, but GPT2ForTokenClassification reads it.
     if config.head != "token_classification" or config.classifier_dropout == 0.1:
       fields.pop("classifier_dropout")
   activation = original.get("activation_function", "")
   if ALIASES.get(activation) == config.activation_function:
-    fields["activation_function"] = activation  # the name that it came with
+    fields["activation_function"] = activation  # the alias that it was imported with
   intermediate = _FIELDS[family]["intermediate_size"][0][0]
   fields[intermediate] = config.intermediate_size or None
   if family == "gpt_neo":
@@ -174,7 +178,7 @@ def to_hf(
   if config.head in ("sequence_classification", "token_classification"):
     names = config.id2label or tuple(f"LABEL_{i}" for i in range(config.num_labels))
     fields["id2label"] = {str(i): name for i, name in enumerate(names)}
-    fields.pop("num_labels", None)  # which id2label says too
+    fields.pop("num_labels", None)  # follows from id2label
     fields["label2id"] = {name: i for i, name in enumerate(names)}
     if config.problem_type:
       fields["problem_type"] = config.problem_type
@@ -200,16 +204,18 @@ def _refuse_others(fields: Mapping[str, Any], only: Mapping[str, Any], path: Any
 
 
 def _value(fields: Mapping[str, Any], names: tuple[str, ...], default: Any, path: Any) -> Any:
-  """The value under the first of the names that the file has; sizes must not disagree."""
+  """The value of the first of the names that the file has; aliases of a size must agree."""
   there = {name: fields[name] for name in names if fields.get(name) is not None}
   if type(default) is int and any(value != next(iter(there.values())) for value in there.values()):
     raise UserError(f"{path}: {' and '.join(f'{k}={v!r}' for k, v in there.items())} disagree")
   value = next(iter(there.values()), default)
   kinds = type(default) if isinstance(default, (bool, str)) else (int, float)
   if value is not None and not isinstance(value, kinds):
-    raise UserError(f"{path}: {names[0]} is {value!r}, which is not a {type(default).__name__}")
+    raise UserError(
+      f"{path}: {names[0]} is {value!r}, which is not of type {type(default).__name__}"
+    )
   if isinstance(value, float) and (default is None or type(default) is int):
-    raise UserError(f"{path}: {names[0]} is {value!r}, which is not a whole number")
+    raise UserError(f"{path}: {names[0]} is {value!r}, which is not an integer")
   return value
 
 
@@ -220,9 +226,9 @@ def _labels(fields: Mapping[str, Any], path: Any) -> dict[str, Any]:
     try:
       ordered = tuple(names[key] for key in sorted(names, key=int))
     except (TypeError, ValueError):
-      raise UserError(f"{path}: id2label is {names!r}, not numbers with names") from None
+      raise UserError(f"{path}: id2label is {names!r}, not names by number") from None
     if count is not None and count != len(ordered):
-      raise UserError(f"{path}: num_labels is {count}, and id2label names {len(ordered)}")
+      raise UserError(f"{path}: num_labels is {count}, and id2label has {len(ordered)}")
     count = len(ordered)
   else:
     ordered, count = (), 2 if count is None else count
@@ -232,7 +238,7 @@ def _labels(fields: Mapping[str, Any], path: Any) -> dict[str, Any]:
 
 
 def _attention_layers(fields: Mapping[str, Any], num_layers: int, path: Any) -> list[str]:
-  """The kind of each layer, from `attention_types`, `attention_layers`, or their default."""
+  """Each layer's kind of attention, by `attention_types`, `attention_layers` or their default."""
   types, layers = fields.get("attention_types"), fields.get("attention_layers")
   if types is None and layers is None:
     types = [[["global", "local"], 12]]
@@ -247,7 +253,7 @@ def _attention_layers(fields: Mapping[str, Any], num_layers: int, path: Any) -> 
   assert layers is not None  # given, or expanded
   if len(layers) != num_layers:
     raise UserError(
-      f"{path}: attention_types is of {len(layers)} layers, and num_layers is {num_layers}"
+      f"{path}: attention_types has {len(layers)} layers, and num_layers is {num_layers}"
     )
   return list(layers)
 

@@ -1,4 +1,4 @@
-"""Checkpoint folders of ours, written as folders that transformers opens."""
+"""Writes checkpoints as folders that transformers opens."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ from gptneo_jax.data import end_of_text_id, load_tokenizer
 from gptneo_jax.errors import UserError
 from gptneo_jax.interop import name_map
 from gptneo_jax.interop.atomic_folder import new_folder
+from gptneo_jax.interop.dtypes import FLOATS, Caster
 from gptneo_jax.interop.hf_config import CLASSES, to_hf
 from gptneo_jax.interop.hf_files import TOKENIZER_FILES
-from gptneo_jax.interop.hf_import import FLOATS, GENERATION_CONFIG, HF_CONFIG, Caster
+from gptneo_jax.interop.hf_import import GENERATION_CONFIG, HF_CONFIG
 from gptneo_jax.interop.safetensors_file import write_safetensors
-from gptneo_jax.interop.tokenizer_files import bring_tokenizer, no_tokenizer
+from gptneo_jax.interop.tokenizer_files import copy_tokenizer, missing_tokenizer
 
-MAX_SHARD_BYTES = 5_000_000_000  # beyond it the weights go into several files
+MAX_SHARD_BYTES = 5_000_000_000  # of one file of weights
 
 _PIPELINES = {
   "lm": "text-generation",
@@ -48,44 +49,44 @@ def orbax_to_hf(
   *,
   step: int | str | None = None,
   dtype: str | None = None,
-  change: Callable[[ModelConfig, str, LazyArray], LazyArray] | None = None,
+  transform: Callable[[ModelConfig, str, LazyArray], LazyArray] | None = None,
   tokenizer: bool = True,
   tokenizer_from: str | None = None,
   progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> None:
-  """Writes a checkpoint of ours as a model of Hugging Face's: weights, configs, tokenizer, card.
+  """Writes a checkpoint as a Hugging Face model: weights, configs, tokenizer and model card.
 
-  The model is never whole in memory. `destination` is there whole in the end, or not at all.
+  Holds a few tensors in memory, never the model. `destination` appears complete or not at all.
 
   Args:
     source: a checkpoint folder, or FOLDER/STEP.
-    destination: a folder that is empty or not there yet.
-    step: which checkpoint, a number or 'best'; default the newest.
-    dtype: 'float32', 'bfloat16' or 'float16', to have another type than the one stored.
-    change: told the model and each parameter's path, gives what is written in its place.
-    tokenizer: False to do without: else a source that has none is refused.
-    tokenizer_from: folder or hub id whose tokenizer is taken; default the source's own.
-    progress: told the bytes written so far, and in all.
+    destination: a new or empty folder.
+    step: number of the checkpoint, or 'best'; default the newest.
+    dtype: 'float32', 'bfloat16' or 'float16'; default the type stored.
+    transform: called with the config, each parameter's path and array; returns the array to write.
+    tokenizer: whether a tokenizer is written; if so, a source without one is refused.
+    tokenizer_from: folder or hub id of the tokenizer; default the source's own.
+    progress: called with the bytes written so far and the total.
 
   Raises:
-    UserError: no such checkpoint, damage in it, no tokenizer, or the destination cannot be written.
+    UserError: no such checkpoint or tokenizer, damage, or the destination cannot be written.
   """
   if "://" in str(source):
-    raise UserError(f"{source} is not a local folder: copy it here first, then convert that")
+    raise UserError(f"{source} is not a local folder: copy it to one first, then convert that")
   folder, number = find(source, step)
   source, config = pathlib.Path(folder), load_config(folder)
   step = existing_step(folder, number)
   leaves = open_params(source, step)
   shapes = name_map.leaf_shapes(config)
   _check(source, leaves, shapes, config.vocab_size)
-  if change is not None:
-    leaves = {path: change(config, path, leaf) for path, leaf in leaves.items()}
+  if transform is not None:
+    leaves = {path: transform(config, path, leaf) for path, leaf in leaves.items()}
   if tokenizer and tokenizer_from is None and not (source / "tokenizer.json").is_file():
-    raise UserError(no_tokenizer(source))
+    raise missing_tokenizer(source)
   config = config.replace(param_dtype=dtype or config.param_dtype)
   target = FLOATS[config.param_dtype]
   entries = name_map.entries(config)
-  specs = {e.name: (name_map.their_shape(e, shapes, config.vocab_size), target) for e in entries}
+  specs = {e.name: (name_map.hf_shape(e, shapes, config.vocab_size), target) for e in entries}
   total = sum(map(_bytes, specs.values()))
   by_name = {entry.name: entry for entry in entries}
   cast = Caster()
@@ -93,9 +94,9 @@ def orbax_to_hf(
   def arrays(names: Iterable[str]) -> Iterator[np.ndarray]:
     for name in names:
       entry = by_name[name]
-      # The type first: half the bytes are left to transpose.
-      ours = [cast(leaves[path].read(entry.index), target, name) for path in entry.paths]
-      yield name_map.to_theirs(entry, ours, config.vocab_size)
+      # Cast before transposing: often half the bytes.
+      parts = [cast(leaves[path].read(entry.index), target, name) for path in entry.paths]
+      yield name_map.to_hf(entry, parts, config.vocab_size)
 
   done = 0
 
@@ -109,12 +110,12 @@ def orbax_to_hf(
   with new_folder(destination, total) as folder:
     files = split_into_files(specs)
     for file, names in files.items():
-      made = counted(_ahead(arrays(names)))
+      made = counted(_one_ahead(arrays(names)))
       write_safetensors(folder / file, {name: specs[name] for name in names}, made)
     if len(files) > 1:
       _write_json(folder / "model.safetensors.index.json", _index(files, specs, total))
     if tokenizer and tokenizer_from is not None:
-      bring_tokenizer(tokenizer_from, folder)
+      copy_tokenizer(tokenizer_from, folder)
     elif tokenizer:
       for file in TOKENIZER_FILES:
         if (source / file).is_file():
@@ -135,16 +136,16 @@ def _check(source, leaves: dict[str, LazyArray], shapes: dict, vocab_size: int) 
     saved: Any = leaves[path].shape if path in leaves else "absent"
     expected = shapes.get(path, "absent")
     if path in leaves and path in VOCABULARY_TABLES and leaves[path].shape[0] >= vocab_size:
-      saved = (expected[0], *saved[1:])  # padded by the config of its time
+      saved = (expected[0], *saved[1:])  # padded to another multiple when it was saved
     if saved != expected:
       raise UserError(
-        f"{source}: the checkpoint is of another model than config.json: {path} is {saved} there,"
-        f" {expected} by config.json"
+        f"{source}: the checkpoint is of another model than config.json: {path} is {saved} in it,"
+        f" and {expected} by config.json"
       )
 
 
 def split_into_files(specs: dict[str, Any]) -> dict[str, list[str]]:
-  """Which tensors go into which file."""
+  """The names of the tensors of each file, by the file's name."""
   groups: list[list[str]] = [[]]
   size = 0
   for name, spec in specs.items():
@@ -171,10 +172,10 @@ def _index(files: dict[str, list[str]], specs: dict[str, Any], total: int) -> di
   }
 
 
-def _ahead(items: Iterator[Item]) -> Iterator[Item]:
-  """The same items, the next one made in a thread while the one before is used."""
+def _one_ahead(items: Iterator[Item]) -> Iterator[Item]:
+  """The same items; a thread makes the next one while the current one is used."""
 
-  def take() -> list[Item]:  # none at the end
+  def take() -> list[Item]:  # empty at the end
     return list(itertools.islice(items, 1))
 
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -185,7 +186,7 @@ def _ahead(items: Iterator[Item]) -> Iterator[Item]:
 
 
 def _original(source: pathlib.Path, tokenizer: pathlib.Path | None) -> dict[str, Any]:
-  """Their config.json that the model came with; of a model of ours, the ids of its tokenizer."""
+  """The config.json that the model was imported with; else the end-of-text id of its tokenizer."""
   if (source / HF_CONFIG).is_file():
     try:
       return json.loads((source / HF_CONFIG).read_text())
@@ -219,7 +220,7 @@ def _version(package: str) -> str:
 
 
 def _card(config: ModelConfig, step: int) -> str:
-  """README.md, the model card of the hub."""
+  """README.md: the model card."""
   family = {"gpt_neo": "GPT-Neo", "gpt2": "GPT-2"}[config.model_type]
   name = CLASSES[config.head][config.model_type]
   rows = {

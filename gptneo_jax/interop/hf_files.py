@@ -1,4 +1,4 @@
-"""The tensors of a Hugging Face folder, whatever file they are in; none is read before its turn."""
+"""Opens the tensors of a Hugging Face folder, in any of its file formats, without reading them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gptneo_jax.data import refuse_pointer
 from gptneo_jax.errors import UserError
 from gptneo_jax.interop.tensor import Tensor
 
-# In the order in which they are looked for: what needs no torch and no second copy first.
+# In order of preference: first the formats that need neither torch nor a second copy in memory.
 FILES = ("model.safetensors", "pytorch_model.bin", "flax_model.msgpack")
 TOKENIZER_FILES = (
   "tokenizer.json",
@@ -24,7 +24,7 @@ TOKENIZER_FILES = (
   "chat_template.jinja",
 )
 
-_INDEX = ".index.json"  # behind the name of the file that was split
+_INDEX = ".index.json"  # follows the name of a file that was split
 
 _REFUSED = {
   "rust_model.ot": "rust_model.ot is rust-bert's",
@@ -47,8 +47,8 @@ _HUB_IDS = {
 def open_tensors(folder: pathlib.Path) -> dict[str, Tensor]:
   """The tensors in a folder, by the names that they are stored under.
 
-  Raises UserError where there are none, where a part is missing or damaged, or where they are in a
-  form that is not read here.
+  Raises UserError if there are none, if a file is missing or damaged, or if the format is not
+  supported.
   """
   name = weights_file({path.name for path in folder.iterdir()})
   if name is None:
@@ -58,12 +58,12 @@ def open_tensors(folder: pathlib.Path) -> dict[str, Tensor]:
 
 
 def weights_file(names: set[str]) -> str | None:
-  """Which of a folder's files holds the weights, or lists the files that do; None if none does."""
+  """The one of a folder's files that holds the weights, or the index of those that do, or None."""
   return next((n for file in FILES for n in (file, file + _INDEX) if n in names), None)
 
 
 def open_file(path: pathlib.Path) -> dict[str, Tensor]:
-  """The tensors of a file, by its kind. Raises UserError if it is not sound."""
+  """The tensors of one file. Raises UserError if it is damaged."""
   refuse_pointer(path)
   if path.suffix == ".safetensors":
     from gptneo_jax.interop.safetensors_file import open_safetensors
@@ -88,7 +88,7 @@ def _open_split(index: pathlib.Path) -> dict[str, Tensor]:
   tensors: dict[str, Tensor] = {}
   for part in parts:
     if not (index.parent / part).is_file():
-      raise UserError(f"{index} names {part}, which is not there")
+      raise UserError(f"{index} names {part}, which does not exist")
     tensors |= open_file(index.parent / part)
   for name, part in files.items():
     if part.endswith(".msgpack"):
@@ -96,15 +96,15 @@ def _open_split(index: pathlib.Path) -> dict[str, Tensor]:
 
       name = pytorch_name(name.split("/"))
     if name not in tensors:
-      raise UserError(f"{index.parent / part} lacks {name}, which {index.name} says is there")
+      raise UserError(f"{index.parent / part} lacks {name}, which {index.name} lists")
   return tensors
 
 
 def refuse_adapter(folder: pathlib.Path) -> None:
-  """Raises UserError where a folder holds PEFT's files."""
+  """Raises UserError if a folder holds PEFT's files."""
   if any(folder.glob("adapter_model.*")) or (folder / "adapter_config.json").is_file():
     raise UserError(
-      f"{folder} holds an adapter, not a model: --adapter takes it, with the model that it was"
+      f"{folder} holds an adapter, not a model: pass it as --adapter, with the model that it was"
       " trained on"
     )
 
@@ -113,14 +113,14 @@ def _why_not(folder: pathlib.Path) -> str:
   for pattern, text in _REFUSED.items():
     if any(folder.glob(pattern)):
       return (
-        f"{folder}: {text}, which is not read here; {_hub_id(folder)} on the Hugging Face hub holds"
+        f"{folder}: {text}, which is not supported; {_hub_id(folder)} on the Hugging Face hub has"
         f" the same weights as model.safetensors"
       )
   return f"{folder} holds no weights: none of {', '.join(FILES)}"
 
 
 def _hub_id(folder: pathlib.Path) -> str:
-  """The hub's name for a released model, from what the folder says of its layers."""
+  """The hub's id of the released model with as many layers as the folder's config names."""
   fields = {}
   for file in ("config.json", "hparams.json"):
     if (folder / file).is_file():

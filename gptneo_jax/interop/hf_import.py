@@ -1,4 +1,4 @@
-"""Hugging Face's folders, opened; and written as checkpoint folders of ours."""
+"""Opens Hugging Face models, and writes them as checkpoint folders."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
 
 from gptneo_jax.checkpoints.folder import is_checkpoint_folder, save_config
@@ -23,43 +22,39 @@ from gptneo_jax.data import refuse_pointer
 from gptneo_jax.errors import UserError
 from gptneo_jax.interop import hub, name_map
 from gptneo_jax.interop.atomic_folder import new_folder
+from gptneo_jax.interop.dtypes import FLOATS, Caster
 from gptneo_jax.interop.hf_config import from_hf
 from gptneo_jax.interop.hf_files import open_tensors, refuse_adapter
+from gptneo_jax.interop.hf_names import canonical_names, ignore_pattern
 from gptneo_jax.interop.name_map import Entry
-from gptneo_jax.interop.names import ignore_pattern, plain_names
 from gptneo_jax.interop.tensor import Tensor
 from gptneo_jax.interop.tokenizer_files import (
-  bring_tokenizer,
+  copy_tokenizer,
   has_tokenizer,
-  no_tokenizer,
-  tokenizer_ids,
+  missing_tokenizer,
+  tokenizer_size,
 )
 
-# Their files, kept in our folder for the way back.
+# Hugging Face's files, kept in a checkpoint folder for a later export.
 HF_CONFIG = "hf_config.json"
 GENERATION_CONFIG = "generation_config.json"
 
-FLOATS = {
-  "float32": np.dtype(np.float32),
-  "bfloat16": np.dtype(ml_dtypes.bfloat16),
-  "float16": np.dtype(np.float16),
-}
-_PADDINGS = (8, 16, 32, 64, 128)  # multiples to which tables over a vocabulary are padded
-_COMPARED_BYTES = 64 << 20
+_PADDINGS = (8, 16, 32, 64, 128)  # multiples to which others pad the rows of vocabulary tables
+_COMPARED_BYTES = 64 << 20  # at a time
 
 _log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class HuggingFaceModel:
-  """A model of theirs in our terms. Nothing of `params` is read yet.
+  """A Hugging Face model as a parameter tree that has not been read yet.
 
   Attributes:
-    folder: where it is; a folder of the hub's cache if it came from there.
-    config: what it is; `param_dtype` is the type in which `params` come.
-    params: nested dictionaries of LazyArray: the tree of our model.
-    hf_config: their config.json.
-    has_tokenizer: whether there is a tokenizer in the folder.
+    folder: its local folder; in the hub's cache if it is from the hub.
+    config: ModelConfig; `param_dtype` is the type of `params`.
+    params: nested dictionaries of LazyArray, the parameter tree of our model.
+    hf_config: the content of its config.json.
+    has_tokenizer: whether the folder has a tokenizer.
   """
 
   folder: pathlib.Path
@@ -74,24 +69,24 @@ def open_hf(name: str, dtype: str | None = None, ignore: Sequence[str] = ()) -> 
 
   Args:
     name: hub id or local folder.
-    dtype: 'float32', 'bfloat16' or 'float16', to have another type than the one stored.
-    ignore: patterns of the names of tensors that are no part of the model ('v_head.*').
+    dtype: 'float32', 'bfloat16' or 'float16'; default the type stored.
+    ignore: patterns of the names of tensors that do not belong to the model ('v_head.*').
 
   Raises:
-    UserError: no such model, or one that is damaged, contradicts its config.json, or is not of a
-      kind that is supported; names the tensor, the file or the setting.
+    UserError: the model does not exist, is damaged, contradicts its config.json or is not
+      supported; names the tensor, the file or the setting.
   """
-  folder = hub.find(name)
+  folder = hub.local_folder(name)
   hf_config = _read_config(folder)
   config = from_hf(hf_config, folder / "config.json")
-  tensors = plain_names(open_tensors(folder), ignore)
+  tensors = canonical_names(open_tensors(folder), ignore)
   config = _with_lm_head(config, tensors)
   _check_vocabulary(config, folder, tensors)
   dtype = dtype_name(dtype)
   stored = _stored_dtype(tensors, dtype)
   config = config.replace(
     param_dtype=dtype or stored,
-    # float16 overflows in the attention scores of GPT-Neo: it is for storage only.
+    # GPT-Neo's attention scores overflow in float16: it is for storage only.
     dtype="bfloat16" if (dtype or stored) == "bfloat16" else "float32",
   )
   params = _params(config, tensors)
@@ -104,32 +99,32 @@ def hf_to_orbax(
   *,
   dtype: str | None = None,
   ignore: Sequence[str] = (),
-  change: Callable[[ModelConfig, str, LazyArray], LazyArray] | None = None,
+  transform: Callable[[ModelConfig, str, LazyArray], LazyArray] | None = None,
   tokenizer: bool = True,
   tokenizer_from: str | None = None,
   progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> HuggingFaceModel:
-  """Writes a model of theirs as a checkpoint folder of ours: step 0, config.json, tokenizer.
+  """Writes a Hugging Face model as a checkpoint folder: step 0, config.json and tokenizer.
 
-  The model is never whole in memory. `destination` is there whole in the end, or not at all.
+  Holds a few tensors in memory, never the model. `destination` appears complete or not at all.
 
   Args:
     source, dtype, ignore: as in `open_hf`.
-    destination: a folder that is empty or not there yet.
-    change: told the model and each parameter's path, gives what is written in its place.
-    tokenizer: False to do without: else a source that has none is refused.
-    tokenizer_from: folder or hub id whose tokenizer is taken; default the source's own.
-    progress: told the bytes written so far, and in all.
+    destination: a new or empty folder.
+    transform: called with the config, each parameter's path and array; returns the array to write.
+    tokenizer: whether a tokenizer is written; if so, a source without one is refused.
+    tokenizer_from: folder or hub id of the tokenizer; default the source's own.
+    progress: called with the bytes written so far and the total.
 
   Raises:
-    UserError: as `open_hf`; or the destination cannot be written.
+    UserError: as `open_hf`, or the destination cannot be written.
   """
   model = open_hf(source, dtype, ignore)
   if tokenizer and tokenizer_from is None and not model.has_tokenizer:
-    raise UserError(no_tokenizer(source))
-  if change is not None:
+    raise missing_tokenizer(source)
+  if transform is not None:
     params = jax.tree_util.tree_map_with_path(
-      lambda keys, leaf: change(model.config, "/".join(key.key for key in keys), leaf),
+      lambda keys, leaf: transform(model.config, "/".join(key.key for key in keys), leaf),
       model.params,
     )
     model = dataclasses.replace(model, params=params)
@@ -147,33 +142,12 @@ def hf_to_orbax(
     if (model.folder / GENERATION_CONFIG).exists():
       shutil.copyfile(model.folder / GENERATION_CONFIG, folder / GENERATION_CONFIG)
     if tokenizer:
-      bring_tokenizer(tokenizer_from or str(model.folder), folder)
+      copy_tokenizer(tokenizer_from or str(model.folder), folder)
     write_params(folder, model.params, on_written=on_written)
   return model
 
 
-class Caster:
-  """Casts arrays, and says once of each that it holds numbers that are not finite."""
-
-  def __init__(self):
-    self._said: set[str] = set()
-
-  def __call__(self, array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
-    """The array in another type. Raises UserError where finite numbers become infinite."""
-    finite = np.isfinite(array)
-    if not finite.all() and name not in self._said:
-      self._said.add(name)
-      _log.warning("%s holds %d numbers that are not finite", name, (~finite).sum())
-    if array.dtype == dtype:
-      return array
-    with np.errstate(over="ignore"):
-      result = array.astype(dtype)
-    if (np.isfinite(result) != finite).any():
-      raise UserError(f"{name} has values beyond the range of {dtype}: take another --dtype")
-    return result
-
-
-# --- what a folder holds --------------------------------------------------------------------------
+# --- checks of a folder ---------------------------------------------------------------------------
 
 
 def _read_config(folder: pathlib.Path) -> dict[str, Any]:
@@ -182,30 +156,29 @@ def _read_config(folder: pathlib.Path) -> dict[str, Any]:
   if not path.is_file():
     refuse_adapter(folder)
     if any((folder / name).is_file() for name in ("hparams.json", "model.ckpt.index")):
-      open_tensors(folder)  # refuses OpenAI's own files by name
-    raise UserError(f"{folder} holds no config.json: it is no Hugging Face model")
+      open_tensors(folder)  # raises, naming OpenAI's own files
+    raise UserError(f"{folder} holds no config.json: it is not a Hugging Face model")
   try:
     fields = json.loads(path.read_text())
     if not isinstance(fields, dict):
-      raise ValueError("it holds no object")
+      raise ValueError("it is not a JSON object")
   except ValueError as error:
     raise UserError(f"{path} cannot be read: {error}") from None
   if is_checkpoint_folder(folder):
-    raise UserError(f"{folder} is a gptneo_jax checkpoint folder already")
+    raise UserError(f"{folder} is already a gptneo_jax checkpoint folder")
   return fields
 
 
 def _with_lm_head(config: ModelConfig, tensors: dict[str, Tensor]) -> ModelConfig:
-  """Whether the output head is the embedding is decided by the weights, not by the config.
+  """Sets `tie_word_embeddings` by the weights, not by config.json, as transformers does.
 
-  A copy of the embedding beside it is dropped; a table of its own is kept, whatever config.json
-  says: transformers too takes the weights.
+  A head that equals the embedding is removed from the tensors; one that differs is kept.
   """
-  name, embedding = name_map.LM_HEAD.theirs, f"{name_map.PREFIX}wte.weight"
+  name, embedding = name_map.LM_HEAD.hf_name, f"{name_map.PREFIX}wte.weight"
   head, table = tensors.get(name), tensors.get(embedding)
   if not config.has_lm_head or head is None or not config.tie_word_embeddings:
     return config
-  if table is None:  # of two names for one tensor, safetensors' save_model keeps one
+  if table is None:  # safetensors' save_model keeps one name of a shared tensor
     tensors[embedding] = tensors.pop(name)
     return config
   if _same(head, table):
@@ -213,7 +186,7 @@ def _with_lm_head(config: ModelConfig, tensors: dict[str, Tensor]) -> ModelConfi
     return config
   _log.warning(
     "%s: %s is not the embedding, although config.json says tie_word_embeddings; it is kept as a"
-    " table of its own", head.file, name,
+    " separate table", head.file, name,
   )  # fmt: skip
   return config.replace(tie_word_embeddings=False)
 
@@ -229,21 +202,21 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def _check_vocabulary(config: ModelConfig, folder: pathlib.Path, tensors) -> None:
-  """Notes rows of padding behind the vocabulary, which are dropped; `_check` refuses other rows.
+  """Warns of padding rows after the vocabulary, which are dropped; `_check` refuses other rows.
 
-  Raises UserError where the tokenizer has ids that lie among them.
+  Raises UserError if the tokenizer has ids in the padding.
   """
   table = tensors.get(f"{name_map.PREFIX}wte.weight")
   if table is not None and _is_padding(table.shape[0], config.vocab_size):
-    ids = tokenizer_ids(folder)
+    ids = tokenizer_size(folder)
     if ids > config.vocab_size:
       raise UserError(
         f"{folder / 'config.json'}: vocab_size is {config.vocab_size}, but the embedding has"
         f" {table.shape[0]} rows and the tokenizer {ids} ids: set vocab_size to {table.shape[0]}"
       )
     _log.warning(
-      "%s: the embedding has %d rows, %d of them padding behind the vocabulary of config.json; they"
-      " are dropped", folder, table.shape[0], table.shape[0] - config.vocab_size,
+      "%s: the embedding has %d rows, of which the last %d are padding after the vocabulary of"
+      " config.json; they are dropped", folder, table.shape[0], table.shape[0] - config.vocab_size,
     )  # fmt: skip
 
 
@@ -252,9 +225,9 @@ def _is_padding(rows: int, vocab_size: int) -> bool:
 
 
 def _stored_dtype(tensors: Mapping[str, Tensor], wanted: str | None) -> str:
-  """The one float type of the weights.
+  """The float type of the weights.
 
-  Raises UserError if there are several, or one that is not computed in, and none is wanted.
+  Raises UserError if there are several, or if it is float64, and no type was asked for.
   """
   names = {dtype: name for name, dtype in FLOATS.items()}
   first: dict[str, str] = {}
@@ -267,14 +240,14 @@ def _stored_dtype(tensors: Mapping[str, Tensor], wanted: str | None) -> str:
       raise UserError(f"{tensor.file}: {name} is stored as {tensor.dtype}, which is not supported")
     first.setdefault(names[tensor.dtype], name)
   if not tensors:
-    raise UserError("there are no tensors in the weights")
+    raise UserError("the weights hold no tensors")
   if len(first) > 1 and wanted is None:
     found = ", ".join(f"{name} {dtype}" for dtype, name in first.items())
-    raise UserError(f"the weights are of several types ({found}): choose one with --dtype")
+    raise UserError(f"the weights have several types ({found}): choose one with --dtype")
   return next(iter(first), "float64")
 
 
-# --- the tree of ours -----------------------------------------------------------------------------
+# --- the parameter tree ---------------------------------------------------------------------------
 
 
 def _params(config: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -291,26 +264,26 @@ def _params(config: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, Any
     *parents, leaf = path.split("/")
     node = functools.reduce(lambda node, key: node.setdefault(key, {}), parents, tree)
     stacked = None not in sources[path]
-    read = _read_piece(
+    read = _slice_reader(
       sources[path], tensors, shape[1:] if stacked else shape, FLOATS[config.param_dtype], cast
     )
     node[leaf] = LazyArray(shape, FLOATS[config.param_dtype], stacked, read)
   return tree
 
 
-def _read_piece(sources, tensors: Mapping[str, Tensor], shape, dtype: np.dtype, cast: Caster):
+def _slice_reader(sources, tensors: Mapping[str, Tensor], shape, dtype: np.dtype, cast: Caster):
   def read(index: int | None) -> np.ndarray:
     entry, part = sources[index]
-    # The type first: half the bytes are left to transpose.
+    # Cast before transposing: often half the bytes.
     array = cast(tensors[entry.name].read(), dtype, entry.name)
-    return name_map.to_ours(entry, array, part, shape)
+    return name_map.from_hf(entry, array, part, shape)
 
   return read
 
 
 def _check(config, entries: list[Entry], shapes, tensors: Mapping[str, Tensor]) -> None:
-  """Raises UserError naming the first tensor that is missing, of a wrong shape, or too many."""
-  expected = {e.name: name_map.their_shape(e, shapes, config.vocab_size) for e in entries}
+  """Raises UserError naming the first tensor that is missing, unexpected or of another shape."""
+  expected = {e.name: name_map.hf_shape(e, shapes, config.vocab_size) for e in entries}
   files = sorted({str(tensor.file) for tensor in tensors.values()})
   where = files[0] if len(files) == 1 else f"{os.path.dirname(files[0])}"
   for name, shape in expected.items():
@@ -331,13 +304,13 @@ def _check(config, entries: list[Entry], shapes, tensors: Mapping[str, Tensor]) 
     if name not in expected:
       raise UserError(
         f"{tensor.file} holds {name}, which a {config.model_type} with {config.num_layers} layers"
-        f"{_of_head(config)} has not{_how_to_ignore(name)}"
+        f"{_of_head(config)} does not have{_how_to_ignore(name)}"
       )
 
 
 def _how_to_ignore(name: str) -> str:
   if name.startswith(name_map.PREFIX):
-    return ""  # of more layers, or of another model
+    return ""  # the decoder has more layers, or is of another model
   return f"; `convert hf-to-orbax … --ignore {ignore_pattern(name)!r}` leaves it out"
 
 

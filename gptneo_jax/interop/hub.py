@@ -1,4 +1,4 @@
-"""Where a Hugging Face model is: a local folder, or the hub's, in its cache or fetched."""
+"""Finds a Hugging Face model: in a local folder, in the hub's cache, or on the hub."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import pathlib
 from gptneo_jax.errors import UserError, first_line
 from gptneo_jax.interop.hf_files import TOKENIZER_FILES, weights_file
 
-_TIMEOUT = 10  # seconds for the first answer of the hub
+_TIMEOUT = 10  # seconds until the hub must have answered
 _CONFIGS = ("config.json", "generation_config.json")
 
 
-def find(name: str) -> pathlib.Path:
-  """The folder of a model: `name` if it is one, else what the hub has under that id.
+def local_folder(name: str) -> pathlib.Path:
+  """The local folder of a model: `name` itself, or the hub's cache of the model with that id.
 
-  A model that the hub's cache holds whole is taken from there without asking. Of several forms of
-  the weights only the first that can be read is fetched. Raises UserError where there is no such
-  folder, or where the hub does not give the model.
+  A model that is complete in the cache is not asked for on the hub. If the hub has the weights in
+  several formats, only the preferred one is downloaded. Raises UserError if there is no such
+  folder and the hub does not provide the model.
   """
   folder = pathlib.Path(os.path.expanduser(name))
   if folder.is_dir():
@@ -31,31 +31,31 @@ def find(name: str) -> pathlib.Path:
 
   try:
     cached = pathlib.Path(huggingface_hub.snapshot_download(name, local_files_only=True))
-    if (cached / "config.json").exists() and _is_whole(cached):
+    if (cached / "config.json").exists() and _is_complete(cached):
       return cached
-  except Exception:  # not there, or not a valid id: the hub is to say which
+  except Exception:  # not cached, or not a valid id: the hub says which
     pass
   try:
-    # One request, instead of most of a minute of retries when there is no network.
+    # One request first: without a network, snapshot_download retries for most of a minute.
     info = huggingface_hub.HfApi().model_info(name, timeout=_TIMEOUT)
     there = {file.rfilename for file in info.siblings or ()}
     weights = weights_file(there)
     patterns = [*_CONFIGS, *TOKENIZER_FILES]
     if weights is None:
-      raise UserError(f"{name} on the hub holds no weights that are read here")
+      raise UserError(f"{name} on the hub has no weights in a supported format")
     stem, _, suffix = weights.removesuffix(".index.json").rpartition(".")
     patterns += [weights, *([f"{stem}-*.{suffix}"] if weights.endswith(".index.json") else [])]
     return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
   except UserError:
     raise
-  except Exception as error:  # every layer below raises its own
+  except Exception as error:  # each layer of huggingface_hub raises its own
     raise UserError(
-      f"{name}: no such folder here, and the hub does not give it: {first_line(error)}"
+      f"{name}: no such folder, and the hub does not provide it: {first_line(error)}"
     ) from None
 
 
-def _is_whole(folder: pathlib.Path) -> bool:
-  """Whether the cache has the weights, all parts of them."""
+def _is_complete(folder: pathlib.Path) -> bool:
+  """Whether the cache has all files of the weights."""
   name = weights_file({path.name for path in folder.iterdir()})
   if name is None:
     return False

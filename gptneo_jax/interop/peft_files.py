@@ -168,9 +168,9 @@ def _our_name(name: str) -> str:
 def _matrices(config: ModelConfig) -> dict[str, name_map.Row]:
   """Rows of the layers' matrices by the name of their module."""
   return {
-    row.theirs.removesuffix(".weight"): row
+    row.hf_name.removesuffix(".weight"): row
     for row in name_map.LAYER_ROWS[config.model_type]
-    if row.form in ("linear", "conv1d")
+    if row.layout in ("linear", "conv1d")
   }
 
 
@@ -197,9 +197,9 @@ def _take_pairs(config: ModelConfig, tensors: dict[str, np.ndarray], path) -> Pa
   pairs = {}
   shapes = name_map.leaf_shapes(config)
   for module, row in _matrices(config).items():
-    kernels = [shapes[f"blocks/layer_0/{ours}"][1:] for ours in row.ours]
-    inputs = math.prod(kernels[0][: row.inputs])
-    outputs = sum(math.prod(shape[row.inputs :]) for shape in kernels)
+    kernels = [shapes[f"blocks/layer_0/{ours}"][1:] for ours in row.paths]
+    inputs = math.prod(kernels[0][: row.input_axes])
+    outputs = sum(math.prod(shape[row.input_axes :]) for shape in kernels)
     for layer in range(config.num_layers):
       names = [f"{name_map.PREFIX}h.{layer}.{module}.lora_{side}.weight" for side in "AB"]
       A, B = (tensors.pop(name, None) for name in names)
@@ -242,9 +242,9 @@ def _to_tree(config: ModelConfig, settings, scale: float, pairs: Pairs) -> dict[
       if not any((module, i) in pairs for i in range(j, config.num_layers, config.period)):
         continue
       r, start = max(ranks), 0
-      for ours in row.ours:
+      for ours in row.paths:
         shape = shapes[f"blocks/layer_{j}/{ours}"][1:]
-        in_shape, out_shape = shape[: row.inputs], shape[row.inputs :]
+        in_shape, out_shape = shape[: row.input_axes], shape[row.input_axes :]
         outputs = math.prod(out_shape)
         a = np.zeros((repeats, math.prod(in_shape), r), np.float32)
         b = np.zeros((repeats, r, outputs), np.float32)
@@ -278,10 +278,12 @@ def _to_pairs(
   shapes = name_map.leaf_shapes(config)
   for module, row in _matrices(config).items():
     for j in range(config.period):
-      nodes = [adapter.pair(f"blocks/layer_{j}/{ours}") for ours in row.ours]
+      nodes = [adapter.pair(f"blocks/layer_{j}/{ours}") for ours in row.paths]
       if not any(nodes):
         continue
-      sizes = [math.prod(shapes[f"blocks/layer_{j}/{ours}"][1 + row.inputs :]) for ours in row.ours]
+      sizes = [
+        math.prod(shapes[f"blocks/layer_{j}/{ours}"][1 + row.input_axes :]) for ours in row.paths
+      ]
       for n in range(config.num_layers // config.period):
         A, B = _joined([node and _slices(node, n) for node in nodes], sizes)
         name = f"{_PREFIX}{name_map.PREFIX}h.{n * config.period + j}.{module}"

@@ -1,8 +1,8 @@
-"""Safetensors files, read and written tensor by tensor.
+"""Reads and writes safetensors files tensor by tensor.
 
-The library's own writer wants all tensors at once, and its reader maps the whole file, which then
-counts as this process's memory. The format: eight bytes of header length, a JSON header with type,
-shape and place of each tensor, the tensors' bytes.
+The library's writer needs all tensors at once, and its reader maps the file, which then counts as
+this process's memory. The format: the header's length in eight bytes, a JSON header with each
+tensor's type, shape and offsets, the tensors' bytes.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ _CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
 def open_safetensors(path: pathlib.Path) -> dict[str, Tensor]:
-  """The tensors of a file by name, none read yet. Raises UserError if the file is not sound."""
+  """The tensors of a file by name, not read yet. Raises UserError if the file is damaged."""
   import safetensors
 
   try:
     with safetensors.safe_open(path, framework="np"):
-      pass  # checks that header, places and length of the file belong together
+      pass  # checks the header, the offsets and the length of the file
     with path.open("rb") as file:
       size = int.from_bytes(file.read(8), "little")
       header = json.loads(file.read(size))
   except (safetensors.SafetensorError, OSError, ValueError) as error:
-    raise UserError(f"{path} is damaged or no safetensors file: {error}") from None
+    raise UserError(f"{path} is damaged or not a safetensors file: {error}") from None
   header.pop("__metadata__", None)
   tensors = {}
   for name, entry in header.items():
@@ -71,10 +71,10 @@ def write_safetensors(
   specs: Mapping[str, tuple[tuple[int, ...], np.dtype]],
   arrays: Iterable[np.ndarray],
 ) -> None:
-  """Writes a file that PyTorch's readers take.
+  """Writes a file that transformers and PyTorch open.
 
-  specs: shape and type of each tensor by its name, in the order of `arrays`, which may be made one
-  by one as they are asked for.
+  specs: shape and type of each tensor by name, in the order of `arrays`, an iterator that may make
+  them one by one.
   """
   header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
   end = 0
@@ -84,7 +84,7 @@ def write_safetensors(
       "dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [start, end]
     }  # fmt: skip
   text = json.dumps(header, separators=(",", ":")).encode()
-  text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of eight bytes
+  text += b" " * (-len(text) % 8)  # aligns the tensors to eight bytes
   with path.open("wb") as file:
     file.write(len(text).to_bytes(8, "little") + text)
     for (name, (shape, dtype)), array in zip(specs.items(), arrays, strict=True):

@@ -1,4 +1,4 @@
-"""A tensor of a Hugging Face file, read when it is asked for."""
+"""A tensor in a Hugging Face file that has not been read yet."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-  """A stored tensor, by PyTorch's name and layout."""
+  """A stored tensor in PyTorch's layout; `read` reads it from the file."""
 
   shape: tuple[int, ...]
   dtype: np.dtype

@@ -1,4 +1,4 @@
-"""A folder's tokenizer: whether there is one, how many ids it has, and a copy of it elsewhere."""
+"""A folder's tokenizer files: whether it has them, their number of ids, and copying them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from gptneo_jax.errors import UserError
 from gptneo_jax.interop.hf_files import TOKENIZER_FILES
 
 
-def no_tokenizer(source: Any) -> str:
-  return (
+def missing_tokenizer(source: Any) -> UserError:
+  return UserError(
     f"{source} holds no tokenizer; --tokenizer gives one, --no_tokenizer converts the weights alone"
   )
 
@@ -25,11 +25,11 @@ def has_tokenizer(folder: pathlib.Path) -> bool:
   return any(map(there, alone)) or (there("vocab.json") and there("merges.txt"))
 
 
-def bring_tokenizer(name: str, folder: pathlib.Path) -> None:
-  """Copies a tokenizer's files; where they do not stand alone, has transformers write them anew.
+def copy_tokenizer(name: str, folder: pathlib.Path) -> None:
+  """Copies a tokenizer's files into a folder; if they are not complete, transformers writes them.
 
-  In older models the end of text, or the tokenizer itself, comes from the class that config.json
-  names, and is in no file.
+  For older models the end-of-text token, or the tokenizer itself, is defined by the class that
+  config.json names, and by no file.
 
   name: folder or hub id.
   """
@@ -47,8 +47,8 @@ def bring_tokenizer(name: str, folder: pathlib.Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def tokenizer_ids(folder: pathlib.Path) -> int:
-  """One more than the largest id that any of the folder's tokenizer files names, 0 without any."""
+def tokenizer_size(folder: pathlib.Path) -> int:
+  """One more than the largest id in the folder's tokenizer files; 0 if there are none."""
 
   def content(file: str) -> dict[str, Any]:
     try:
@@ -58,11 +58,11 @@ def tokenizer_ids(folder: pathlib.Path) -> int:
 
   ids = [-1]
   try:
-    whole = content("tokenizer.json")
-    vocabulary = whole.get("model", {}).get("vocab", {})
-    # Of a unigram model a list, whose places are the ids.
+    tokenizer = content("tokenizer.json")
+    vocabulary = tokenizer.get("model", {}).get("vocab", {})
+    # A unigram model has a list, whose indices are the ids.
     ids += vocabulary.values() if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
-    ids += [token["id"] for token in whole.get("added_tokens", ())]
+    ids += [token["id"] for token in tokenizer.get("added_tokens", ())]
     for file in ("vocab.json", "added_tokens.json"):
       ids += content(file).values()
     ids += map(int, content("tokenizer_config.json").get("added_tokens_decoder", {}))

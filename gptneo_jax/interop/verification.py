@@ -81,7 +81,7 @@ def verify(
   from gptneo_jax.interop import pytorch
 
   reference = pytorch.reference_outputs(
-    hub.find(str(theirs)), CLASSES[config.head][config.model_type], ids_BxT, mask_BxT
+    hub.local_folder(str(theirs)), CLASSES[config.head][config.model_type], ids_BxT, mask_BxT
   )
   params = _params(folder, step, config.vocab_size)
   found = _our_outputs(config, params, ids_BxT, mask_BxT)

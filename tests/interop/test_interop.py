@@ -85,7 +85,7 @@ def test_the_table_has_every_parameter_of_the_model_once(family):
   for path, shape in shapes.items():
     expected = list(range(shape[0])) if path.startswith("blocks/") else [None]
     assert sorted(covered[path], key=str) == sorted(expected, key=str), path
-  found = {e.name: name_map.their_shape(e, shapes, config.vocab_size) for e in entries}
+  found = {e.name: name_map.hf_shape(e, shapes, config.vocab_size) for e in entries}
   assert found == hf_folders.shapes(family)
 
 
@@ -208,7 +208,7 @@ def test_what_wrappers_put_into_names_is_taken_off_and_said(tmp_path, wrapped, c
     weights["transformer.h.1.mlp.c_fc.weight"].T,
   )
   np.testing.assert_array_equal(opened.params["wte"].load(), weights["transformer.wte.weight"])
-  assert "names are read without what a wrapper added to them" in caplog.text
+  assert "parts that a wrapper added to the names are removed" in caplog.text
 
 
 def test_tensors_beside_the_model(tmp_path):
@@ -222,7 +222,7 @@ def test_tensors_beside_the_model(tmp_path):
   fields = hf_folders.config(architectures=["GPTNeoForCausalLMWithValueHead"])
   name = hf_folders.save(tmp_path / "hf", fields, weights | beside)
   message = error(interop.open_hf, name, ignore=["v_head.*"])
-  assert "holds lm_head.bias, which a gpt_neo with 4 layers has not" in message
+  assert "holds lm_head.bias, which a gpt_neo with 4 layers does not have" in message
   assert "--ignore 'lm_head.bias'` leaves it out" in message
   message = error(interop.open_hf, name, ignore=["lm_head.bias"])
   assert "--ignore 'v_head.*'` leaves it out" in message
@@ -280,9 +280,11 @@ def test_a_pointer_of_git_lfs_is_called_one(tmp_path, file):
 def test_an_adapter_is_no_model(tmp_path):
   (tmp_path / "adapter_config.json").write_text("{}")
   (tmp_path / "adapter_model.bin").write_bytes(b"")
-  assert "holds an adapter, not a model: --adapter takes" in error(interop.open_hf, str(tmp_path))
+  assert "holds an adapter, not a model: pass it as --adapter" in error(
+    interop.open_hf, str(tmp_path)
+  )
   name = hf_folders.save(tmp_path, hf_folders.config())
-  assert "holds an adapter, not a model: --adapter takes" in error(interop.open_hf, name)
+  assert "holds an adapter, not a model: pass it as --adapter" in error(interop.open_hf, name)
 
 
 @pytest.mark.parametrize(
@@ -384,7 +386,7 @@ def test_memory_is_that_of_a_few_tensors(tmp_path):
   config = hf_config.from_hf(fields, "config.json")
   shapes = name_map.leaf_shapes(config)
   weights = {
-    entry.name: np.zeros(name_map.their_shape(entry, shapes, config.vocab_size), np.float32)
+    entry.name: np.zeros(name_map.hf_shape(entry, shapes, config.vocab_size), np.float32)
     for entry in name_map.entries(config)
   }
   largest = max(array.nbytes for array in weights.values())
@@ -511,16 +513,16 @@ def test_what_we_do_not_model_survives(tmp_path):
     ({"model_type": "llama"}, "model_type is 'llama'; supported are gpt2 and gpt_neo"),
     ({"model_type": None}, "model_type is None"),
     ({"activation_function": "prelu"}, "activation_function is 'prelu'; it must be one of gelu_ne"),
-    ({"activation_function": 3}, "activation_function is 3, which is not a str"),
+    ({"activation_function": 3}, "activation_function is 3, which is not of type str"),
     ({"add_cross_attention": True}, "add_cross_attention is True; only False is supported"),
     ({"architectures": ["GPTNeoForSomething"]}, "architectures names GPTNeoForSomething"),
-    ({"num_layers": 3}, "attention_types is of 4 layers, and num_layers is 3"),
+    ({"num_layers": 3}, "attention_types has 4 layers, and num_layers is 3"),
     ({"attention_types": "global"}, "attention_types is 'global'"),
     ({"attention_types": [[["sparse"], 4]]}, "'sparse'"),
     ({"attention_layers": ["global"] * 4}, "attention_layers is not what attention_types"),
     ({"num_heads": 5}, "hidden_size 24 is not divisible by model.num_heads 5"),
     ({"hidden_size": "24"}, "hidden_size is '24'"),
-    ({"hidden_size": 24.5}, "hidden_size is 24.5, which is not a whole number"),
+    ({"hidden_size": 24.5}, "hidden_size is 24.5, which is not an integer"),
     ({"quantization_config": {"bits": 8}}, "quantization_config is {'bits': 8}"),
     ({"pruned_heads": {"0": [1]}}, "pruned_heads is"),
   ],
@@ -582,7 +584,7 @@ def test_a_missing_tensor(tmp_path):
 
 def test_an_extra_tensor(tmp_path):
   message = bad(tmp_path, **{"transformer.h.4.ln_1.bias": np.ones(24, np.float32)})
-  assert "holds transformer.h.4.ln_1.bias, which a gpt_neo with 4 layers has not" in message
+  assert "holds transformer.h.4.ln_1.bias, which a gpt_neo with 4 layers does not have" in message
 
 
 def test_a_wrong_shape(tmp_path):
@@ -620,7 +622,7 @@ def test_a_part_that_is_not_there(tmp_path):
   name = hf_folders.save(tmp_path / "hf", hf_folders.config())
   hf_folders.split(tmp_path / "hf", hf_folders.tensors())
   (tmp_path / "hf/model-00002-of-00003.safetensors").unlink()
-  assert "names model-00002-of-00003.safetensors, which is not there" in error(
+  assert "names model-00002-of-00003.safetensors, which does not exist" in error(
     interop.open_hf, name
   )
   (tmp_path / "hf/model.safetensors.index.json").write_text("[]")
@@ -664,7 +666,7 @@ def test_folders_that_are_none(tmp_path):
   assert "holds no config.json" in error(interop.open_hf, str(tmp_path / "empty"))
   assert "config.json cannot be read" in error(interop.open_hf, str(tmp_path / "torn"))
   our_folder.save_config(tmp_path / "ours", ModelConfig())
-  assert "gptneo_jax checkpoint folder already" in error(interop.open_hf, str(tmp_path / "ours"))
+  assert "already a gptneo_jax checkpoint folder" in error(interop.open_hf, str(tmp_path / "ours"))
 
 
 def test_no_network_is_one_line_and_one_request(monkeypatch):
@@ -681,7 +683,9 @@ def test_no_network_is_one_line_and_one_request(monkeypatch):
   monkeypatch.setattr(huggingface_hub.HfApi, "model_info", no_network)
   monkeypatch.setattr(huggingface_hub, "snapshot_download", not_cached)
   message = error(interop.open_hf, "EleutherAI/gpt-neo-125m")
-  assert message.startswith("EleutherAI/gpt-neo-125m: no such folder here")
+  assert message.startswith(
+    "EleutherAI/gpt-neo-125m: no such folder, and the hub does not provide it"
+  )
   assert message.endswith("no route to host")
   assert requests == [("EleutherAI/gpt-neo-125m", 10)]
 
@@ -738,14 +742,14 @@ def test_a_destination_that_is_not_empty(tmp_path):
   (tmp_path / "full/notes").write_text("mine")
   (tmp_path / "empty").mkdir()
   message = error(interop.hf_to_orbax, name, tmp_path / "full", tokenizer=False)
-  assert "full is there already and not empty" in message
+  assert "full already exists and is not empty" in message
   interop.hf_to_orbax(name, tmp_path / "empty", tokenizer=False)
   message = error(interop.orbax_to_hf, tmp_path / "empty", tmp_path / "full", tokenizer=False)
-  assert "full is there already and not empty" in message
+  assert "full already exists and is not empty" in message
   assert (tmp_path / "full/notes").read_text() == "mine"
   assert "not a local folder" in error(interop.hf_to_orbax, name, "gs://a/b", tokenizer=False)
   message = error(interop.orbax_to_hf, "gs://bucket/run", tmp_path / "back")
-  assert message.startswith("gs://bucket/run is not a local folder: copy it here first")
+  assert message.startswith("gs://bucket/run is not a local folder: copy it to one first")
 
 
 def test_too_little_space_is_said_before_anything_is_written(tmp_path, monkeypatch):
@@ -753,7 +757,7 @@ def test_too_little_space_is_said_before_anything_is_written(tmp_path, monkeypat
   usage = type("Usage", (), {"free": 1000})
   monkeypatch.setattr(atomic_folder.shutil, "disk_usage", lambda _: usage)
   message = error(interop.hf_to_orbax, name, tmp_path / "ours", tokenizer=False)
-  assert "0.0 GB are free there" in message
+  assert "0.0 GB are free" in message
 
 
 def test_a_checkpoint_that_is_not_there_or_damaged(tmp_path):

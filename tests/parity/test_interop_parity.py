@@ -229,7 +229,7 @@ def test_bins_as_training_scripts_save_them(tmp_path, caplog):
     torch.save(saved, tmp_path / "pytorch_model.bin")
     found = interop.open_hf(str(tmp_path)).params["wte"].load()
     assert np.array_equal(found, parameters["transformer.wte.weight"].detach())
-  assert "the weights are taken from its entry 'model_state_dict'" in caplog.text
+  assert "the weights are read from its entry 'model_state_dict'" in caplog.text
   torch.save({**checkpoint, "ema": parameters}, tmp_path / "pytorch_model.bin")
   with pytest.raises(UserError, match=r"by name \(it holds epoch, .*, ema\): save the model's"):
     interop.open_hf(str(tmp_path))
@@ -370,4 +370,4 @@ def test_open_params_match_the_tests_own_conversion():
       for part, path in enumerate(entry.paths):
         leaf = flat[path] if entry.index is None else flat[path][entry.index]
         shape = shapes[path] if entry.index is None else shapes[path][1:]
-        np.testing.assert_array_equal(name_map.to_ours(entry, theirs, part, shape), leaf)
+        np.testing.assert_array_equal(name_map.from_hf(entry, theirs, part, shape), leaf)

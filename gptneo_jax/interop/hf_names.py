@@ -1,4 +1,4 @@
-"""Stored tensors' names, brought to those that transformers' classes with a head have."""
+"""Brings the names of stored tensors to those of transformers' classes with a head."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ from gptneo_jax.errors import UserError
 from gptneo_jax.interop import name_map
 from gptneo_jax.interop.tensor import Tensor
 
-# What torch.compile, DataParallel, FSDP and activation checkpointing put into names, at any place.
+# Parts that torch.compile, DataParallel, FSDP and activation checkpointing insert into names.
 _WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 # Where the decoder's names begin.
 _DECODER = re.compile(r"(?P<before>.*?)(?:transformer\.)?(?:wte|wpe|ln_f|h\.\d+)\.")
-# Masks that older versions saved beside the weights, on any of the layers.
+# Masks that older versions of transformers saved with the weights, for any of the layers.
 _LEGACY_BUFFER = re.compile(r"transformer\.h\.\d+\.attn\.(attention\.)?(bias|masked_bias)")
 
 _log = logging.getLogger(__name__)
 
 
-def plain_names(tensors: Mapping[str, Tensor], ignore: Sequence[str] = ()) -> dict[str, Tensor]:
-  """The tensors by the names that classes with a head have, without buffers that are no weights.
+def canonical_names(tensors: Mapping[str, Tensor], ignore: Sequence[str] = ()) -> dict[str, Tensor]:
+  """The tensors by the names that a class with a head gives them, without buffers.
 
-  What a wrapper put in front is taken off, and said; a decoder saved alone gets its prefix.
+  Prefixes and parts that wrappers inserted are removed, with a warning; the names of a decoder that
+  was saved without a head get the prefix `transformer.`.
 
   Args:
-    tensors: as they are stored.
-    ignore: patterns of stored names ('v_head.*') that are left out.
+    tensors: by the names that they are stored under.
+    ignore: patterns of stored names to leave out ('v_head.*').
 
   Raises:
-    UserError: a pattern that matches nothing, a prefix that only some names have, or two tensors of
-      one name.
+    UserError: a pattern matches nothing, only some names have a prefix, or two tensors get one
+      name.
   """
   for pattern in ignore:
     if not fnmatch.filter(tensors, pattern):
@@ -54,14 +55,14 @@ def plain_names(tensors: Mapping[str, Tensor], ignore: Sequence[str] = ()) -> di
   changed = next((name for name in stored if unwrapped[name].removeprefix(prefix) != name), None)
   if changed is not None:
     _log.warning(
-      "%s: names are read without what a wrapper added to them: %s is %s", tensors[changed].file,
-      changed, unwrapped[changed].removeprefix(prefix),
+      "%s: parts that a wrapper added to the names are removed: %s is read as %s",
+      tensors[changed].file, changed, unwrapped[changed].removeprefix(prefix),
     )  # fmt: skip
   return {name: t for name, t in named.items() if not _LEGACY_BUFFER.fullmatch(name)}
 
 
 def _common_prefix(names, tensors: Mapping[str, Tensor]) -> str:
-  """What stands before most of the decoder's own names: 'model.', say; of equals the shortest."""
+  """The most frequent prefix of the decoder's names, as 'model.'; of equals the shortest."""
   found = collections.Counter(m["before"] for name in names if (m := _DECODER.match(name)))
   prefix = min(found, key=lambda prefix: (-found[prefix], len(prefix)), default="")
   other = next((name for name in names if not name.startswith(prefix)), None)
@@ -75,6 +76,6 @@ def _common_prefix(names, tensors: Mapping[str, Tensor]) -> str:
 
 
 def ignore_pattern(name: str) -> str:
-  """A pattern for a tensor that is no part of the model, and for its neighbours: 'v_head.*'."""
+  """A pattern that matches a tensor outside the model and those beside it: 'v_head.*'."""
   first = name.partition(".")[0]
   return name if first in (name, "transformer", "lm_head") else f"{first}.*"
