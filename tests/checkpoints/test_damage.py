@@ -1,0 +1,68 @@
+"""A damaged checkpoint is renamed and the one before it taken (manager.py, reading.py)."""
+
+import logging
+import shutil
+
+import pytest
+
+from gptneo_jax.checkpoints import manager
+from gptneo_jax.checkpoints.step_folders import CheckpointError, saved_steps
+from tests.helpers.checkpoint_runs import abstract, assert_is_step, restore, save, state_of
+
+
+def _files(step_folder):
+  """All files but the marks of success, which say nothing on a local disk, and the optimizer's,
+  which are like those of the parameters."""
+  files = [str(p.relative_to(step_folder)) for p in step_folder.rglob("*") if p.is_file()]
+  return sorted(f for f in files if "commit_success" not in f and not f.startswith("optimizer"))
+
+
+def test_a_damaged_checkpoint_is_moved_aside(two_steps, tmp_path, caplog):
+  """Each file of the newest checkpoint in turn cut in half or gone: 2 whole, or 1 instead."""
+  fell_back = 0
+  for name in _files(two_steps / "2"):
+    for cut in (True, False):
+      folder = tmp_path / f"{cut}-{name.replace('/', '-')}"
+      shutil.copytree(two_steps, folder)
+      target = folder / "2" / name
+      if cut:
+        target.write_bytes(target.read_bytes()[: target.stat().st_size // 2])
+      else:
+        target.unlink()
+      caplog.clear()
+      restored = restore(folder)
+      assert_is_step(restored, restored.step)
+      if restored.step == 1:
+        fell_back += 1
+        (record,) = [r for r in caplog.records if r.levelno >= logging.WARNING]
+        assert "checkpoint 2 is damaged" in record.getMessage()
+        assert (folder / "2.damaged").is_dir() and not (folder / "2").exists()
+        assert saved_steps(folder) == [1]
+      else:
+        assert saved_steps(folder) == [1, 2]
+      shutil.rmtree(folder)
+  assert fell_back >= 8
+
+
+def test_damaged_everywhere(two_steps, tmp_path):
+  folder = tmp_path / "run"
+  shutil.copytree(two_steps, folder)
+  for step in (1, 2):
+    shutil.rmtree(folder / str(step) / "optimizer")
+  (folder / "2.damaged").mkdir()  # from an earlier time; must not be overwritten
+  with pytest.raises(CheckpointError, match="none of the 2 checkpoints"):
+    restore(folder)
+  assert (folder / "2.damaged.1" / "params").is_dir() and (folder / "1.damaged").is_dir()
+  assert restore(folder) is None
+
+
+def test_a_step_moved_aside_can_be_saved_again(two_steps, tmp_path):
+  folder = tmp_path / "run"
+  shutil.copytree(two_steps, folder)
+  shutil.rmtree(folder / "2" / "optimizer")
+  (folder / "1" / "metrics" / "metrics").write_text('{"eval/lo')  # only costs 1 its rank
+  checkpointer = manager.Checkpointer(folder)
+  assert checkpointer.restore(*map(abstract, state_of())).step == 1
+  assert save(checkpointer, 2, {"eval/loss": 2.0})
+  checkpointer.close()
+  assert_is_step(restore(folder), 2)
