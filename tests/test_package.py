@@ -1,4 +1,4 @@
-"""What importing the package, and running it, says."""
+"""What importing the package costs and checks, and what running it lists."""
 
 import configparser
 import os
@@ -69,6 +69,27 @@ def test_an_old_package_still_loaded_asks_for_a_restart(tmp_path):
 def test_newer_ones_are_welcome(tmp_path):
   install(tmp_path, "jax", "0.11.0rc1")
   assert python("-c", "import gptneo_jax", path=str(tmp_path)).returncode == 0
+
+
+@pytest.mark.processes
+def test_importing_the_package_is_cheap():
+  done = python(
+    "-c",
+    "import sys, time; start = time.process_time(); import gptneo_jax\n"
+    "print(time.process_time() - start, *{'jax', 'numpy', 'flax', 'orbax'} & sys.modules.keys())",
+  )
+  seconds, *loaded = done.stdout.split()
+  assert not loaded
+  assert float(seconds) < 0.3
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("program", ["convert", "generate", "evaluate", "plan", "train"])
+def test_a_program_starts_without_what_only_some_of_its_work_needs(program):
+  """Each of these packages takes a second or more to import; `--help` must not wait for them."""
+  slow = {"torch", "transformers", "datasets", "lm_eval", "matplotlib", "qwix", "pyarrow", "grain"}
+  done = python("-c", f"import sys, gptneo_jax.{program}; print(*{slow} & sys.modules.keys())")
+  assert (done.returncode, done.stdout) == (0, "\n"), done.stderr
 
 
 @pytest.mark.processes
