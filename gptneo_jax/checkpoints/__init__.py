@@ -1,1 +1,1 @@
-"""Checkpoint folders on disk: all that knows orbax."""
+"""Checkpoint folders: the only code that uses orbax."""

@@ -1,4 +1,4 @@
-"""config.json: what makes a checkpoint folder stand alone, with the tokenizer beside it."""
+"""A checkpoint folder and its config.json, which describes the model in it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from gptneo_jax.config import ModelConfig
 from gptneo_jax.errors import UserError
 
 _CONFIG_FILE = "config.json"
-_FORMAT = "gptneo_jax"  # told from Hugging Face's file of the same name by this
+_FORMAT = "gptneo_jax"  # distinguishes it from Hugging Face's file of the same name
 
 
 def run_folder(name: str) -> epath.Path:
-  """The folder that a run writes: local (`~` is the home) or gs://.
+  """The folder that a run writes: local (`~` is expanded) or gs://.
 
-  Raises UserError for another URL, which orbax cannot write, also s3://; for gs:// without gcsfs;
+  Raises UserError for other URLs, also s3://, which orbax cannot write, for gs:// without gcsfs,
   and for a file.
   """
   scheme, url, _ = name.partition("://")
@@ -46,7 +46,7 @@ def save_config(folder: epath.PathLike, config: ModelConfig) -> None:
 
 
 def is_checkpoint_folder(folder: epath.PathLike) -> bool:
-  """Whether FOLDER/config.json is there and ours (and not Hugging Face's)."""
+  """Whether FOLDER/config.json exists and was written by gptneo_jax (and not by Hugging Face)."""
   try:
     fields = json.loads((epath.Path(folder) / _CONFIG_FILE).read_text())
     return isinstance(fields, dict) and fields.get("format") == _FORMAT

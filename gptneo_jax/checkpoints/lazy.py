@@ -1,14 +1,13 @@
-"""Checkpoints written and read piece by piece, so that no model is ever whole in memory.
+"""Writes and reads the parameters of a checkpoint slice by slice, never the model in memory.
 
-The folder that comes of it is the same as `Checkpointer`'s: either side reads the other's. Like
-checkpoint.py, this file knows orbax, of which it uses the public names only: a handler that takes
-each array from a function, and writes one slice of the leading axis after another.
+The format is that of `Checkpointer`, and each reads what the other writes. Uses public names of
+orbax only: a type handler that gets each array from a function and writes one slice of its leading
+axis after another.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 import os
 from collections.abc import Callable
@@ -20,6 +19,7 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from etils import epath
 
+from gptneo_jax.checkpoints.quiet import quiet_orbax
 from gptneo_jax.checkpoints.reading import params_metadata
 from gptneo_jax.checkpoints.step_folders import CheckpointError, existing_step
 from gptneo_jax.errors import first_line
@@ -29,10 +29,10 @@ _ITEM = "params"
 
 @dataclasses.dataclass(frozen=True)
 class LazyArray:
-  """An array that is somewhere else.
+  """An array that has not been read yet, and is read and written in slices.
 
-  `read(i)` gives slice i of the leading axis if `stacked`, and `read(None)` the whole array if not:
-  the pieces in which it is written and read.
+  If `stacked`, the slices are those of the leading axis, and `read(i)` returns slice i; else the
+  array is one slice, `read(None)`.
   """
 
   shape: tuple[int, ...]
@@ -49,16 +49,16 @@ class LazyArray:
     return self.size * self.dtype.itemsize
 
   @property
-  def pieces(self) -> list[int | None]:
-    """What `read` takes, in order."""
+  def slices(self) -> list[int | None]:
+    """The arguments of `read`, in order."""
     return list(range(self.shape[0])) if self.stacked else [None]
 
   def load(self) -> np.ndarray:
-    """The whole array, in memory."""
+    """The array in memory."""
     if not self.stacked:
       return self.read(None)
     array = np.empty(self.shape, self.dtype)
-    for i in self.pieces:
+    for i in self.slices:
       array[i] = self.read(i)
     return array
 
@@ -69,38 +69,30 @@ def write_params(
   step: int = 0,
   on_written: Callable[[int], object] = lambda _: None,
 ) -> None:
-  """Writes FOLDER/STEP with `params` alone, holding two pieces in memory at a time.
+  """Writes FOLDER/STEP with nothing but `params`, with two slices in memory at a time.
 
   Args:
-    folder: local; the step must not be there yet.
+    folder: local; must not have this step yet.
     params: nested dictionaries of LazyArray.
-    step: names the checkpoint.
-    on_written: told the bytes of each piece.
+    step: number of the checkpoint.
+    on_written: called with the bytes of each slice.
 
   Raises:
-    What a LazyArray's `read` raises; OSError or ValueError where writing fails.
+    Whatever a LazyArray's `read` raises; OSError or ValueError if writing fails.
   """
-  # Orbax warns that without a handler of jax.Array it stores no layout over devices: there is none.
-  quiet = lambda record: record.levelno > logging.WARNING  # noqa: E731
-  logging.getLogger("absl").addFilter(quiet)
-  try:
-    registry = ocp.type_handlers.create_type_handler_registry(
-      (LazyArray, _PiecewiseHandler(on_written))
-    )
-    # Weights shrink by a few percent only, and compressing them takes longer than writing them.
-    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)
-    items: dict[str, Any] = {_ITEM: handler}  # Any: orbax has named options beside the items
-    composite = ocp.CompositeCheckpointHandler(**items)
-    path = epath.Path(os.path.abspath(folder))
-    path.mkdir(parents=True, exist_ok=True)
-    with ocp.Checkpointer(composite) as writer:
-      writer.save(path / str(step), args=ocp.args.Composite(**{_ITEM: ocp.args.PyTreeSave(params)}))
-  finally:
-    logging.getLogger("absl").removeFilter(quiet)
+  registry = ocp.type_handlers.create_type_handler_registry((LazyArray, _SliceHandler(on_written)))
+  # Compression saves a few percent of weights, and takes longer than writing them.
+  handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)
+  items: dict[str, Any] = {_ITEM: handler}  # Any: orbax has named options beside the items
+  path = epath.Path(os.path.abspath(folder))
+  path.mkdir(parents=True, exist_ok=True)
+  # Among others orbax warns that without a handler of jax.Array it stores no shardings: none exist.
+  with quiet_orbax(), ocp.Checkpointer(ocp.CompositeCheckpointHandler(**items)) as writer:
+    writer.save(path / str(step), args=ocp.args.Composite(**{_ITEM: ocp.args.PyTreeSave(params)}))
 
 
 def open_params(folder: str | os.PathLike, step: int | None = None) -> dict[str, LazyArray]:
-  """The saved parameters by their path ('blocks/layer_0/attn/q/kernel'), none of them read yet.
+  """The saved parameters by path ('blocks/layer_0/attn/q/kernel'), not read yet.
 
   Those below `blocks`, whose leading axis is the layers', are stacked.
 
@@ -109,7 +101,7 @@ def open_params(folder: str | os.PathLike, step: int | None = None) -> dict[str,
     step: default the newest.
 
   Raises:
-    CheckpointError: no such checkpoint; on reading a piece, damage, naming the array.
+    CheckpointError: no such checkpoint; when a slice is read, damage, naming the array.
   """
   step = existing_step(folder, step)
   metadata = params_metadata(str(folder), step)
@@ -118,7 +110,7 @@ def open_params(folder: str | os.PathLike, step: int | None = None) -> dict[str,
     tuple(key.key for key in keys): leaf
     for keys, leaf in jax.tree_util.tree_leaves_with_path(metadata)
   }
-  # The chunk that a slice lies in stays in the cache until the next array takes its place.
+  # The cache holds the chunk that a slice is in, until the next array is read.
   largest = max(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves.values())
   context = ts.Context({"cache_pool": {"total_bytes_limit": largest}, "cache_pool#ocdbt": {}})
   return {
@@ -132,8 +124,8 @@ def open_params(folder: str | os.PathLike, step: int | None = None) -> dict[str,
   }
 
 
-class _PiecewiseHandler(ocp.type_handlers.NumpyHandler):
-  """Writes LazyArrays as orbax writes NumPy arrays, but one after another and piece by piece."""
+class _SliceHandler(ocp.type_handlers.NumpyHandler):
+  """Writes LazyArrays as orbax writes NumPy arrays, but one array and one slice after another."""
 
   def __init__(self, on_written: Callable[[int], object]):
     super().__init__()
@@ -143,28 +135,28 @@ class _PiecewiseHandler(ocp.type_handlers.NumpyHandler):
     del args
     return [
       ocp.future.CommitFutureAwaitingContractedSignals(
-        self._write_all(values, infos), name="pieces"
+        self._write_all(values, infos), name="slices"
       )
     ]
 
   async def _write_all(self, arrays, infos) -> None:
-    # Without a sync after each file: the folder gets its name only when all of it is written.
+    # No sync after each file: the folder is renamed into place only when all of it is written.
     context = ts.Context({"file_io_sync": False, "cache_pool#ocdbt": {}})
     for array, info in zip(arrays, infos):
       await info.await_path_creation()
-      piece = (1, *array.shape[1:]) if array.stacked else array.shape
+      chunk = (1, *array.shape[1:]) if array.stacked else array.shape
       spec = ocp.type_handlers.get_json_tspec_write(
         info,
         use_ocdbt=info.is_ocdbt_checkpoint,
         global_shape=array.shape,
-        local_shape=piece,
+        local_shape=chunk,
         dtype=array.dtype,
         process_index=0,
       )
       stored = await ts.open(ts.Spec(spec), create=True, open=True, context=context)
       writing = None
-      for i in array.pieces:
-        data = array.read(i)  # while the piece before it is being written
+      for i in array.slices:
+        data = array.read(i)  # while the slice before it is being written
         if writing is not None:
           await writing
         target = stored if i is None else stored[i]
@@ -179,7 +171,7 @@ def _uncached() -> ts.Context:
 
 
 class _Reader:
-  """Reads one stored array; opens it at the first piece."""
+  """Reads one stored array; opens it when the first slice is read."""
 
   def __init__(self, path: epath.Path, name: str, context: ts.Context):
     self._path, self._name, self._context = path, name, context
@@ -196,10 +188,10 @@ class _Reader:
         self._array = ts.open(spec, context=_uncached()).result()
         chunk = self._array.chunk_layout.read_chunk.shape
         if index is not None and chunk is not None and (chunk[0] or 1) > 1:
-          # Of a training run: one chunk for all layers, not to be decoded once for each of them.
+          # A training run stores all layers in one chunk: the cache saves decoding it for each.
           self._array = ts.open(spec, context=self._context).result()
       return np.asarray((self._array if index is None else self._array[index]).read().result())
-    except ValueError as error:  # tensorstore's, whatever the cause
+    except ValueError as error:  # tensorstore raises it for any cause
       raise CheckpointError(
         f"checkpoint {self._path.parent.name} in {self._path.parent.parent} is damaged:"
         f" {self._name}: {first_line(error)[:300]}"

@@ -1,11 +1,8 @@
-"""Checkpoints: numbered folders, each whole or not there at all.
+"""Saves and restores a run's checkpoints: numbered folders, each complete or absent.
 
-checkpoint_steps.py says which there are, checkpoint_reading.py reads them; these and
-checkpoints/lazy.py know orbax.
-
-`FOLDER/STEP/` holds `params`, `optimizer` (any tree of arrays) and `data` (a JSON dictionary),
-and is renamed into place only when all of it is written: a process killed half-way leaves a
-temporary folder that the next `Checkpointer` removes.
+`FOLDER/STEP/` holds `params`, `optimizer` (any tree of arrays) and `data` (a JSON dictionary). It
+is renamed into place when all of it is written: a process killed before that leaves a temporary
+folder that the next `Checkpointer` removes.
 """
 
 import contextlib
@@ -13,7 +10,6 @@ import dataclasses
 import json
 import logging
 import math
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +19,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from gptneo_jax.checkpoints.quiet import quiet_orbax
 from gptneo_jax.checkpoints.reading import (
   DamagedError,
   read,
@@ -44,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-  """What a checkpoint held: trees of jax.Array, the state of the data stream, and its metrics."""
+  """The content of a checkpoint: trees of jax.Array, the state of the data, and its metrics."""
 
   step: int
   params: Any
@@ -53,25 +50,12 @@ class Restored:
   metrics: dict[str, float]
 
 
-class _QuietOrbax(logging.Filter):
-  """Drops what orbax itself logs through absl: a dozen lines a save, and every error twice.
-
-  Errors are not lost: orbax raises each of them too, and here they become CheckpointError.
-  """
-
-  def filter(self, record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.CRITICAL or f"{os.sep}orbax{os.sep}" not in record.pathname
-
-
-logging.getLogger("absl").addFilter(_QuietOrbax())
-
-
 class Checkpointer:
   """Writes and reads the checkpoints of one run.
 
-  All processes of a run create and call it alike. The newest `keep_latest` checkpoints stay, and
-  of those with the metric `eval/loss` the best `keep_best`; the others are removed once a
-  newer one is whole.
+  All processes of a run create and call it alike. It keeps the newest `keep_latest` checkpoints and
+  the `keep_best` with the lowest metric `eval/loss`; others are removed once a newer one is
+  complete. While it is open, orbax logs nothing: it saves in background threads.
   """
 
   def __init__(
@@ -83,16 +67,18 @@ class Checkpointer:
     self._saving: int | None = None
     self._losses: dict[int, float] = {}  # eval/loss by step, where this process measured it
     self._keep, self._asynchronous = (keep_latest, keep_best), asynchronous
+    self._quiet = contextlib.ExitStack()
+    self._quiet.enter_context(quiet_orbax())
     self._manager = self._open()
 
   def _open(self) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(
       self._folder,
       options=ocp.CheckpointManagerOptions(
-        best_fn=lambda metrics: metrics[BEST_METRIC],  # without it orbax stores no metrics
+        best_fn=lambda metrics: metrics[BEST_METRIC],  # otherwise orbax stores no metrics
         best_mode="min",
         preservation_policy=_LatestAndBest(self._folder, self._losses, *self._keep),
-        # Nor read the metrics of all steps now: orbax gives up on one damaged metrics file.
+        # Else orbax reads the metrics of all steps, and fails if one file of them is damaged.
         lightweight_initialize=True,
         cleanup_tmp_directories=True,
         enable_async_checkpointing=self._asynchronous,
@@ -110,9 +96,9 @@ class Checkpointer:
   ) -> bool:
     """Starts writing a checkpoint, and returns when the arrays may be donated.
 
-    First waits for the save before this one, if that is still being written. On accelerators the
-    arrays have been copied to the host on return; on CPU orbax holds views, for as long as which
-    XLA leaves the memory alone and a donating step takes fresh memory instead.
+    Waits for the previous save first, if that is still being written. On accelerators the arrays
+    have been copied to the host on return; on CPU orbax holds views of them, and as long as it does
+    XLA does not reuse their memory: a step that donates them allocates new memory instead.
 
     Args:
       step: names the folder.
@@ -121,10 +107,10 @@ class Checkpointer:
       metrics: ranks the checkpoint if it has a finite `eval/loss`.
 
     Returns:
-      False if this step stands already, which leaves it as it is.
+      False if this step has been saved already; it is left unchanged.
 
     Raises:
-      CheckpointError: this save, or the one before it, failed.
+      CheckpointError: this save or the previous one failed.
     """
     self.wait()
     if step in self._manager.all_steps():
@@ -146,7 +132,7 @@ class Checkpointer:
     return True
 
   def add_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-    """Puts with a checkpoint what was measured after it was saved; `eval/loss` ranks it.
+    """Adds metrics measured after the save to a checkpoint; `eval/loss` ranks it.
 
     Returns when both are on disk. Raises CheckpointError like `wait`.
     """
@@ -156,12 +142,12 @@ class Checkpointer:
     if jax.process_index() == 0 and path.exists():
       file = path / "metrics" / "metrics"
       file.parent.mkdir(exist_ok=True)
-      written = file.with_name("metrics.part")  # renamed: a process killed here leaves the old one
+      written = file.with_name("metrics.part")  # renamed: a process killed here leaves the old file
       written.write_text(json.dumps(metrics_of(path) | {k: float(v) for k, v in metrics.items()}))
       written.replace(file)
 
   def wait(self) -> None:
-    """Returns when the checkpoint being written is whole. Raises CheckpointError if it failed."""
+    """Returns when the last save is complete. Raises CheckpointError if it failed."""
     try:
       self._manager.wait_until_finished()
     except Exception as error:
@@ -174,23 +160,24 @@ class Checkpointer:
       self.wait()
     finally:
       self._manager.close()
+      self._quiet.close()
 
   def restore(
     self, abstract_params: Any, abstract_optimizer: Any, *, vocab_size: int | None = None
   ) -> Restored | None:
-    """Returns the newest whole checkpoint, None if the folder has none.
+    """The newest checkpoint that is not damaged, None if the folder has no checkpoint.
 
-    A damaged one (files missing or cut off) is renamed to `STEP.damaged`, with a warning, and
-    the next older one is tried.
+    A damaged one (files missing or truncated) is renamed to `STEP.damaged`, with a warning, and the
+    next older one is tried.
 
     Args:
-      abstract_params, abstract_optimizer: trees of ShapeDtypeStruct with the shardings wanted;
-        the mesh need not be the one that wrote.
-      vocab_size: as in `restore_params`; the optimizer's arrays go with the tables.
+      abstract_params, abstract_optimizer: trees of ShapeDtypeStruct with the shardings of the
+        result; the mesh may differ from the one that wrote.
+      vocab_size: as in `restore_params`; also for the optimizer's arrays of the same tables.
 
     Raises:
-      CheckpointError: the checkpoint holds another model (names the first tensor that differs;
-        nothing is moved), none of several is whole, or the machine failed to read.
+      CheckpointError: the checkpoint is of another model (names the first tensor that differs;
+        nothing is moved), all of them are damaged, or the machine failed to read.
     """
     self.wait()
     steps = saved_steps(self._folder)
@@ -207,11 +194,11 @@ class Checkpointer:
         aside = _free_name(path)
         path.rename(aside)
         _log.warning("checkpoint %d is damaged (%s); it is now %s", step, reason, aside)
-      _true_everywhere(True)  # no process lists the folder before it is moved
+      _true_everywhere(True)  # no process lists the folder before it has been renamed
       self._manager.close()
       self._manager = self._open()  # to list the steps anew
     if steps:
-      raise CheckpointError(f"none of the {len(steps)} checkpoints in {self._folder} is whole")
+      raise CheckpointError(f"all {len(steps)} checkpoints in {self._folder} are damaged")
     return None
 
   def _restore_step(
@@ -228,24 +215,28 @@ class Checkpointer:
     return Restored(step, items["params"], items["optimizer"], items["data"], metrics_of(path))
 
   def _failed(self, error: Exception) -> CheckpointError:
-    """Clears up after a failed save, so that the next may succeed, and words the error."""
+    """The error of a failed save; removes what it left, so that the next save can succeed."""
     step, self._saving = self._saving, None
     if jax.process_index() == 0:
-      # What was written of it would keep a full disk full.
+      # It would keep a full disk full.
       for leftover in self._folder.glob(f"{step}.orbax-checkpoint-tmp*"):
         with contextlib.suppress(OSError):  # another item may still be being written
           leftover.rmtree()
-    with contextlib.suppress(ValueError):  # from a damaged metrics file
-      self._manager.reload()  # orbax has dropped from its list what this save was to replace
+    with contextlib.suppress(ValueError):  # a damaged metrics file
+      self._manager.reload()  # orbax has dropped the steps that this save was to replace
     last = latest_step(self._folder)
-    stands = "no checkpoint stands" if last is None else f"the last good one is {last}"
+    remaining = "there is none before it" if last is None else f"the last good one is {last}"
     return CheckpointError(
-      f"checkpoint {step} in {self._folder} was not saved: {reason_of(error)}; {stands}"
+      f"checkpoint {step} in {self._folder} was not saved: {reason_of(error)}; {remaining}"
     )
 
 
 class _LatestAndBest:
-  """Keeps the newest steps and the best by BEST_METRIC. orbax's BestN would rank NaN too."""
+  """Keeps the newest steps and the best by BEST_METRIC.
+
+  orbax's AnyPreservationPolicy([LatestN, BestN]) sees neither metrics that were added after a save
+  nor those of an earlier process, and keeps a NaN as a best one if there is nothing better.
+  """
 
   def __init__(self, folder: epath.Path, losses: Mapping[int, float], latest: int, best: int):
     self._folder, self._losses, self._latest, self._best = folder, losses, latest, best
@@ -259,11 +250,11 @@ class _LatestAndBest:
     return [step in keep for step in steps]
 
   def _loss(self, info) -> float:
-    """Returns the loss that stands with it, infinity if there is none or it is not finite."""
+    """The checkpoint's loss; infinity if it has none or it is not finite."""
     loss = self._losses.get(info.step)
     if loss is None:
       metrics = info.metrics
-      if metrics is None:  # saved without, or by an earlier process
+      if metrics is None:  # saved without metrics, or by an earlier process
         metrics = metrics_of(self._folder / str(info.step))
       loss = metrics.get(BEST_METRIC, math.inf)
     return loss if math.isfinite(loss) else math.inf
@@ -277,7 +268,7 @@ def _free_name(path: epath.Path) -> epath.Path:
 
 
 def _true_everywhere(flag: bool) -> bool:
-  """Returns whether `flag` holds in every process: each may have read other files."""
+  """Whether `flag` is true in every process: each has read other files."""
   if jax.process_count() == 1:
     return flag
   return bool(np.all(multihost_utils.process_allgather(np.asarray(flag))))

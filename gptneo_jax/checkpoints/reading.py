@@ -1,4 +1,4 @@
-"""Checkpoints read: whole, of the model asked for, or with a reason in one line. Knows orbax."""
+"""Reads checkpoints; refuses those that are damaged or of another model, in one line."""
 
 import contextlib
 import gc
@@ -24,9 +24,9 @@ class DamagedError(Exception):
 
 
 def params_metadata(folder: str, step: int | None = None) -> Any:
-  """Returns the saved parameters as nested dictionaries of ShapeDtypeStruct, reading none of them.
+  """The saved parameters as nested dictionaries of ShapeDtypeStruct; their values are not read.
 
-  Raises CheckpointError where the step (default: the newest) is not there or not readable.
+  Raises CheckpointError if the step (default: the newest) does not exist or cannot be read.
   """
   step = existing_step(folder, step)
   try:
@@ -41,17 +41,17 @@ def params_metadata(folder: str, step: int | None = None) -> Any:
 def restore_params(
   folder: str, abstract_params: Any, step: int | None = None, *, vocab_size: int | None = None
 ) -> Any:
-  """Returns the parameters of one checkpoint, for inference; changes nothing in the folder.
+  """The parameters of one checkpoint, for inference; changes nothing in the folder.
 
   Args:
     folder: holds the numbered checkpoints.
-    abstract_params: tree of ShapeDtypeStruct; sharding and dtype are those of the result.
+    abstract_params: tree of ShapeDtypeStruct with the shardings and types of the result.
     step: default the newest.
-    vocab_size: the rows of `wte` and `lm_head` that mean something; of those past them, which pad
-      the tables, there may be more or fewer than were saved. None: as many as were saved.
+    vocab_size: number of rows of `wte` and `lm_head` without padding; the number of padding rows
+      may differ from what was saved. None: it may not.
 
   Raises:
-    CheckpointError: no such checkpoint, another model in it, or damaged.
+    CheckpointError: no such checkpoint, one of another model, or damage.
   """
   step = existing_step(folder, step)
   path = absolute(folder) / str(step)
@@ -63,11 +63,11 @@ def restore_params(
 
 
 def restore_args(abstract: Any) -> ocp.args.StandardRestore:
-  """Asks for `abstract`; a leaf without a sharding goes to the first device.
+  """Arguments for orbax to restore `abstract`; leaves without a sharding go to the first device.
 
-  Else orbax would take the sharding stored, which names the devices of the machine that wrote. Not
-  strict: a shape that differs from the stored one, which `require_same_model` allows for the
-  padding of tables alone, is cut or filled with zeros.
+  Without a sharding orbax would use the stored one, which names the devices of the machine that
+  wrote it. Not strict: arrays of another shape than the stored one are cut or filled with zeros;
+  `require_same_model` allows that for the padding of vocabulary tables only.
   """
   default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   return ocp.args.StandardRestore(
@@ -98,16 +98,16 @@ def _reading():
 
 
 def _saved_tree(path: epath.Path) -> Any:
-  """Returns the tree of orbax's array metadata of one item (custom nodes as dictionaries)."""
+  """orbax's array metadata of one item as a tree (custom nodes as dictionaries)."""
   with _reading():
     return ocp.PyTreeCheckpointHandler().metadata(path).tree
 
 
 def read(path: epath.Path, **items) -> ocp.args.Composite:
-  """Reads items of one checkpoint, each process its own shards.
+  """Reads items of one checkpoint; each process reads its own shards.
 
-  The processes do not wait for one another here: one that finds damage could not tell the rest,
-  and they would hang in orbax's barrier. `restore` lets them agree afterwards.
+  The processes do not wait for each other here: if one found damage, the others would hang in
+  orbax's barrier. `Checkpointer.restore` lets them agree afterwards.
   """
   alone = ocp.options.MultiprocessingOptions(
     primary_host=jax.process_index(),
@@ -126,7 +126,7 @@ def require_same_model(
 ) -> None:
   """Raises CheckpointError naming the first tensor that is missing, extra or of another shape.
 
-  Arrays of the tables over the vocabulary may have other rows past `vocab_size`.
+  Vocabulary tables may have another number of rows after the first `vocab_size`.
   """
   saved, expected = _by_name(_saved_tree(path / item)), _by_name(abstract)
   for name in [*expected, *(name for name in saved if name not in expected)]:
@@ -142,7 +142,7 @@ def require_same_model(
 
 
 def _padded_alike(name: str, saved: Any, shape: tuple[int, ...], vocab_size: int) -> Any:
-  """`saved` with the length of `shape` where only the padding of a table's rows differs."""
+  """`saved`, with `shape` if only the padding rows of a vocabulary table differ."""
   if not set(VOCABULARY_TABLES) & set(name.split("/")) or len(saved.shape) != len(shape):
     return saved
   same = [n == m or min(n, m) >= vocab_size for n, m in zip(saved.shape, shape)]
@@ -150,7 +150,7 @@ def _padded_alike(name: str, saved: Any, shape: tuple[int, ...], vocab_size: int
 
 
 def _by_name(tree: Any) -> dict[str, Any]:
-  """Maps the path of each array to the array; the same for a tree and for its saved form."""
+  """The arrays by path; the same paths for a tree and for its saved form."""
   leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
   return {
     "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path): leaf
@@ -166,7 +166,10 @@ def _describe(array: Any, with_dtype: bool) -> str:
 
 
 def _damage(error: Exception) -> Exception:
-  """Tells damage from a machine that cannot read just now; the latter must move no checkpoint."""
+  """DamagedError for a damaged checkpoint; CheckpointError if the machine failed to read it.
+
+  The latter must not lead to a checkpoint being moved aside.
+  """
   elsewhere = "RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAVAILABLE|DEADLINE_EXCEEDED|UNAUTHENTICATED"
   if isinstance(error, (MemoryError, PermissionError, TimeoutError)) or re.search(
     elsewhere, str(error)
@@ -176,7 +179,7 @@ def _damage(error: Exception) -> Exception:
 
 
 def reason_of(error: BaseException) -> str:
-  """Returns the cause in a few words: the system's own where there is one."""
+  """The cause of an error in a few words: the system's own if it has one."""
   if isinstance(error, OSError) and error.strerror:
     return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
   if code := re.search(r"os_error_code='(\d+)'", str(error)):  # tensorstore's form

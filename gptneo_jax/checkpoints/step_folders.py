@@ -1,7 +1,7 @@
-"""Which checkpoints a folder holds, and which of them is meant. Knows orbax, as checkpoint.py does.
+"""Which checkpoints a folder holds, and which of them a path and a step refer to.
 
-A checkpoint is meant by its folder (the newest), by folder and step (a number, or `best`: the one
-of the lowest eval/loss), or by its own path, FOLDER/STEP.
+FOLDER refers to its newest checkpoint, FOLDER and a step to the one with that number, or to the one
+with the lowest eval/loss for the step `best`. FOLDER/STEP is the path of a single checkpoint.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BEST = "best"
 
 
 class CheckpointError(UserError):
-  """A checkpoint could not be written, read, or does not fit; the message is one line."""
+  """A checkpoint cannot be written or read, or is of another model; the message is one line."""
 
 
 def saved_steps(folder: epath.PathLike) -> list[int]:
@@ -31,12 +31,12 @@ def saved_steps(folder: epath.PathLike) -> list[int]:
 
 
 def latest_step(folder: epath.PathLike) -> int | None:
-  """The newest committed step below `folder`, None if there is none."""
+  """The newest committed step below `folder`, or None."""
   return max(saved_steps(folder), default=None)
 
 
 def best_step(folder: epath.PathLike) -> int:
-  """The step of the lowest eval/loss. Raises CheckpointError if none was evaluated."""
+  """The step with the lowest eval/loss. Raises CheckpointError if none was evaluated."""
   losses = {step: loss_of(absolute(folder) / str(step)) for step in saved_steps(folder)}
   best = min(losses, key=lambda step: (losses[step], -step), default=None)
   if best is None or not math.isfinite(losses[best]):
@@ -47,7 +47,7 @@ def best_step(folder: epath.PathLike) -> int:
 
 
 def existing_step(folder: epath.PathLike, step: int | None) -> int:
-  """`step`, or the newest. Raises CheckpointError if it is not there."""
+  """`step`, by default the newest. Raises CheckpointError if there is no such checkpoint."""
   steps = saved_steps(folder)
   if not steps:
     raise CheckpointError(f"no checkpoint in {folder}")
@@ -57,15 +57,15 @@ def existing_step(folder: epath.PathLike, step: int | None) -> int:
 
 
 def find(name: epath.PathLike, step: int | str | None = None) -> tuple[str, int | None]:
-  """The folder and the step that `name` and `step` mean; step None: the newest, or not ours.
+  """The folder and the step that `name` and `step` refer to; the step is None for the newest.
 
   Args:
-    name: a folder (`~` is the home), a numbered checkpoint in one, or anything else, such as a hub
-      id, which is given back as it is.
+    name: a folder (`~` is expanded), a numbered checkpoint in one, or anything else, such as a hub
+      id, which is returned unchanged with step None.
     step: a number, also as text, or 'best'.
 
   Raises:
-    CheckpointError: no such step, or another one than the path says.
+    CheckpointError: no such step, or it contradicts the path.
   """
   name = os.path.expanduser(str(name))
   path = epath.Path(name.rstrip("/"))
@@ -83,7 +83,7 @@ def find(name: epath.PathLike, step: int | str | None = None) -> tuple[str, int 
 
 
 def metrics_of(checkpoint: epath.Path) -> dict[str, float]:
-  """What was measured of a checkpoint; nothing if it was saved without, or if that is damaged."""
+  """A checkpoint's metrics; {} if it was saved without any, or if their file is damaged."""
   try:
     return json.loads((checkpoint / "metrics" / "metrics").read_text())
   except (OSError, ValueError):
@@ -91,7 +91,7 @@ def metrics_of(checkpoint: epath.Path) -> dict[str, float]:
 
 
 def loss_of(checkpoint: epath.Path) -> float:
-  """Its eval/loss, infinity if there is none or it is not finite."""
+  """A checkpoint's eval/loss; infinity if it has none or it is not finite."""
   loss = metrics_of(checkpoint).get(BEST_METRIC, math.inf)
   return loss if math.isfinite(loss) else math.inf
 

@@ -1,0 +1,47 @@
+"""orbax is silent while a checkpoint is used; nothing global changes on import or afterwards."""
+
+import logging
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from gptneo_jax.checkpoints.manager import Checkpointer
+from gptneo_jax.checkpoints.quiet import quiet_orbax
+
+
+def record(path: str, level: int) -> logging.LogRecord:
+  return logging.LogRecord("absl", level, path, 1, "said", None, None)
+
+
+def test_only_what_orbax_logs_is_dropped():
+  logger = logging.getLogger("absl")
+  with quiet_orbax():
+    assert not logger.filter(record("/lib/orbax/checkpoint/x.py", logging.ERROR))
+    assert logger.filter(record("/lib/orbax/checkpoint/x.py", logging.CRITICAL))
+    assert logger.filter(record("/lib/other/x.py", logging.ERROR))
+  assert logger.filter(record("/lib/orbax/checkpoint/x.py", logging.ERROR))
+
+
+def test_a_checkpointer_leaves_logger_and_hook_as_they_were(tmp_path):
+  filters, hook = list(logging.getLogger("absl").filters), sys.unraisablehook
+  checkpointer = Checkpointer(str(tmp_path))
+  tree = {"w": np.ones(3)}
+  checkpointer.save(1, params=tree, optimizer=tree, data_state={})
+  assert len(logging.getLogger("absl").filters) == len(filters) + 1
+  checkpointer.close()
+  assert logging.getLogger("absl").filters == filters
+  assert sys.unraisablehook is hook
+
+
+@pytest.mark.processes
+def test_importing_changes_nothing_global():
+  code = """
+import logging, sys
+hook = sys.unraisablehook
+from gptneo_jax.checkpoints import lazy, manager
+print(logging.getLogger("absl").filters, sys.unraisablehook is hook)
+"""
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+  assert done.stdout == "[] True\n", done.stderr
