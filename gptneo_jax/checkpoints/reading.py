@@ -4,7 +4,6 @@ import contextlib
 import gc
 import os
 import re
-import sys
 import time
 import traceback
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from gptneo_jax.checkpoints.quiet import quiet_orbax, quiet_reads
 from gptneo_jax.checkpoints.step_folders import CheckpointError, absolute, existing_step
 from gptneo_jax.config import VOCABULARY_TABLES
 from gptneo_jax.errors import first_line
@@ -80,21 +80,18 @@ def restore_args(abstract: Any) -> ocp.args.StandardRestore:
 
 @contextlib.contextmanager
 def _reading():
-  """Tells what a failed read means, and lets it leave neither memory nor noise behind.
+  """Words the error of a failed read, silences orbax, and frees the arrays read so far.
 
-  The arrays read so far must not stand beside those of the next older checkpoint. And orbax
-  abandons its other reads, which Python would report one by one, with tracebacks.
+  These arrays must not be in memory while the next older checkpoint is read.
   """
-  report, sys.unraisablehook = sys.unraisablehook, lambda _: None
-  try:
-    yield
-  except Exception as error:
-    traceback.clear_frames(error.__traceback__)
-    time.sleep(0.05)  # until the reads under way have noticed
-    gc.collect()
-    raise _damage(error) from error
-  finally:
-    sys.unraisablehook = report
+  with quiet_orbax(), quiet_reads():
+    try:
+      yield
+    except Exception as error:
+      traceback.clear_frames(error.__traceback__)
+      time.sleep(0.05)  # until the reads under way have ended
+      gc.collect()
+      raise _damage(error) from error
 
 
 def _saved_tree(path: epath.Path) -> Any:

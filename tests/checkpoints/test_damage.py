@@ -50,7 +50,7 @@ def test_damaged_everywhere(two_steps, tmp_path):
   for step in (1, 2):
     shutil.rmtree(folder / str(step) / "optimizer")
   (folder / "2.damaged").mkdir()  # from an earlier time; must not be overwritten
-  with pytest.raises(CheckpointError, match="all 2 checkpoints in .* are damaged"):
+  with pytest.raises(CheckpointError, match=r"all 2 checkpoints in .* are damaged"):
     restore(folder)
   assert (folder / "2.damaged.1" / "params").is_dir() and (folder / "1.damaged").is_dir()
   assert restore(folder) is None

@@ -3,12 +3,13 @@
 import logging
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 
 from gptneo_jax.checkpoints.manager import Checkpointer
-from gptneo_jax.checkpoints.quiet import quiet_orbax
+from gptneo_jax.checkpoints.quiet import quiet_orbax, quiet_reads
 
 
 def record(path: str, level: int) -> logging.LogRecord:
@@ -33,6 +34,32 @@ def test_a_checkpointer_leaves_logger_and_hook_as_they_were(tmp_path):
   checkpointer.close()
   assert logging.getLogger("absl").filters == filters
   assert sys.unraisablehook is hook
+
+
+def test_only_reports_of_abandoned_reads_are_dropped(monkeypatch):
+  passed_on = []
+  monkeypatch.setattr(sys, "unraisablehook", passed_on.append)
+
+  def report(error, source=None):
+    return types.SimpleNamespace(exc_value=error, object=source)
+
+  async def ours():
+    pass
+
+  code = compile("async def read(): pass", "/lib/orbax/checkpoint/x.py", "exec")
+  scope: dict = {}
+  exec(code, scope)
+  coroutines = ours(), scope["read"]()
+  others = report(ValueError("x")), report(ValueError("x"), coroutines[0])
+  with quiet_reads():
+    for one in (
+      report(RuntimeError("Event loop is closed")), report(ValueError("x"), coroutines[1]), *others
+    ):  # fmt: skip
+      sys.unraisablehook(one)
+  assert passed_on == list(others)
+  assert sys.unraisablehook == passed_on.append
+  for coroutine in coroutines:
+    coroutine.close()
 
 
 @pytest.mark.processes
