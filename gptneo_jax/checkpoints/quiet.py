@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-
 _ORBAX = f"{os.sep}orbax{os.sep}"  # in the path of its files
 
 
