@@ -144,7 +144,7 @@ def test_mistakes_are_one_line(tmp_path, hf, capsys):
   (tmp_path / "hf/tokenizer.json").unlink()
   assert "--no_tokenizer" in fails(capsys, "hf-to-orbax", hf, tmp_path / "ours")
   assert "no such folder" in fails(capsys, "verify", hf, nowhere)
-  assert "one is to be a gptneo_jax checkpoint folder" in fails(capsys, "verify", hf, hf)
+  assert "must be a gptneo_jax checkpoint folder" in fails(capsys, "verify", hf, hf)
   convert.main(["hf-to-orbax", hf, str(tmp_path / "ours"), "--no_tokenizer"])
   capsys.readouterr()
   assert "no checkpoint 3" in fails(

@@ -34,7 +34,7 @@ _TASKS = {
   "question_answering": "QUESTION_ANS",
   "double_heads": None,
 }
-# Settings that the tensors themselves show, that matter to training only, or that only describe.
+# Settings that follow from the tensors, matter only for training, or are descriptions.
 _HARMLESS = {
   "auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "exclude_modules",
   "fan_in_fan_out", "inference_mode", "layers_pattern", "layers_to_transform", "lora_dropout",
@@ -45,21 +45,21 @@ _READ = {
   "alpha_pattern", "init_lora_weights", "lora_alpha", "modules_to_save", "peft_type", "r",
   "rank_pattern", "use_rslora",
 }  # fmt: skip
-# Other ways to begin change the weights of the base model too.
-_PLAIN_STARTS = (True, False, "gaussian")
+# Other initializations change the base model's weights too.
+_PLAIN_INITS = (True, False, "gaussian")
 
 
 def read_adapter(folder: str | os.PathLike, config: ModelConfig) -> Adapter:
-  """Reads PEFT's files for a model; factors are float32 NumPy arrays, with one rank for all.
+  """Reads PEFT's files for a model; factors are float32 NumPy arrays.
 
-  Raises UserError for a missing or damaged file, a setting that is not implemented and not at its
-  default, and tensors that this model has no place for; names the setting or the tensor.
+  Raises UserError for a missing or damaged file, a setting that is neither implemented nor at its
+  default, and tensors that do not belong to this model; names the setting or the tensor.
   """
   folder = pathlib.Path(os.path.expanduser(folder))
   settings = _read_settings(folder / CONFIG_FILE)
   path = next((folder / f for f in (WEIGHTS_FILE, _BIN_FILE) if (folder / f).is_file()), None)
   if path is None:
-    raise UserError(f"{folder} holds no {WEIGHTS_FILE}: it is no LoRA adapter in PEFT's form")
+    raise UserError(f"{folder} holds no {WEIGHTS_FILE}: it is not a LoRA adapter in PEFT's format")
   tensors = {
     _our_name(name): np.asarray(tensor.read(), np.float32)
     for name, tensor in open_file(path).items()
@@ -67,7 +67,7 @@ def read_adapter(folder: str | os.PathLike, config: ModelConfig) -> Adapter:
   head = _take_head(config, settings, tensors, path)
   pairs = _take_pairs(config, tensors, path)
   if tensors:
-    raise UserError(f"{path} holds {next(iter(tensors))}, which this model has no place for")
+    raise UserError(f"{path} holds {next(iter(tensors))}, which does not belong to this model")
   if settings.get("layers_to_transform") is None and isinstance(settings["target_modules"], list):
     _check_all_layers(config, pairs, path)
   scale = _scale(settings, settings["lora_alpha"], settings["r"])
@@ -82,9 +82,9 @@ def write_adapter(
   base: str | None = None,
   dropout: float = 0.0,
 ) -> None:
-  """Writes the two files that PEFT opens, float32, into a folder that is made if need be.
+  """Writes the two files that PEFT opens, in float32; creates the folder if necessary.
 
-  base: where the base model is, for PEFT to find it. dropout: what it was trained with.
+  base: folder or hub id of the base model, for PEFT to find it. dropout: used in training.
   """
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
@@ -120,12 +120,14 @@ def write_adapter(
   (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
-# --- their settings -------------------------------------------------------------------------------
+# --- adapter_config.json --------------------------------------------------------------------------
 
 
 def _read_settings(path: pathlib.Path) -> dict[str, Any]:
   if not path.is_file():
-    raise UserError(f"{path.parent} holds no {path.name}: it is no LoRA adapter in PEFT's form")
+    raise UserError(
+      f"{path.parent} holds no {path.name}: it is not a LoRA adapter in PEFT's format"
+    )
   try:
     settings = json.loads(path.read_text(encoding="utf-8"))
     settings = {"r": 8, "lora_alpha": 8, "target_modules": None, **settings}  # PEFT's defaults
@@ -136,7 +138,7 @@ def _read_settings(path: pathlib.Path) -> dict[str, Any]:
   for name, value in settings.items():
     at_default = not value or value == "none"
     if name == "init_lora_weights":
-      at_default = value in _PLAIN_STARTS
+      at_default = value in _PLAIN_INITS
     if not at_default and (name not in _HARMLESS | _READ or name == "init_lora_weights"):
       raise UserError(f"{path}: {name} is {value!r}, which is not supported")
   return settings
@@ -147,26 +149,26 @@ def _scale(settings: dict[str, Any], alpha: float, rank: int) -> float:
 
 
 def _pattern(patterns: dict[str, Any] | None, name: str, default: Any) -> Any:
-  """The value of the first pattern that is the end of a module's name, as PEFT matches them."""
+  """The value of the first pattern that matches the end of a module's name, by PEFT's rule."""
   for pattern, value in (patterns or {}).items():
     if re.match(rf"(.*\.)?({pattern})$", name):
       return value
   return default
 
 
-# --- their tensors --------------------------------------------------------------------------------
+# --- PEFT's tensors -------------------------------------------------------------------------------
 
 Pairs = dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]  # (their module, layer): A, B
 
 
 def _our_name(name: str) -> str:
-  """The name without PEFT's prefix, and with that of the classes that have a head."""
+  """A tensor's name without PEFT's prefix, and with the prefix of classes with a head."""
   name = name.removeprefix(_PREFIX)
   return name_map.PREFIX + name if re.match(r"(h\.\d+|wte|wpe|ln_f)\.", name) else name
 
 
 def _matrices(config: ModelConfig) -> dict[str, name_map.Row]:
-  """Rows of the layers' matrices by the name of their module."""
+  """The rows of the name map that are matrices of a layer, by the name of their module."""
   return {
     row.hf_name.removesuffix(".weight"): row
     for row in name_map.LAYER_ROWS[config.model_type]
@@ -174,8 +176,8 @@ def _matrices(config: ModelConfig) -> dict[str, name_map.Row]:
   }
 
 
-def _take_head(config, settings, tensors, path) -> dict[str, np.ndarray] | None:
-  """Takes the head out of the tensors, if it is among the modules that were saved."""
+def _take_head(config, settings, tensors, file) -> dict[str, np.ndarray] | None:
+  """Removes the head from the tensors, and returns its parameters; None if it was not saved."""
   name = name_map.HEAD_NAMES[config.head]
   if config.head == "lm" or f"{name}.weight" not in tensors:
     return None
@@ -186,18 +188,18 @@ def _take_head(config, settings, tensors, path) -> dict[str, np.ndarray] | None:
   for key, array in head.items():
     if array.shape != shapes[key]:
       raise UserError(
-        f"{path}: the head {name} has a {key} of shape {array.shape}, and this model's is"
+        f"{file}: the head {name} has a {key} of shape {array.shape}, and this model's is"
         f" {shapes[key]}"
       )
   return head
 
 
-def _take_pairs(config: ModelConfig, tensors: dict[str, np.ndarray], path) -> Pairs:
-  """Takes both factors of every adapted matrix out of the tensors."""
+def _take_pairs(config: ModelConfig, tensors: dict[str, np.ndarray], file: pathlib.Path) -> Pairs:
+  """Removes the factors from the tensors, and returns them by module and layer."""
   pairs = {}
   shapes = name_map.leaf_shapes(config)
   for module, row in _matrices(config).items():
-    kernels = [shapes[f"blocks/layer_0/{ours}"][1:] for ours in row.paths]
+    kernels = [shapes[f"blocks/layer_0/{path}"][1:] for path in row.paths]
     inputs = math.prod(kernels[0][: row.input_axes])
     outputs = sum(math.prod(shape[row.input_axes :]) for shape in kernels)
     for layer in range(config.num_layers):
@@ -206,33 +208,33 @@ def _take_pairs(config: ModelConfig, tensors: dict[str, np.ndarray], path) -> Pa
       if A is None and B is None:
         continue
       if A is None or B is None:
-        raise UserError(f"{path} lacks {names[0] if A is None else names[1]}")
+        raise UserError(f"{file} lacks {names[0] if A is None else names[1]}")
       if (A.shape[1:], B.shape[:1], A.shape[:1]) != ((inputs,), (outputs,), B.shape[1:]):
         raise UserError(
-          f"{path}: {names[0]} and lora_B have shapes {A.shape} and {B.shape}; this model makes"
+          f"{file}: {names[0]} and lora_B have shapes {A.shape} and {B.shape}; this model makes"
           f" them (r, {inputs}) and ({outputs}, r)"
         )
       pairs[module, layer] = A, B
   if not pairs:
-    raise UserError(f"{path} holds no factors for any matrix of this model")
+    raise UserError(f"{file} holds no factors for a matrix of this model")
   return pairs
 
 
-def _check_all_layers(config: ModelConfig, pairs: Pairs, path) -> None:
+def _check_all_layers(config: ModelConfig, pairs: Pairs, file: pathlib.Path) -> None:
   for module in {module for module, _ in pairs}:
     for layer in range(config.num_layers):
       if (module, layer) not in pairs:
         raise UserError(
-          f"{path} lacks {_PREFIX}{name_map.PREFIX}h.{layer}.{module}.lora_A.weight, and"
+          f"{file} lacks {_PREFIX}{name_map.PREFIX}h.{layer}.{module}.lora_A.weight, and"
           " layers_to_transform does not leave that layer out"
         )
 
 
-# --- the tree of ours -----------------------------------------------------------------------------
+# --- our factors, and back ------------------------------------------------------------------------
 
 
 def _to_tree(config: ModelConfig, settings, scale: float, pairs: Pairs) -> dict[str, Any]:
-  """Factors by our paths; layers without any get zeros, and lower ranks columns of zeros."""
+  """Factors by our paths; zeros for layers without factors, and to pad lower ranks."""
   shapes = name_map.leaf_shapes(config)
   repeats = config.num_layers // config.period
   tree: dict[str, Any] = {}
@@ -242,17 +244,15 @@ def _to_tree(config: ModelConfig, settings, scale: float, pairs: Pairs) -> dict[
       if not any((module, i) in pairs for i in range(j, config.num_layers, config.period)):
         continue
       r, start = max(ranks), 0
-      for ours in row.paths:
-        shape = shapes[f"blocks/layer_{j}/{ours}"][1:]
+      for path in row.paths:
+        shape = shapes[f"blocks/layer_{j}/{path}"][1:]
         in_shape, out_shape = shape[: row.input_axes], shape[row.input_axes :]
         outputs = math.prod(out_shape)
         a = np.zeros((repeats, math.prod(in_shape), r), np.float32)
         b = np.zeros((repeats, r, outputs), np.float32)
         for n in range(repeats):
-          name, layer = (
-            f"{name_map.PREFIX}h.{n * config.period + j}.{module}",
-            n * config.period + j,
-          )
+          layer = n * config.period + j
+          name = f"{name_map.PREFIX}h.{layer}.{module}"
           if (module, layer) not in pairs:
             continue
           A, B = pairs[module, layer]
@@ -262,7 +262,7 @@ def _to_tree(config: ModelConfig, settings, scale: float, pairs: Pairs) -> dict[
           a[n, :, :rank] = A.T
           b[n, :rank] = own / scale * B[start : start + outputs].T
         start += outputs
-        *parents, _ = f"blocks/layer_{j}/{ours}".split("/")
+        *parents, _ = f"blocks/layer_{j}/{path}".split("/")
         node = tree
         for parent in parents:
           node = node.setdefault(parent, {})
@@ -273,23 +273,23 @@ def _to_tree(config: ModelConfig, settings, scale: float, pairs: Pairs) -> dict[
 def _to_pairs(
   config: ModelConfig, adapter: Adapter
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-  """PEFT's tensors by name, and the rank of each module that has some."""
+  """PEFT's tensors by name, and the rank of each module that has factors."""
   tensors, ranks = {}, {}
   shapes = name_map.leaf_shapes(config)
   for module, row in _matrices(config).items():
     for j in range(config.period):
-      nodes = [adapter.pair(f"blocks/layer_{j}/{ours}") for ours in row.paths]
+      nodes = [adapter.pair(f"blocks/layer_{j}/{path}") for path in row.paths]
       if not any(nodes):
         continue
       sizes = [
-        math.prod(shapes[f"blocks/layer_{j}/{ours}"][1 + row.input_axes :]) for ours in row.paths
+        math.prod(shapes[f"blocks/layer_{j}/{path}"][1 + row.input_axes :]) for path in row.paths
       ]
       for n in range(config.num_layers // config.period):
         A, B = _joined([node and _slices(node, n) for node in nodes], sizes)
         name = f"{_PREFIX}{name_map.PREFIX}h.{n * config.period + j}.{module}"
         tensors |= {f"{name}.lora_A.weight": A, f"{name}.lora_B.weight": B}
         ranks[module] = max(ranks.get(module, 0), A.shape[0])
-  for name, x in tensors.items():  # places of the period may differ in rank
+  for name, x in tensors.items():  # the layers of a period may differ in rank
     module = next(m for m in ranks if f".{m}.lora_" in name)
     short = ranks[module] - min(x.shape[0] if "lora_A" in name else x.shape[1], ranks[module])
     widths = ((0, short), (0, 0)) if "lora_A" in name else ((0, 0), (0, short))
@@ -298,10 +298,10 @@ def _to_pairs(
 
 
 def _joined(parts: list[Any], sizes: list[int]) -> tuple[np.ndarray, np.ndarray]:
-  """One A (r, in) and B (out, r) for matrices side by side: q, k and v of GPT-2.
+  """One A (r, in) and B (out, r) for concatenated matrices: q, k and v of GPT-2.
 
-  If they share their a, so does the whole; if not, the factors go side by side too, with zeros
-  where they do not meet.
+  If all have the same A, it is A of the result; else the A are concatenated along r, and B is
+  block-diagonal.
   """
   present = [part for part in parts if part]
   shared = all(np.array_equal(part[0], present[0][0]) for part in present)

@@ -1,4 +1,4 @@
-"""Whether a checkpoint of ours and a model of Hugging Face's compute the same numbers."""
+"""Compares the outputs of a checkpoint with those of the Hugging Face model in PyTorch."""
 
 from __future__ import annotations
 
@@ -41,32 +41,31 @@ def verify(
 ) -> dict[str, Any]:
   """Runs both models on the same random ids, and writes DESTINATION/parity.json.
 
-  One row of ids is full, one has padding on the left, of which nothing is compared. Both sides
-  compute in float32 from the weights as they are stored, so that what is measured is the model and
-  the conversion, and not a type's rounding.
+  One row of ids has no padding, the other has padding on the left, where outputs are not compared.
+  Both sides compute in float32 from the weights as they are stored: the comparison measures the
+  model and the conversion, not the rounding of a type.
 
   Args:
-    source, destination: one is a checkpoint folder of ours, or FOLDER/STEP, the other a Hugging
-      Face model.
-    length: tokens of a row; default twice the window of local attention and a few more, or as
-      many as there are positions.
-    step: which checkpoint of ours, a number or 'best'; default the newest.
+    source, destination: one is a checkpoint folder or FOLDER/STEP, the other a Hugging Face model.
+    length: tokens of a row; default twice the window of local attention and 16 more, or the number
+      of positions if that is less.
+    step: number of the checkpoint, or 'best'; default the newest.
 
   Returns:
-    the report, and the `file` that it is in. `not_finite` counts the outputs that are NaN or
-    infinite on either side: they are in no difference, and agree with nothing.
+    the report, and the `file` that it is in. `not_finite` counts outputs that are NaN or infinite
+    on either side: they are left out of the differences, and count as disagreement.
 
   Raises:
-    UserError: neither or both are ours, no torch, or as `open_params`.
+    UserError: neither or both are checkpoint folders, torch is not installed, or as `open_params`.
   """
   if not pathlib.Path(destination).is_dir():
     raise UserError(f"{destination}: no such folder")
-  both = source, destination
-  ours, theirs = both if _is_ours(source) else reversed(both)
+  pair = source, destination
+  ours, theirs = pair if _is_ours(source) else reversed(pair)
   if not _is_ours(ours) or _is_ours(theirs):
     raise UserError(
-      f"of {source} and {destination} one is to be a gptneo_jax checkpoint folder and one a Hugging"
-      " Face model"
+      f"one of {source} and {destination} must be a gptneo_jax checkpoint folder, the other a"
+      " Hugging Face model"
     )
   folder, number = find(ours, step)
   step = existing_step(folder, number)
@@ -74,8 +73,8 @@ def verify(
   T = length or min(config.max_position_embeddings, 2 * config.window_size + 16)
   if not 1 < T <= config.max_position_embeddings:
     raise UserError(
-      f"the length is {T}; the model has {config.max_position_embeddings} positions, and 2 tokens"
-      " are the least"
+      f"the length is {T}; it must be at least 2 and at most the model's"
+      f" {config.max_position_embeddings} positions"
     )
   ids_BxT, mask_BxT = _inputs(config, T)
   from gptneo_jax.interop import pytorch
@@ -105,7 +104,7 @@ def verify(
 
 
 def first_not_finite(params: Any) -> str | None:
-  """Path of the first array of a tree that holds a NaN or an infinity; None if none does."""
+  """Path of the first array of a tree that holds NaN or infinity, or None."""
   for path, x in jax.tree_util.tree_leaves_with_path(params):
     if jnp.issubdtype(x.dtype, jnp.floating) and not _all_finite(x):
       return jax.tree_util.keystr(path, simple=True, separator="/")
@@ -120,7 +119,7 @@ def _is_ours(name: str | os.PathLike) -> bool:
 
 
 def _inputs(config: ModelConfig, T: int) -> tuple[np.ndarray, np.ndarray]:
-  """Random ids, 2 x T, and the mask: the second row begins with padding."""
+  """Random ids, 2 x T, and their mask: the second row begins with padding."""
   ids_BxT = np.random.default_rng(_SEED).integers(config.vocab_size, size=(2, T), dtype=np.int32)
   mask_BxT = np.ones((2, T), np.int32)
   mask_BxT[1, : max(1, T // 8)] = 0
@@ -128,7 +127,7 @@ def _inputs(config: ModelConfig, T: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _params(folder: str, step: int, vocab_size: int) -> dict[str, Any]:
-  """The parameters of a checkpoint, float32, without padding."""
+  """The parameters of a checkpoint in float32, without padding of the vocabulary."""
   params: dict[str, Any] = {}
   for path, leaf in open_params(folder, step).items():
     *parents, name = path.split("/")
@@ -151,7 +150,7 @@ def _our_outputs(config: ModelConfig, params, ids_BxT, mask_BxT) -> list[list[np
       {"params": params},
       ids_1xT,
       positions_BxT=jnp.maximum(jnp.cumsum(mask_1xT, axis=-1) - 1, 0),
-      segment_ids_BxT=mask_1xT,  # padding attends to itself alone
+      segment_ids_BxT=mask_1xT,  # padding attends only to padding
       method=method,
     )
     return jax.tree.leaves(outputs)
@@ -164,7 +163,7 @@ def _our_outputs(config: ModelConfig, params, ids_BxT, mask_BxT) -> list[list[np
 
 
 def _compare(config: ModelConfig, reference, found, mask_BxT: np.ndarray) -> dict[str, Any]:
-  """Differences of what is finite on both sides; the rest is counted, and agrees with nothing."""
+  """Differences of outputs that are finite on both sides; others count as disagreement."""
   T = mask_BxT.shape[1]
   outputs = {name: [] for name in _OUTPUTS.get(config.head, ("logits",))}
   for theirs, ours, mask_T in zip(reference, found, mask_BxT):
@@ -172,7 +171,9 @@ def _compare(config: ModelConfig, reference, found, mask_BxT: np.ndarray) -> dic
       expected, actual = np.atleast_1d(expected[0]), np.atleast_1d(actual[0])
       if expected.shape[0] == T:
         expected, actual = expected[mask_T == 1], actual[mask_T == 1]
-      values.append((expected, actual[..., : expected.shape[-1]]))  # no padding of the vocabulary
+      values.append(
+        (expected, actual[..., : expected.shape[-1]])
+      )  # without padding of the vocabulary
   report: dict[str, Any] = {}
   for name, rows in outputs.items():
     largest, size, agreement, not_finite = 0.0, 0.0, [], 0
