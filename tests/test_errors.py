@@ -54,7 +54,7 @@ def test_no_names_no_suggestion():
   ("error", "line"),
   [
     (ValueError("one\ntwo"), "one"),
-    (OSError(" \n first \n"), "first "),
+    (OSError(" \n first \n"), "first"),
     (KeyError(), "KeyError"),
     (RuntimeError("  "), "RuntimeError"),
   ],

@@ -17,26 +17,26 @@ class _NotOfOrbax(logging.Filter):
     return record.levelno >= logging.CRITICAL or _ORBAX not in record.pathname
 
 
-@contextlib.contextmanager
-def quiet_orbax() -> Iterator[None]:
+class _NotOfTasks(logging.Filter):
+  def filter(self, record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Task exception was never retrieved")
+
+
+def quiet_orbax() -> contextlib.AbstractContextManager[None]:
   """Drops what orbax logs through absl: a dozen lines for each save, and every error twice.
 
   No error is lost: orbax also raises each of them, and here they become CheckpointError.
   """
-  logger, others_only = logging.getLogger("absl"), _NotOfOrbax()
-  logger.addFilter(others_only)
-  try:
-    yield
-  finally:
-    logger.removeFilter(others_only)
+  return _filtered("absl", _NotOfOrbax())
 
 
 @contextlib.contextmanager
 def quiet_reads() -> Iterator[None]:
   """Drops what Python reports, with tracebacks, of the reads that orbax abandons when one fails.
 
-  These are exceptions of its coroutines and callbacks to an event loop that it has closed. There is
-  no handler of a single loop for them: the hook is the process's, and passes on all other reports.
+  These are exceptions of its coroutines and tasks, and callbacks to an event loop that it has
+  closed. No handler can be given to its loop: the hook and the logger are the process's, and all
+  other reports pass.
   """
   before = sys.unraisablehook
 
@@ -48,6 +48,17 @@ def quiet_reads() -> Iterator[None]:
 
   sys.unraisablehook = hook
   try:
-    yield
+    with _filtered("asyncio", _NotOfTasks()):
+      yield
   finally:
     sys.unraisablehook = before
+
+
+@contextlib.contextmanager
+def _filtered(logger_name: str, others_only: logging.Filter) -> Iterator[None]:
+  logger = logging.getLogger(logger_name)
+  logger.addFilter(others_only)
+  try:
+    yield
+  finally:
+    logger.removeFilter(others_only)

@@ -51,7 +51,19 @@ def test_only_reports_of_abandoned_reads_are_dropped(monkeypatch):
   exec(code, scope)
   coroutines = ours(), scope["read"]()
   others = report(ValueError("x")), report(ValueError("x"), coroutines[0])
+  task = logging.LogRecord(
+    "asyncio",
+    logging.ERROR,
+    "base_events.py",
+    1,
+    "Task exception was never retrieved\n…",
+    None,
+    None,
+  )
+  asyncio_logger = logging.getLogger("asyncio")
+  assert asyncio_logger.filter(task)
   with quiet_reads():
+    assert not asyncio_logger.filter(task)
     for one in (
       report(RuntimeError("Event loop is closed")), report(ValueError("x"), coroutines[1]), *others
     ):  # fmt: skip
