@@ -11,7 +11,7 @@ from importlib import import_module, metadata
 
 from packaging.version import Version
 
-# The oldest that will do, as in setup.cfg.
+# The oldest supported versions, as in setup.cfg.
 _NEEDS = {
   "jax": "0.10.2",
   "flax": "0.12.8",
@@ -24,7 +24,7 @@ _NEEDS = {
 
 
 def _check_versions() -> None:
-  """Raises ImportError, in one line, if a package is too old: a notebook comes with its own."""
+  """Raises ImportError, in one line, if a package is too old: notebooks come with their own."""
   problems, installs = [], []
   for package, least in _NEEDS.items():
     try:
@@ -42,7 +42,7 @@ def _check_versions() -> None:
     install = f"pip install -U {' '.join(installs)}, then " if installs else ""
     raise ImportError(
       f"gptneo_jax: {'; '.join(problems)}: {install}restart the runtime if this is a notebook",
-      name=__name__,  # with it `python -m gptneo_jax.train` says this line and no traceback
+      name=__name__,  # with it `python -m gptneo_jax.train` prints this line and no traceback
     )
 
 
@@ -59,7 +59,7 @@ __all__ = ["PRESETS", "ModelConfig", "__version__", "init", "load"]
 
 
 def __getattr__(name: str):
-  """The public names, imported when first used: `import gptneo_jax` alone costs nothing."""
+  """The public names, imported when first used: `import gptneo_jax` alone stays fast."""
   if name == "__version__":
     return metadata.version("gptneo_jax")
   if name not in _HOMES:

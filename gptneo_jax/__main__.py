@@ -11,7 +11,7 @@ _PROGRAMS = ("train", "plan", "convert", "generate", "evaluate")
 
 
 def main() -> int:
-  """Lists the programs, each with the first line of its own text."""
+  """Lists the programs, each with the first line of its docstring."""
   if sys.argv[1:2] and sys.argv[1] in _PROGRAMS:
     raise UserError(f"python -m gptneo_jax.{sys.argv[1]}, with a dot")
   print(__doc__, end="\n\n")

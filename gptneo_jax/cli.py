@@ -1,5 +1,7 @@
-"""What the programs share: flags that teach, one line for a mistake instead of a traceback, and
-progress: a bar on a terminal, else a plain line now and then."""
+"""Command-line plumbing of all programs: flags, errors in one line, exit status, progress.
+
+Unknown flags are errors with a suggestion; a UserError is printed without a traceback.
+"""
 
 from __future__ import annotations
 
@@ -25,29 +27,29 @@ import tqdm
 
 from gptneo_jax.errors import UserError, did_you_mean, first_line, out_of_memory
 
-_CACHE_BYTES = 4 << 30  # of compiled programs; those not used for longest go first
+_CACHE_BYTES = 4 << 30  # of compiled programs; the least recently used are deleted first
 
 # 128 + the signal, as a shell reports what a signal ended.
 EXIT_INTERRUPTED = 130
-EXIT_CLOSED_PIPE = 141  # the reader of the output has gone
+EXIT_CLOSED_PIPE = 141  # the reader of the output has exited
 
 
 def guarded(main: Callable[[], int | None]) -> None:
-  """Runs an argparse program to its exit status, mistakes as one line."""
+  """Runs an argparse program and exits with its status; errors are one line."""
   sys.exit(one_line_errors(main))
 
 
 class Parser(argparse.ArgumentParser):
-  """argparse's, of which a mistake is a UserError that names the flag which may be meant."""
+  """argparse's parser, but errors are a UserError that suggests the nearest flag."""
 
   def __init__(self, **options):
     super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
   def parse_known_args(self, args=None, namespace=None):
-    """A parser of its own has each command of a program: none leaves unknown flags to another."""
+    """Refuses unknown flags: each command has a parser of its own, and none passes them on."""
     namespace, rest = super().parse_known_args(args, namespace)
     for action in self._actions:
-      # What a shell leaves of --output=~/x: values named as paths are expanded, texts are not.
+      # A shell does not expand --output=~/x. Values that are named as paths are, texts are not.
       if re.match("DIR|FILE|SRC|DST|GLOB|TRAIN_GLOB", str(action.metavar)):
         setattr(namespace, action.dest, _expanded(getattr(namespace, action.dest, None)))
     if rest:
@@ -59,14 +61,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def _expanded(value):
-  """A path, or several, with the home for `~`."""
+  """A path, or a list of them, with `~` expanded."""
   if isinstance(value, list):
     return [_expanded(path) for path in value]
   return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def seed(text: str) -> int:
-  """argparse's type of a --seed: random keys are made of 32 bits."""
+  """argparse's type of --seed: random keys are made from 32 bits."""
   if not text.isdecimal() or int(text) >= 2**32:
     raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2**32 - 1")
   return int(text)
@@ -80,9 +82,9 @@ def unknown_flag(argument: str, flag_names: Sequence[str]) -> str:
 
 
 def one_line_errors(function):
-  """The result of `function`; exits with one line where it raises what is a user's to mend."""
-  _escape_what_cannot_be_shown()
-  _pass_over_absent_tpu()
+  """The result of `function`; if it raises an error that a user can fix, exits with one line."""
+  _escape_unencodable()
+  _ignore_absent_tpu()
   _keep_compiled_programs()
   try:
     with contextlib.ExitStack() as closing:
@@ -98,9 +100,9 @@ def one_line_errors(function):
       raise  # a connection of another kind
     sys.exit(EXIT_CLOSED_PIPE)
   except (RuntimeError, AssertionError) as error:
-    if said := out_of_memory(error):
+    if reason := out_of_memory(error):
       print(
-        f"error: out of memory: {said}. Fewer or shorter rows at a time need less, 16-bit weights"
+        f"error: out of memory: {reason}. Fewer or shorter rows at a time need less, 16-bit weights"
         " (--dtype bfloat16) half; python -m gptneo_jax.plan says what a model needs",
         file=sys.stderr,
       )
@@ -118,16 +120,16 @@ def one_line_errors(function):
 
 
 def _is_of_platforms(error: Exception) -> bool:
-  """Whether JAX raised this in starting the platform that it was told to take."""
+  """Whether JAX raised this while starting the platform that it was told to use."""
   frames = traceback.extract_tb(error.__traceback__)
   return bool(frames) and pathlib.Path(frames[-1].filename).name == "xla_bridge.py"
 
 
-def _escape_what_cannot_be_shown() -> None:
-  """Has characters that a terminal's encoding lacks written as JSON writes them: \\u23f5.
+def _escape_unencodable() -> None:
+  """Writes characters that the terminal's encoding lacks as JSON's escapes: \\u23f5.
 
-  Text is readable with it, and JSON stays JSON. Bytes of standard input that are no text in its
-  encoding are an error and do not become half characters, whatever the locale.
+  Text stays readable, and JSON stays JSON. Bytes of standard input that are invalid in its encoding
+  are an error and do not become surrogates, whatever the locale.
   """
   codecs.register_error("json", _json_escapes)
   for stream, errors in ((sys.stdin, "strict"), (sys.stdout, "json"), (sys.stderr, "json")):
@@ -143,7 +145,7 @@ def _json_escapes(error: UnicodeError) -> tuple[str, int]:
 
 
 def _silence_closed() -> bool:
-  """Whether standard output or error has no reader; what is buffered of it then goes nowhere."""
+  """Whether standard output or error has no reader; if so, its buffer is discarded."""
   closed = [stream for stream in (sys.stdout, sys.stderr) if _is_closed(stream.fileno())]
   for stream in closed:
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
@@ -156,10 +158,10 @@ def _is_closed(descriptor: int) -> bool:
   return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
-def _pass_over_absent_tpu() -> None:
-  """Takes the CPU where TPU's compiler is installed, for `plan` and the tests, and nothing else is.
+def _ignore_absent_tpu() -> None:
+  """Uses the CPU if TPU's compiler is installed (for `plan` and the tests) without a TPU.
 
-  JAX would look for a TPU first, with several lines of complaint on standard error.
+  JAX would look for a TPU first, with several lines of errors on standard error.
   """
   there = lambda name: importlib.util.find_spec(name) is not None  # noqa: E731
   devices = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
@@ -169,7 +171,7 @@ def _pass_over_absent_tpu() -> None:
 
 
 def _keep_compiled_programs() -> None:
-  """Has XLA's programs kept from one process to the next, in the user's cache folder."""
+  """Keeps XLA's compiled programs in the user's cache folder for the next process."""
   if "JAX_COMPILATION_CACHE_DIR" in os.environ:
     return
   home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
@@ -183,12 +185,12 @@ _SECONDS = 30.0  # between two lines
 
 
 def progress_bar(**options: Any) -> tqdm.tqdm:
-  """tqdm's bar with these options of tqdm's, on standard error."""
+  """A progress bar with tqdm's options on standard error; lines if that is not a terminal."""
   return tqdm.tqdm(**options) if sys.stderr.isatty() else _Lines(**options)
 
 
 class _Lines(tqdm.tqdm):
-  """Without a terminal: no carriage returns, and nothing before something is done."""
+  """Progress without a terminal: lines, no carriage returns, and none before something is done."""
 
   def __init__(self, **options: Any):
     self._shown = options.get("initial", 0)
@@ -201,7 +203,7 @@ class _Lines(tqdm.tqdm):
       print(self, file=self.fp, flush=True)
 
   def clear(self, *_: Any, **__: Any) -> None:
-    """A line that is printed stays."""
+    """Printed lines cannot be cleared."""
 
   def close(self) -> None:
     if not self.disable:

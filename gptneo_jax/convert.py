@@ -1,4 +1,4 @@
-"""Hugging Face weights to Orbax checkpoints and back, and the proof that both compute the same."""
+"""Converts Hugging Face weights to Orbax checkpoints and back, and verifies the result."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ examples:
   python -m gptneo_jax.convert orbax-to-hf runs/my_run my_model --dtype bfloat16
   python -m gptneo_jax.convert orbax-to-hf runs/my_run my_model --step 2000
 
-A checkpoint folder holds numbered Orbax steps, config.json and the tokenizer: what --workdir of
-gptneo_jax.train is, and what generate, evaluate and load take. Conversion goes tensor by tensor, so
-that memory stays small however large the model.
+A checkpoint folder holds numbered Orbax steps, config.json and the tokenizer: it is the --workdir
+of gptneo_jax.train, and generate, evaluate and gptneo_jax.load read it. Tensors are converted one
+by one: memory does not grow with the model.
 """
 
 
@@ -98,7 +98,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 class _Bar:
-  """A progress bar that appears with the first bytes."""
+  """A progress bar that appears after the first bytes."""
 
   def __enter__(self) -> _Bar:
     self._bar: tqdm.tqdm | None = None
@@ -131,11 +131,11 @@ def _parser() -> argparse.ArgumentParser:
 
   hf = "hub id, or folder with config.json and model.safetensors, pytorch_model.bin or"
   hf += " flax_model.msgpack"
-  new = "folder to make; it may be there if it is empty"
+  new = "new or empty folder"
   ours = "checkpoint folder, such as a run's --workdir"
   to_orbax = command(
     "hf-to-orbax", _hf_to_orbax, hf, new,
-    "Brings a Hugging Face GPT-Neo or GPT-2 in.",
+    "Imports a Hugging Face GPT-Neo or GPT-2.",
     "DST becomes a checkpoint folder, with step 0.",
   )  # fmt: skip
   to_orbax.add_argument(
@@ -147,41 +147,41 @@ def _parser() -> argparse.ArgumentParser:
   )
   to_hf = command(
     "orbax-to-hf", _orbax_to_hf, ours, new,
-    "Makes a folder that transformers opens.",
+    "Exports a folder that transformers opens.",
     "It gets weights (in several files above 5 GB), configs, tokenizer and a model card.",
   )  # fmt: skip
   verify = command(
     "verify", _verify, "model or checkpoint folder", "the other of the two; gets parity.json",
     "Compares logits with PyTorch's.",
-    "Runs transformers (eager attention) and this software in float32 on the same random ids, one"
-    f" row of them left-padded. Exit status 1 if logits differ by more than {interop.TOLERANCE}.",
+    "Runs transformers (eager attention) and gptneo_jax in float32 on the same random ids, one row"
+    f" of them left-padded. Exit status 1 if logits differ by more than {interop.TOLERANCE}.",
   )  # fmt: skip
   verify.add_argument(
     "--length",
     type=int,
-    help="tokens of a row; default twice the window of local attention and a few more",
+    help="tokens of a row; default twice the window of local attention and 16 more",
   )
   for added in (to_hf, verify):
     added.add_argument(
       "--step", metavar="N|best",
       help="which checkpoint of a gptneo_jax folder, 'best' by eval/loss; default the newest;"
-      " FOLDER/N names it too",
+      " FOLDER/N is the same",
     )  # fmt: skip
   for added in (to_orbax, to_hf):
     added.add_argument(
       "--dtype",
       choices=("float32", "bfloat16", "float16"),
-      help="type of the weights in DST; default the one they are stored in",
+      help="type of the weights in DST; default the stored type",
     )
     added.add_argument(
-      "--adapter", metavar="DIR", help="merge this LoRA adapter, in PEFT's form, into the weights"
+      "--adapter", metavar="DIR", help="merge this LoRA adapter, in PEFT's format, into the weights"
     )
     tokenizer = added.add_mutually_exclusive_group()
     tokenizer.add_argument(
-      "--tokenizer", metavar="DIR_OR_ID", help="take this tokenizer; default the one of SRC"
+      "--tokenizer", metavar="DIR_OR_ID", help="use this tokenizer; default SRC's"
     )
     tokenizer.add_argument(
-      "--no_tokenizer", action="store_true", help="do without a tokenizer if SRC has none"
+      "--no_tokenizer", action="store_true", help="convert without a tokenizer"
     )
   return parser
 

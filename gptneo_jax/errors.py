@@ -1,13 +1,13 @@
-"""The error of a user's mistake, which programs print as one line, and what may have been meant."""
+"""The error that programs print as one line, and suggestions for misspelt names."""
 
 import contextlib
 import difflib
 import re
 from collections.abc import Iterable, Iterator
 
-_CLOSE = 0.75  # of difflib's ratio: below it a name is another thing, not a misspelt one
+_CLOSE = 0.75  # of difflib's ratio: below it a name is another one, not a misspelling
 
-# What others call a setting of ours, where the spelling does not lead there; without underscores.
+# Other projects' names of our settings that spelling alone does not lead to; without underscores.
 _ALIASES = {
   "batch": "batch_size",
   "beta1": "b1",
@@ -38,7 +38,7 @@ _ALIASES = {
 
 
 class UserError(Exception):
-  """Bad input: the message names the thing, the file and line if there is one, and what to do."""
+  """Bad input: the message names the cause, the file and line if there is one, and what to do."""
 
 
 class Stopped(Exception):
@@ -47,7 +47,7 @@ class Stopped(Exception):
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-  """Checks of values raise ValueError, being of use to programs too; here a user made them."""
+  """Turns ValueError, which checks of values raise, into UserError: the values are a user's."""
   try:
     yield
   except ValueError as error:
@@ -67,10 +67,11 @@ def out_of_memory(error: Exception) -> str:
 
 
 def did_you_mean(name: str, valid: Iterable[str], form: str = "{}") -> str:
-  """'; did you mean NAME?' with the nearest of the valid names, or '' where none is near.
+  """'; did you mean NAME?' with the nearest of the valid names, or '' if none is near.
 
-  Of dotted names the last part is compared, the same section comes first, then none.
-  form: how the name is written, as '--config.{}'.
+  The last parts of dotted names are compared; names of the same section are preferred, then those
+  without a section.
+  form: how the name is written, such as '--config.{}'.
   """
   section, leaf = _parts(name)
   ordered = sorted(valid, key=lambda one: (_parts(one)[0] != section, one.count(".")))
@@ -82,6 +83,6 @@ def did_you_mean(name: str, valid: Iterable[str], form: str = "{}") -> str:
 
 
 def _parts(name: str) -> tuple[str, str]:
-  """The section, and the last part as it is compared: small letters, without _ and -."""
+  """The section, and the last part in lower case without _ and -."""
   section, _, leaf = name.rpartition(".")
   return section, leaf.lower().replace("_", "").replace("-", "")

@@ -1,4 +1,4 @@
-"""A model's weights on a mesh: read from any folder or made at random, resized, saved."""
+"""Loads models onto a mesh from any kind of folder, initializes, resizes and saves them."""
 
 from __future__ import annotations
 
@@ -31,14 +31,16 @@ from gptneo_jax.sharding import make_mesh
 
 QUANTISED_FILE = "quantised.safetensors"
 
-_NEW_ROWS_SPREAD = 1e-9  # of new embeddings, as a share of the covariance of the old (transformers)
+_NEW_ROWS_SPREAD = (
+  1e-9  # covariance of new embeddings over that of the old ones, as in transformers
+)
 
 
 class Weights(NamedTuple):
-  """A model in memory, and what goes with it.
+  """Loaded parameters with their config, the place of the tokenizer, and Hugging Face's files.
 
-  tokenizer_from: the folder that holds a tokenizer, None if there is none.
-  kept_files: Hugging Face's files by name, kept for the way back.
+  tokenizer_from: the folder that holds a tokenizer, or None.
+  kept_files: contents of Hugging Face's config files by name, kept for a later export.
   """
 
   config: ModelConfig
@@ -56,15 +58,15 @@ class QuantisedWeights(NamedTuple):
 
 
 def load(name: str, dtype: str | None, mesh: Mesh, step: int | str | None = None) -> Weights:
-  """Reads a folder of ours, a Hugging Face folder or a hub id, one tensor at a time where it can.
+  """Reads a checkpoint folder, a Hugging Face folder or a model of the hub.
 
   Args:
-    name: of ours also FOLDER/STEP.
+    name: the folder, FOLDER/STEP for a checkpoint, or the hub id.
     dtype: of the result; None for the type stored.
-    step: of a folder of ours, a number or 'best'; None for the newest.
+    step: of a checkpoint folder, a number or 'best'; None for the newest.
 
   Raises:
-    UserError: not there, damaged or not supported.
+    UserError: it does not exist, is damaged or is not supported.
   """
   folder, number = find(name, step)
   if is_checkpoint_folder(folder):
@@ -73,16 +75,16 @@ def load(name: str, dtype: str | None, mesh: Mesh, step: int | str | None = None
 
 
 def start_from(name: str, config: ModelConfig, mesh: Mesh) -> Any:
-  """Parameters for a model of `config`, from whatever `load` takes, laid out as `config` says.
+  """Parameters for a model of `config` from anything that `load` reads, in `config.param_dtype`.
 
-  Raises UserError as `load`, and where the weights are of another model: shapes that agree are not
-  enough, since window, pattern and epsilon have none.
+  Raises UserError as `load`, and if the weights are of another model. Their configs are compared,
+  not only the shapes: window, attention pattern and epsilon have none.
   """
   folder, step = find(name)
   ours = is_checkpoint_folder(folder)
   opened = None if ours else interop.open_hf(folder, config.param_dtype)
   source = load_config(folder) if opened is None else opened.config
-  # What a head is trained with is no part of a language model.
+  # Settings of a head's training do not belong to the model.
   same = ("param_dtype", "num_labels", "problem_type", "id2label", "pad_token_id")
   alike = config.replace(**{field: getattr(source, field) for field in same})
   if differences := alike.differences(source):
@@ -97,19 +99,19 @@ def start_from(name: str, config: ModelConfig, mesh: Mesh) -> Any:
 
 
 def init(config: ModelConfig, seed: int, mesh: Mesh) -> Weights:
-  """Random weights, each part made on the device that holds it."""
+  """Random weights, initialized on the devices that hold them."""
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_params(config, mesh))
   make = functools.partial(parameters.init_params, heads.build(config))
   return Weights(config, jax.jit(make, out_shardings=shardings)(jax.random.key(seed)))
 
 
 def save(path: str, weights: Weights, tokenizer: Any) -> None:
-  """Writes a folder of ours: step 0, config.json, the tokenizer unless it is None."""
-  as_piece = lambda x: LazyArray(x.shape, np.dtype(x.dtype), False, lambda _: np.asarray(x))  # noqa: E731
+  """Writes a checkpoint folder: step 0, config.json, and the tokenizer unless it is None."""
+  unstacked_leaf = lambda x: LazyArray(x.shape, np.dtype(x.dtype), False, lambda _: np.asarray(x))  # noqa: E731
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(weights.params))
   with new_folder(path, size) as folder:
     _save_rest(folder, weights, tokenizer)
-    write_params(folder, jax.tree.map(as_piece, weights.params))
+    write_params(folder, jax.tree.map(unstacked_leaf, weights.params))
 
 
 # --- quantised ------------------------------------------------------------------------------------
@@ -169,9 +171,9 @@ def _quantization():
 def resize_vocabulary(
   config: ModelConfig, params: dict[str, Any], mesh: Mesh, size: int, seed: int
 ) -> tuple[ModelConfig, dict[str, Any]]:
-  """The model with `size` ids: the last rows of its tables gone, or new ones behind them.
+  """The model with `size` token ids: the last rows of its tables are removed, or rows appended.
 
-  New rows are drawn from the normal distribution of the old ones' mean and 1e-9 of their
+  New rows are drawn from a normal distribution with the old rows' mean and 1e-9 of their
   covariance, as transformers' resize_token_embeddings does.
   """
   resized = _for_mesh(config.replace(vocab_size=size), mesh)
@@ -187,7 +189,7 @@ def resize_vocabulary(
 
 
 def placed_like(abstract: Any, params: Any) -> Any:
-  """The parameters where `abstract` has them. Raises UserError where names or shapes differ."""
+  """The parameters with the shardings of `abstract`. Raises UserError if names or shapes differ."""
   names = lambda tree: {  # noqa: E731
     jax.tree_util.keystr(path, simple=True, separator="/"): np.shape(leaf)
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -196,7 +198,7 @@ def placed_like(abstract: Any, params: Any) -> Any:
   for name in sorted(ours.keys() | theirs.keys()):
     if ours.get(name) != theirs.get(name):
       raise UserError(
-        f"lm.params: {name} is {theirs.get(name, 'absent')}, and the model makes it"
+        f"lm.params: {name} is {theirs.get(name, 'absent')}, and the model's is"
         f" {ours.get(name, 'absent')}"
       )
   return jax.tree.map(lambda to, leaf: jax.device_put(leaf, to.sharding), abstract, params)
@@ -208,7 +210,7 @@ def first_device() -> Mesh:
 
 
 def _save_rest(folder: Any, weights: Weights, tokenizer: Any) -> None:
-  """All of a folder but the weights."""
+  """Writes a checkpoint folder's files beside the weights."""
   save_config(folder, weights.config)
   for name, text in weights.kept_files.items():
     (folder / name).write_text(text)
@@ -217,7 +219,7 @@ def _save_rest(folder: Any, weights: Weights, tokenizer: Any) -> None:
 
 
 def _tokenizer_and_files(name: str) -> tuple[str | None, dict[str, str]]:
-  """Where the tokenizer of a folder of ours is, and the files of Hugging Face's kept in it."""
+  """The `tokenizer_from` and `kept_files` of a checkpoint folder."""
   folder = epath.Path(name)
   kept = {f: folder / f for f in (HF_CONFIG, GENERATION_CONFIG)}
   return (
@@ -230,7 +232,7 @@ def _load_ours(name: str, step: int | None, dtype: str | None, mesh: Mesh) -> We
   stored = load_config(name)
   config = _for_mesh(stored, mesh)
   if config.attention_impl in KERNELS.values():
-    config = config.replace(attention_impl="auto")  # chosen for the hardware it was trained on
+    config = config.replace(attention_impl="auto")  # it was chosen for the hardware of the training
   with user_errors():
     config = config.replace(param_dtype=dtype or stored.param_dtype)
   if dtype is not None or config.param_dtype == "float16":
@@ -260,10 +262,10 @@ def abstract_params(config: ModelConfig, mesh: Mesh) -> Any:
 
 
 def _compute_dtype(param_dtype: str, mesh: Mesh) -> str:
-  """The type to compute in with weights of a type.
+  """The type to compute in for a type of weights.
 
-  float16 is computed in where it is fast, on GPUs, of which the older ones have no bfloat16; for
-  other hardware it is a way to store float32. Scores and sums are float32 whatever this is.
+  float16 is used for computation on GPUs only, where it is fast, and old ones have no bfloat16;
+  elsewhere it is a storage type for float32. Attention scores and sums are float32 in any case.
   """
   if param_dtype == "float16" and mesh.devices.flat[0].platform != "gpu":
     return "float32"
@@ -271,7 +273,7 @@ def _compute_dtype(param_dtype: str, mesh: Mesh) -> str:
 
 
 def _for_mesh(config: ModelConfig, mesh: Mesh) -> ModelConfig:
-  """The config with its tables padded so that the mesh divides them."""
+  """The config with vocabulary tables padded so that the mesh divides them."""
   parts = mesh.shape["tensor"]
   if config.padded_vocab_size % parts == 0:
     return config
@@ -285,7 +287,7 @@ def _leaf(tree: Any, path: str) -> LazyArray:
 
 
 def _placed(leaf: Callable[[str], LazyArray], abstract: Any) -> Any:
-  """Reads one array after another onto the mesh, tables padded with zeros to their new length."""
+  """Reads one array after another onto the mesh; pads tables with zeros to their new length."""
 
   def place(path, to: jax.ShapeDtypeStruct) -> jax.Array:
     array = leaf(jax.tree_util.keystr(path, simple=True, separator="/")).load().astype(to.dtype)
@@ -300,7 +302,7 @@ def _resized(table_VxD: jax.Array, size: int, key: jax.Array) -> jax.Array:
   V = table_VxD.shape[0]
   old_VxD = table_VxD.astype(jnp.float32)
   mean_D = old_VxD.mean(0)
-  # Random mixtures of the deviations have exactly their covariance: no matrix to factorise.
+  # Random mixtures of the deviations have their covariance, without factorizing a matrix.
   mix_NxV = jax.random.normal(key, (max(size - V, 0), V)) / math.sqrt(V)
   new_NxD = mean_D + math.sqrt(_NEW_ROWS_SPREAD) * mix_NxV @ (old_VxD - mean_D)
   return jnp.concatenate([table_VxD[:size], new_NxD.astype(table_VxD.dtype)])

@@ -350,7 +350,7 @@ def test_other_params(lm):
   third.params = {**lm.params, "wte": third.params["wte"]}
   changed = [x.generate([[1, 2, 3]], max_new_tokens=6).sequences for x in (other, third)]
   np.testing.assert_array_equal(*changed)
-  with pytest.raises(UserError, match=r"lm\.params: wpe is \(3, 16\), and the model makes it \(96"):
+  with pytest.raises(UserError, match=r"lm\.params: wpe is \(3, 16\), and the model's is \(96"):
     other.params = {**lm.params, "wpe": np.zeros((3, 16))}
   with pytest.raises(UserError, match=r"lm\.params: blocks/layer_0/attn/k/kernel is absent"):
     other.params = {"params": lm.params}
