@@ -16,6 +16,7 @@ from gptneo_jax.checkpoints.lazy import LazyArray
 from gptneo_jax.cli import progress_bar
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.interop import peft_files
+from gptneo_jax.interop.dtypes import FLOATS
 from gptneo_jax.model import lora
 
 _EXAMPLES = """\
@@ -170,7 +171,7 @@ def _parser() -> argparse.ArgumentParser:
   for added in (to_orbax, to_hf):
     added.add_argument(
       "--dtype",
-      choices=("float32", "bfloat16", "float16"),
+      choices=tuple(FLOATS),
       help="type of the weights in DST; default the stored type",
     )
     added.add_argument(

@@ -266,7 +266,7 @@ def test_help(program, capsys):
 
 @pytest.fixture
 def minutes(monkeypatch):
-  """A clock of tqdm's that goes on a minute at each call."""
+  """tqdm's clock, a minute later at each call."""
   now = iter(range(0, 10**6, 60))
   create = tqdm.tqdm.__init__
 

@@ -61,13 +61,13 @@ def verify(
   if not pathlib.Path(destination).is_dir():
     raise UserError(f"{destination}: no such folder")
   pair = source, destination
-  ours, theirs = pair if _is_ours(source) else reversed(pair)
-  if not _is_ours(ours) or _is_ours(theirs):
+  checkpoint, hf_model = pair if _is_checkpoint(source) else reversed(pair)
+  if not _is_checkpoint(checkpoint) or _is_checkpoint(hf_model):
     raise UserError(
       f"one of {source} and {destination} must be a gptneo_jax checkpoint folder, the other a"
       " Hugging Face model"
     )
-  folder, number = find(ours, step)
+  folder, number = find(checkpoint, step)
   step = existing_step(folder, number)
   config = load_config(folder).replace(dtype="float32", param_dtype="float32", vocab_multiple=1)
   T = length or min(config.max_position_embeddings, 2 * config.window_size + 16)
@@ -80,7 +80,7 @@ def verify(
   from gptneo_jax.interop import pytorch
 
   reference = pytorch.reference_outputs(
-    hub.local_folder(str(theirs)), CLASSES[config.head][config.model_type], ids_BxT, mask_BxT
+    hub.local_folder(str(hf_model)), CLASSES[config.head][config.model_type], ids_BxT, mask_BxT
   )
   params = _params(folder, step, config.vocab_size)
   found = _our_outputs(config, params, ids_BxT, mask_BxT)
@@ -114,7 +114,7 @@ def first_not_finite(params: Any) -> str | None:
 _all_finite = jax.jit(lambda x: jnp.isfinite(x).all())
 
 
-def _is_ours(name: str | os.PathLike) -> bool:
+def _is_checkpoint(name: str | os.PathLike) -> bool:
   return is_checkpoint_folder(find(name)[0])
 
 

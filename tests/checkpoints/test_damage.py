@@ -18,7 +18,7 @@ def _files(step_folder):
 
 
 def test_a_damaged_checkpoint_is_moved_aside(two_steps, tmp_path, caplog):
-  """Each file of the newest checkpoint in turn cut in half or gone: 2 whole, or 1 instead."""
+  """Each file of checkpoint 2 in turn cut in half or removed: 2 is complete, or 1 is restored."""
   fell_back = 0
   for name in _files(two_steps / "2"):
     for cut in (True, False):

@@ -19,7 +19,7 @@ def test_round_trip_is_bitwise(tmp_path, asynchronous):
   checkpointer = manager.Checkpointer(tmp_path, asynchronous=asynchronous)
   assert checkpointer.restore(*map(abstract, state_of())) is None
   assert save(checkpointer, 7)
-  assert not save(checkpointer, 7)  # stands already
+  assert not save(checkpointer, 7)  # saved already
   assert_is_step(checkpointer.restore(*map(abstract, state_of())), 7)
   checkpointer.close()
   assert_is_step(restore(tmp_path), 7)

@@ -98,7 +98,7 @@ def test_two_processes_agree_on_damage(tmp_path):
 
 @pytest.mark.processes
 def test_killed_while_saving(tmp_path):
-  """SIGKILL at random moments of a loop that does nothing but save; then the next goes on."""
+  """SIGKILL at random moments of a loop that only saves; the next process resumes."""
   code = """
     import sys
     import jax, jax.numpy as jnp

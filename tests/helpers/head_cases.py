@@ -61,7 +61,7 @@ def settings(draw, family, head):
   problem = draw(st.sampled_from(PROBLEMS))
   if problem == "single_label_classification" and num_labels == 1:
     problem = None  # which transformers takes for a regression, and refuses the other
-  return dict(  # what stands first is what hypothesis begins with
+  return dict(  # hypothesis begins with the first of each list
     family=family,
     head=head,
     pattern=pattern,

@@ -46,7 +46,7 @@ def test_what_is_written_is_an_ordinary_checkpoint(tmp_path):
   q = weights["transformer.h.2.attn.attention.q_proj.weight"]  # layer 2: second of the global ones
   expected = q.T.reshape(hf_folders.D, hf_folders.H, -1)
   np.testing.assert_array_equal(params["blocks"]["layer_0"]["attn"]["q"]["kernel"][1], expected)
-  writer = Checkpointer(str(tmp_path / "ours"))  # a run goes on in the folder
+  writer = Checkpointer(str(tmp_path / "ours"))  # a run continues in the folder
   writer.save(5, params=params, optimizer={"count": np.zeros(1)}, data_state={})
   writer.close()
   interop.orbax_to_hf(tmp_path / "ours", tmp_path / "later", step=5, tokenizer=False)

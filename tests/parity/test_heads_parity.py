@@ -95,7 +95,7 @@ def compare_losses(ours, theirs, truths):
 
 
 def compare_gradients(case, ours, theirs, truths):
-  """The rule for gradients, tensor by tensor and as a whole.
+  """The rule for gradients, tensor by tensor and over all tensors.
 
   By root mean square over a tensor, relative to its size (to a thousandth of the largest tensor
   where its terms cancel), and in the geometric mean of the ratios over the batches: of one batch a
@@ -110,15 +110,15 @@ def compare_gradients(case, ours, theirs, truths):
     for path, _ in jax.tree_util.tree_leaves_with_path(ours[0])
   ]
   ours, theirs, truths = ([jax.tree.leaves(x) for x in side] for side in (ours, theirs, truths))
-  whole = max(largest(truth) for batch in truths for truth in batch)
+  most = max(largest(truth) for batch in truths for truth in batch)
   errors = []  # tensors x batches x ours and PyTorch's
   for name, *tensors in zip(names, zip(*ours), zip(*theirs), zip(*truths), strict=True):
-    if max(map(largest, tensors[2])) <= 1e-9 * whole:  # none: a bias added to all of a softmax
-      assert max(map(largest, tensors[0])) <= 1e-6 * whole, name
+    if max(map(largest, tensors[2])) <= 1e-9 * most:  # none: a bias added to all of a softmax
+      assert max(map(largest, tensors[0])) <= 1e-6 * most, name
       continue
     rows = []
     for our, their, truth in zip(*tensors):
-      size = max(largest(truth), 1e-3 * whole)
+      size = max(largest(truth), 1e-3 * most)
       rows.append([(rms(x - truth) + 1e-9 * size) / size for x in (our, their)])
     few = tensors[0][0].size < FEW
     assert rms(np.array(rows)[:, 0]) <= 1e-6 if few else typical_ratio(rows) <= NOT_WORSE, name

@@ -309,7 +309,7 @@ def test_the_trained_checkpoint_goes_back_bit_for_bit(trained, tmp_path):
 
 
 def test_the_trained_checkpoint_has_hugging_faces_perplexity(trained, shared_data):
-  """On the first documents; the whole of minipile/val is a matter of minutes."""
+  """On the first documents; all of minipile/val would take minutes."""
   source, ours = trained
   config = load_config(ours)
   tokenizer = transformers.AutoTokenizer.from_pretrained(source)
