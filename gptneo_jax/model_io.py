@@ -20,7 +20,7 @@ from gptneo_jax.attention import KERNELS
 from gptneo_jax.checkpoints.folder import is_checkpoint_folder, load_config, save_config
 from gptneo_jax.checkpoints.lazy import LazyArray, write_params
 from gptneo_jax.checkpoints.reading import restore_params
-from gptneo_jax.checkpoints.step_folders import find
+from gptneo_jax.checkpoints.step_folders import find_checkpoint
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.errors import UserError, user_errors
 from gptneo_jax.generation import decode, unstacked
@@ -68,7 +68,7 @@ def load(name: str, dtype: str | None, mesh: Mesh, step: int | str | None = None
   Raises:
     UserError: it does not exist, is damaged or is not supported.
   """
-  folder, number = find(name, step)
+  folder, number = find_checkpoint(name, step)
   if is_checkpoint_folder(folder):
     return _load_ours(folder, number, dtype, mesh)
   return _load_hf(folder, dtype, mesh)
@@ -80,7 +80,7 @@ def start_from(name: str, config: ModelConfig, mesh: Mesh) -> Any:
   Raises UserError as `load`, and if the weights are of another model. Their configs are compared,
   not only the shapes: window, attention pattern and epsilon have none.
   """
-  folder, step = find(name)
+  folder, step = find_checkpoint(name)
   ours = is_checkpoint_folder(folder)
   opened = None if ours else interop.open_hf(folder, config.param_dtype)
   source = load_config(folder) if opened is None else opened.config

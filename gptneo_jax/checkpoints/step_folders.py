@@ -56,7 +56,7 @@ def existing_step(folder: epath.PathLike, step: int | None) -> int:
   return steps[-1] if step is None else step
 
 
-def find(name: epath.PathLike, step: int | str | None = None) -> tuple[str, int | None]:
+def find_checkpoint(name: epath.PathLike, step: int | str | None = None) -> tuple[str, int | None]:
   """The folder and the step that `name` and `step` refer to; the step is None for the newest.
 
   Args:

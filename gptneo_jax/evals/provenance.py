@@ -17,7 +17,7 @@ from etils import epath
 
 from gptneo_jax import engine
 from gptneo_jax.checkpoints.folder import is_checkpoint_folder
-from gptneo_jax.checkpoints.step_folders import find, latest_step
+from gptneo_jax.checkpoints.step_folders import find_checkpoint, latest_step
 from gptneo_jax.cli import progress_bar
 from gptneo_jax.data import DocumentEncoder
 from gptneo_jax.interop import hub
@@ -38,7 +38,7 @@ def of_checkpoint(
   as `engine.load` takes them.
   """
   about: dict[str, Any] = {"name": name}
-  found, number = find(name, step)
+  found, number = find_checkpoint(name, step)
   if is_checkpoint_folder(found):
     folder = epath.Path(found)
     step = latest_step(found) if number is None else number

@@ -17,7 +17,7 @@ import numpy as np
 
 from gptneo_jax.checkpoints.folder import load_config
 from gptneo_jax.checkpoints.lazy import LazyArray, open_params
-from gptneo_jax.checkpoints.step_folders import existing_step, find
+from gptneo_jax.checkpoints.step_folders import existing_step, find_checkpoint
 from gptneo_jax.config import VOCABULARY_TABLES, ModelConfig
 from gptneo_jax.data import end_of_text_id, load_tokenizer
 from gptneo_jax.errors import UserError
@@ -73,7 +73,7 @@ def orbax_to_hf(
   """
   if "://" in str(source):
     raise UserError(f"{source} is not a local folder: copy it to one first, then convert that")
-  folder, number = find(source, step)
+  folder, number = find_checkpoint(source, step)
   source, config = pathlib.Path(folder), load_config(folder)
   step = existing_step(folder, number)
   leaves = open_params(source, step)

@@ -14,7 +14,7 @@ import numpy as np
 
 from gptneo_jax.checkpoints.folder import is_checkpoint_folder, load_config
 from gptneo_jax.checkpoints.lazy import open_params
-from gptneo_jax.checkpoints.step_folders import existing_step, find
+from gptneo_jax.checkpoints.step_folders import existing_step, find_checkpoint
 from gptneo_jax.config import VOCABULARY_TABLES, ModelConfig
 from gptneo_jax.errors import UserError
 from gptneo_jax.interop import hub
@@ -67,7 +67,7 @@ def verify(
       f"one of {source} and {destination} must be a gptneo_jax checkpoint folder, the other a"
       " Hugging Face model"
     )
-  folder, number = find(checkpoint, step)
+  folder, number = find_checkpoint(checkpoint, step)
   step = existing_step(folder, number)
   config = load_config(folder).replace(dtype="float32", param_dtype="float32", vocab_multiple=1)
   T = length or min(config.max_position_embeddings, 2 * config.window_size + 16)
@@ -98,7 +98,7 @@ def verify(
       **pytorch.versions(),
     },
   }
-  file = pathlib.Path(find(destination)[0]) / REPORT
+  file = pathlib.Path(find_checkpoint(destination)[0]) / REPORT
   file.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
   return report | {"file": str(file)}
 
@@ -115,7 +115,7 @@ _all_finite = jax.jit(lambda x: jnp.isfinite(x).all())
 
 
 def _is_checkpoint(name: str | os.PathLike) -> bool:
-  return is_checkpoint_folder(find(name)[0])
+  return is_checkpoint_folder(find_checkpoint(name)[0])
 
 
 def _inputs(config: ModelConfig, T: int) -> tuple[np.ndarray, np.ndarray]:

@@ -12,8 +12,7 @@ from ml_collections import ConfigDict
 
 from gptneo_jax import data
 from gptneo_jax.checkpoints.folder import is_checkpoint_folder
-from gptneo_jax.checkpoints.step_folders import find as find_checkpoint
-from gptneo_jax.checkpoints.step_folders import latest_step
+from gptneo_jax.checkpoints.step_folders import find_checkpoint, latest_step
 from gptneo_jax.errors import UserError
 from gptneo_jax.training import multihost
 

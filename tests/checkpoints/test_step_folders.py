@@ -11,7 +11,12 @@ import gptneo_jax
 from gptneo_jax import convert, evaluate, generate
 from gptneo_jax.checkpoints.folder import save_config
 from gptneo_jax.checkpoints.manager import Checkpointer
-from gptneo_jax.checkpoints.step_folders import CheckpointError, best_step, find, latest_step
+from gptneo_jax.checkpoints.step_folders import (
+  CheckpointError,
+  best_step,
+  find_checkpoint,
+  latest_step,
+)
 from gptneo_jax.errors import UserError
 from gptneo_jax.model import heads
 from gptneo_jax.model.parameters import abstract_params
@@ -58,13 +63,13 @@ def test_a_checkpoint_is_meant_by_folder_step_or_path(run):
   assert step_of(gptneo_jax.load(run, step=100)) == 100
   lm = gptneo_jax.load(str(run / "300") + "/")
   assert step_of(lm) == 300 and lm.tokenizer is not None
-  assert find("EleutherAI/gpt-neo-125m") == ("EleutherAI/gpt-neo-125m", None)
+  assert find_checkpoint("EleutherAI/gpt-neo-125m") == ("EleutherAI/gpt-neo-125m", None)
 
 
 def test_home_in_the_path_of_a_checkpoint(run, monkeypatch):
   monkeypatch.setenv("HOME", str(run.parent))
-  assert find(f"~/{run.name}") == (str(run), None)
-  assert find(f"~/{run.name}/200") == (str(run), 200)
+  assert find_checkpoint(f"~/{run.name}") == (str(run), None)
+  assert find_checkpoint(f"~/{run.name}/200") == (str(run), 200)
   assert gptneo_jax.load(f"~/{run.name}").config == CONFIG
 
 
