@@ -144,9 +144,7 @@ def test_embedding_adapters_are_refused_by_tensor(tmp_path):
   model = make_model("gpt_neo")
   config = hf_models.config_of(model)
   make_adapter(model, tmp_path, target_modules=["wte", "q_proj"])
-  with pytest.raises(
-    UserError, match=r"holds transformer\.wte\.lora_embedding_A, which this model"
-  ):
+  with pytest.raises(UserError, match=r"holds transformer\.wte\.lora_embedding_A, which does not"):
     peft_files.read_adapter(tmp_path, config)
 
 
