@@ -151,7 +151,7 @@ def test_mistakes_are_one_line(tmp_path, hf, capsys):
     capsys, "orbax-to-hf", tmp_path / "ours", tmp_path / "back", "--step", 3
   )
   message = fails(capsys, "verify", hf, tmp_path / "ours", "--length", 33)
-  assert "the model has 32 positions" in message
+  assert "at most the model's 32 positions" in message
 
 
 @pytest.mark.processes
