@@ -88,7 +88,7 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
   of_data = parser.add_argument_group("perplexity of documents").add_argument
   of_data(
     "--data", metavar="GLOB",
-    help="records (JSON, parquet) or text, packed or not, local, gs:// or s3://; 'stdlib': the"
+    help="records (JSON, parquet) or text, compressed or not, local, gs:// or s3://; 'stdlib': the"
     " Python standard library; 'config:FILE.py': the data of a training config",
   )  # fmt: skip
   of_data("--split", choices=_SPLITS, help="of stdlib and config:FILE; default validation")
