@@ -13,13 +13,7 @@ from hypothesis import strategies as st
 from gptneo_jax.data.documents import BadRecords, DataError
 from gptneo_jax.data.file_formats import split_chunks
 from gptneo_jax.data.sources import open_components
-from tests.helpers.data_files import (
-  COMPRESSIONS,
-  LINES,
-  TEXTS,
-  data_config,
-  texts_of,
-)
+from tests.helpers.data_files import COMPRESSIONS, LINES, TEXTS, data_config, texts_of
 
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-32"]
 

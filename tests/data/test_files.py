@@ -8,10 +8,7 @@ import pytest
 
 from gptneo_jax.data.documents import BadRecords, DataError, warn_once
 from gptneo_jax.data.sources import check_sources, open_components
-from tests.helpers.data_files import (
-  data_config,
-  texts_of,
-)
+from tests.helpers.data_files import data_config, texts_of
 
 
 def test_several_globs(tmp_path):
