@@ -1,4 +1,4 @@
-"""One question, several answers: `attend` picks the backend once, by hardware, shape and mask."""
+"""`attend` chooses a backend for a layer, when it is traced, by hardware, shape and mask."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gptneo_jax.attention import blocked, cudnn, reference, splash
 from gptneo_jax.attention.dropout import Dropout
 from gptneo_jax.attention.mask import MaskSpec
 from gptneo_jax.attention.partition import per_device
-from gptneo_jax.attention.request import Request, request_of
+from gptneo_jax.attention.request import AttentionRequest, request_of
 
 _log = logging.getLogger(__name__)
 
@@ -23,37 +23,37 @@ BACKENDS: dict[str, Callable[..., jax.Array]] = {
   "cudnn": cudnn.attend,
   "splash": splash.attend,
 }
-_REFUSALS: dict[str, Callable[[Request], str | None]] = {
-  "cudnn": cudnn.refusal,
-  "splash": splash.refusal,
+_REASONS: dict[str, Callable[[AttentionRequest], str | None]] = {
+  "cudnn": cudnn.unsupported_reason,
+  "splash": splash.unsupported_reason,
 }
-KERNELS = {"gpu": "cudnn", "tpu": "splash"}  # made for the hardware, and split by `per_device`
+KERNELS = {"gpu": "cudnn", "tpu": "splash"}  # made for one platform; split by `per_device`
 _FAMILIES = ("auto", "xla")
 _SHORT = 128  # tokens up to which all scores at once are no more than those of a few blocks
 
 
-def refusal(impl: str, request: Request) -> str | None:
+def unsupported_reason(impl: str, request: AttentionRequest) -> str | None:
   """Why a backend cannot serve a request, None if it can. ValueError for an unknown one."""
   if impl not in BACKENDS:
     choices = ", ".join((*_FAMILIES, *BACKENDS))
     raise ValueError(f"unknown attention backend {impl!r}; there are: {choices}")
-  return _REFUSALS[impl](request) if impl in _REFUSALS else None
+  return _REASONS[impl](request) if impl in _REASONS else None
 
 
-def resolve(impl: str, request: Request) -> str:
-  """Name of the backend that serves `impl`; ValueError that says why if it cannot.
+def resolve(impl: str, request: AttentionRequest) -> str:
+  """Name of the backend to use for `impl`; ValueError with the reason if it cannot serve.
 
-  'auto' takes the hardware's own kernel if that can serve, else what 'xla' takes: blocks, unless
-  the sequence is hardly longer than one. What 'auto' takes stands once in the log.
+  'auto' is the hardware's own kernel if that can serve, else what 'xla' is: 'blocked', unless
+  the sequence is hardly longer than one. The choice of 'auto' is logged once.
   """
   if impl not in _FAMILIES:
-    if reason := refusal(impl, request):
+    if reason := unsupported_reason(impl, request):
       raise ValueError(f"attention backend {impl!r} cannot serve here: {reason}")
     return impl
   chosen, notes = "blocked" if request.length > _SHORT else "reference", ()
   kernel = KERNELS.get(request.hardware.platform)
   if impl == "auto" and kernel is not None:
-    reason = refusal(kernel, request)
+    reason = unsupported_reason(kernel, request)
     if reason is None:
       chosen = kernel
     else:
@@ -82,7 +82,7 @@ def attend(
 ) -> jax.Array:
   """Multi-head self-attention, B x T x H x K, in the type of v; see `MaskSpec` for the mask.
 
-  partition: how q, k and v are split over the mesh in use: for kernels, which XLA cannot split.
+  partition: how q, k and v are split over the mesh in use, for kernels, which XLA cannot split.
   """
   if not q_BxTxHxK.shape == k_BxTxHxK.shape == v_BxTxHxK.shape:
     raise ValueError(

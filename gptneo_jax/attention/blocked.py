@@ -2,12 +2,13 @@
 
 Queries and keys are cut into blocks, and a scan visits the pairs of blocks that the mask reaches:
 those below the diagonal, for a window only those in its band. So a windowed layer costs
-O(T · window) and a global one half of T². Softmax is taken over the pairs as they come (Milakov and
-Gimelshein, 2018); the backward pass computes probabilities again from the kept sums (Dao et al.,
-2022).
+O(T · window) and a global one half of T². The softmax is online, a running maximum and sum over the
+pairs (Milakov and Gimelshein, 2018); the backward pass recomputes the probabilities from the sums
+that the forward pass keeps (Dao et al., 2022).
 
-The scan is one body whatever T is, and a pair's scores stay in the cache of a CPU:
-experiments/bench_attention.py measures it against the reference.
+The program has one scan body for any T, and a pair's scores stay in a CPU's cache:
+experiments/bench_attention.py compares it with the reference. Its rule of differentiation is for
+reverse mode; for forward mode of the loss itself there is the reference.
 """
 
 from __future__ import annotations
@@ -22,12 +23,11 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from gptneo_jax.attention.dropout import Dropout
-from gptneo_jax.attention.mask import MaskSpec
-from gptneo_jax.attention.reference import MASKED
+from gptneo_jax.attention.mask import MASKED, MaskSpec
 from gptneo_jax.attention.residuals import RESIDUALS
 
 _LEAST_BLOCK, _LARGEST_BLOCK = 64, 512
-_PADDING_SEGMENT = -1  # of positions behind the sequence
+_PADDING_SEGMENT = -1  # of the positions that pad the sequence
 
 
 def attend(
@@ -56,14 +56,14 @@ def attend(
 
 
 def block_size(length: int, window: int | None) -> int:
-  """Half a window, or a quarter of the sequence: small blocks waste less above the diagonal and
-  outside the window, large ones take fewer steps; 64 to 512."""
+  """Half a window, or a quarter of the sequence, from 64 to 512: small blocks waste less above the
+  diagonal and outside the window, large ones take fewer steps."""
   size = length // 4 if window is None else window // 2
   return max(_LEAST_BLOCK, min(size, _LARGEST_BLOCK))
 
 
 class Plan(NamedTuple):
-  """What is known when compiling."""
+  """What the program is compiled for."""
 
   block: int
   window: int | None
@@ -85,11 +85,11 @@ def _attend(plan: Plan, q_BxHxTxK, k_BxHxTxK, v_BxHxTxK, segments_BxT, key) -> j
 
 
 def _forward(plan: Plan, q_BxHxTxK, k_BxHxTxK, v_BxHxTxK, segments_BxT, key):
-  """The outcome, and what the backward pass needs: the inputs, the outcome, log of the sums."""
+  """The output, and the residuals: the inputs, the output, the logarithms of the sums."""
   B, H, T, K = q_BxHxTxK.shape
   b = plan.block
 
-  def visit(carry, pair):  # carry: running maximum, sum and outcome of every query
+  def visit(carry, pair):  # carry: running maximum, sum and output of every query
     i, j = pair
     scores = _scores(plan, _cut(q_BxHxTxK, i, b), _cut(k_BxHxTxK, j, b), segments_BxT, i, j)
     old_max, old_sum, old_out = (_cut(x, i, b) for x in carry)
@@ -162,9 +162,9 @@ def _scores(plan: Plan, q_BxHxbxK, k_BxHxbxK, segments_BxT, i, j) -> jax.Array:
   b = plan.block
   scores = jnp.einsum("BHTK,BHSK->BHTS", q_BxHxbxK, k_BxHxbxK, preferred_element_type=jnp.float32)
   distance_bxb = (i - j) * b + jnp.arange(b)[:, None] - jnp.arange(b)[None, :]
-  visible = distance_bxb >= 0
+  visible = (distance_bxb >= 0)[None, None]
   if plan.window is not None:
-    visible &= distance_bxb < plan.window
+    visible &= (distance_bxb < plan.window)[None, None]
   if segments_BxT is not None:
     query, key = (jax.lax.dynamic_slice_in_dim(segments_BxT, n * b, b, axis=1) for n in (i, j))
     visible = visible & (query[:, None, :, None] == key[:, None, None, :])
@@ -172,7 +172,7 @@ def _scores(plan: Plan, q_BxHxbxK, k_BxHxbxK, segments_BxT, i, j) -> jax.Array:
 
 
 def _kept(plan: Plan, key, i, j, shape) -> Any:
-  """What dropout multiplies the probabilities of one pair with: the same forward and backward."""
+  """Dropout's factors of one pair's probabilities: the same forward and backward."""
   if not plan.dropout_rate:
     return 1.0
   key = jax.random.fold_in(jax.random.fold_in(key, i), j)
@@ -184,7 +184,7 @@ def _heads_first(x_BxTxHxK: jax.Array, padding: int) -> jax.Array:
 
 
 def _cut(x_BxHxT: jax.Array, i: jax.Array, b: int) -> jax.Array:
-  """Block i of B x H x T x …"""
+  """Block i, of b positions, of B x H x T x …"""
   return jax.lax.dynamic_slice_in_dim(x_BxHxT, i * b, b, axis=2)
 
 

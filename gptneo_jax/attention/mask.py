@@ -1,4 +1,4 @@
-"""What a query may see, as a description: backends build only the blocks of it that they need."""
+"""Which keys a query sees, as a description: backends build only the blocks that they need."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
+
+# The score or logit, float32, of what has no probability: finite, so that no row turns into NaN.
+MASKED = float(jnp.finfo(jnp.float32).min)
 
 
 @functools.partial(
@@ -17,10 +20,10 @@ class MaskSpec:
   """Causal self-attention, possibly through a window, possibly within segments.
 
   window: number of keys a query sees, itself included (key j of query i: i - window < j <= i);
-    None for all that came before. Source: transformers' modeling_gpt_neo and Mesh-TensorFlow's
+    None for all keys up to its own. Source: transformers' modeling_gpt_neo and Mesh-TensorFlow's
     `local_attention_1d`, which agree.
   segment_ids_BxT: int32; a query sees only keys of its own segment. Left or right padding is a
-    segment of its own. Every query sees itself, so no row of scores is ever wholly masked.
+    segment of its own. Every query sees itself, so no row of scores is masked entirely.
   """
 
   window: int | None = None

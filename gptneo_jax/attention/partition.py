@@ -1,4 +1,4 @@
-"""Kernels on a mesh: XLA cannot split them itself, so each device is given its part by hand."""
+"""Kernels on a mesh: XLA cannot split them, so `shard_map` gives each device its part."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def per_device(
   """Runs a kernel on each device's rows and heads; nothing is exchanged between devices.
 
   partition: of q, k and v over the axes of the mesh in use, (batch, None, heads, None). A dimension
-  that the mesh does not divide is whole on every device. Without a mesh or a partition the kernel
-  is called as it is.
+  that the mesh does not divide is replicated. Without a mesh or a partition the kernel is called
+  on the arrays as they are.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or partition is None:

@@ -1,4 +1,4 @@
-"""The truth that the other backends are tested against: O(T^2), softmax in float32."""
+"""Plain attention, O(T^2), softmax in float32: what the other backends are compared with."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from gptneo_jax.attention.dropout import Dropout
-from gptneo_jax.attention.mask import MaskSpec
-
-MASKED = float(jnp.finfo(jnp.float32).min)  # finite, so that no row can turn into NaN
+from gptneo_jax.attention.mask import MASKED, MaskSpec
 
 
 def probabilities(
   q_BxTxHxK: jax.Array, k_BxTxHxK: jax.Array, spec: MaskSpec, scale: float
 ) -> jax.Array:
-  """What each query takes from each key: B x H x T x T, float32, rows sum to 1."""
+  """The attention probabilities: B x H x T x T, float32, rows sum to 1."""
   scores_BxHxTxT = jnp.einsum(
     "BTHK,BSHK->BHTS", q_BxTxHxK, k_BxTxHxK, preferred_element_type=jnp.float32
   )

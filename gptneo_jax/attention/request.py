@@ -1,7 +1,9 @@
-"""What is asked of a backend: all that decides whether it can serve."""
+"""A layer's attention as it decides which backends can compute it."""
 
 from __future__ import annotations
 
+import functools
+import importlib
 from typing import NamedTuple
 
 import jax
@@ -11,8 +13,11 @@ from gptneo_jax.attention.mask import MaskSpec
 from gptneo_jax.hardware import Hardware, current_hardware
 
 
-class Request(NamedTuple):
-  """A layer's attention. length in tokens; window as in `MaskSpec`; the rest as it says."""
+class AttentionRequest(NamedTuple):
+  """The attention of one layer: length in tokens, window as in `MaskSpec` (None: global).
+
+  segments, dropout: whether the mask has segments, whether probabilities are dropped.
+  """
 
   length: int
   window: int | None = None
@@ -28,9 +33,9 @@ class Request(NamedTuple):
     return self.window is not None and self.window < self.length
 
 
-def request_of(q_BxTxHxK: jax.Array, spec: MaskSpec, dropout: Dropout | None) -> Request:
+def request_of(q_BxTxHxK: jax.Array, spec: MaskSpec, dropout: Dropout | None) -> AttentionRequest:
   """The request that these arguments of `attend` make, on the hardware in use."""
-  return Request(
+  return AttentionRequest(
     length=q_BxTxHxK.shape[1],
     window=spec.window,
     head_dim=q_BxTxHxK.shape[3],
@@ -39,3 +44,17 @@ def request_of(q_BxTxHxK: jax.Array, spec: MaskSpec, dropout: Dropout | None) ->
     dropout=dropout is not None,
     hardware=current_hardware(),
   )
+
+
+@functools.cache
+def import_error(module: str) -> str | None:
+  """Why a module that a kernel needs cannot be imported, None if it can.
+
+  Kernels use parts of jax that are private or made for one platform: another version of jax may
+  lack them, and then the other backends serve.
+  """
+  try:
+    importlib.import_module(module)
+  except ImportError as error:
+    return f"it needs {module}, which cannot be imported here: {error}"
+  return None

@@ -1,41 +1,46 @@
 """Splash attention on TPU: JAX's Pallas kernel, which visits only blocks that the mask shows.
 
-Scores and softmax are float32 and never leave the chip's fast memory. Rows may hold segments. The
-kernel cannot drop probabilities.
+Scores and softmax are float32 and stay in the chip's vector memory. Rows may hold segments. The
+kernel has no dropout.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask_info as mask_info
 
 from gptneo_jax.attention.dropout import Dropout
 from gptneo_jax.attention.mask import MaskSpec
-from gptneo_jax.attention.request import Request
+from gptneo_jax.attention.request import AttentionRequest, import_error
 from gptneo_jax.attention.residuals import RESIDUALS
 
+# Pallas for TPU is imported where the kernel is made: a machine without it runs all other backends.
+if TYPE_CHECKING:
+  from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import (
+    BlockSizes,
+    SplashAttentionKernel,
+  )
+
+_LIBRARY = "jax.experimental.pallas.ops.tpu.splash_attention"
 _LANES = 128  # block sizes are multiples of the width of a vector register
 _BLOCKS = (1024, 512, 256, _LANES)
-_LOCAL_BLOCK = 512  # a wider one shows little but masked scores, a narrower one waits for its start
+_LOCAL_BLOCK = 512  # in a wider one most scores are masked, a narrower one is mostly overhead
 _COMPUTE_BLOCK = 512  # keys that are multiplied at once
 _FUSED_COPIES = 4  # partial query gradients that the fused backward kernel may leave in memory
 
 
-def refusal(request: Request) -> str | None:
-  """Why this backend cannot serve, None if it can."""
+def unsupported_reason(request: AttentionRequest) -> str | None:
+  """Why this backend cannot serve a request, None if it can."""
   if request.hardware.platform != "tpu":
     return f"it runs on TPU, and this is {request.hardware.platform}"
   if request.dtype not in ("float32", "bfloat16"):
     return f"it computes float32 and bfloat16, not {request.dtype}"
   if request.dropout:
     return "it cannot drop attention probabilities"
-  return None
+  return import_error(_LIBRARY)
 
 
 def attend(
@@ -54,6 +59,8 @@ def attend(
   """
   if dropout is not None:
     raise ValueError("splash attention cannot drop attention probabilities")
+  from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
+
   T, H = q_BxTxHxK.shape[1:3]
   window = spec.window if spec.window is not None and spec.window < T else None
   block = _block(T, window is not None)
@@ -65,7 +72,7 @@ def attend(
   kernel = _kernel(T + padding, H, window, block, interpret)
 
   def row(q_HxTxK, k_HxTxK, v_HxTxK, ids_T) -> jax.Array:
-    segments = None if ids_T is None else kernels.SegmentIds(ids_T, ids_T)
+    segments = None if ids_T is None else SegmentIds(ids_T, ids_T)
     return cast(jax.Array, kernel(q_HxTxK, k_HxTxK, v_HxTxK, segment_ids=segments))
 
   ids_BxT = spec.segment_ids_BxT
@@ -78,8 +85,18 @@ def attend(
 @functools.lru_cache(maxsize=32)
 def _kernel(
   T: int, H: int, window: int | None, block: int, interpret: bool
-) -> kernels.SplashAttentionKernel:
+) -> SplashAttentionKernel:
   """The kernel for one shape of mask, with the blocks it visits worked out; made once."""
+  from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel as kernels,
+  )
+  from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_mask as masks,
+  )
+  from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_mask_info as mask_info,
+  )
+
   mask = masks.CausalMask((T, T))
   if window is not None:
     mask = masks.LocalMask((T, T), (window - 1, 0), 0)
@@ -106,25 +123,27 @@ def _kernel(
 
 
 def _block(T: int, windowed: bool) -> int:
-  """Queries, and keys, that the kernel takes at a time: the most that pad T by a quarter or less.
+  """Queries, and keys, of a block: the largest that pads T by a quarter at most.
 
-  Every step of the kernel's loop costs a start of its own, which favours large blocks.
+  Every step of the kernel's loop has a fixed overhead, which favours large blocks.
   """
   largest = _LOCAL_BLOCK if windowed else _BLOCKS[0]
   fitting = [b for b in _BLOCKS if b <= largest and -T % b <= T // 4]
   return fitting[0] if fitting else _LANES
 
 
-def _block_sizes(blocks: int, block: int, windowed: bool) -> kernels.BlockSizes:
+def _block_sizes(blocks: int, block: int, windowed: bool) -> BlockSizes:
   """The kernel's settings for T of `blocks` blocks.
 
   The fused backward kernel computes the scores once for all three gradients, but leaves a partial
   gradient of q for every block of keys, and visits blocks outside the window for nothing: it serves
   global layers of few blocks.
   """
+  from jax.experimental.pallas.ops.tpu.splash_attention import BlockSizes
+
   compute = min(block, _COMPUTE_BLOCK)
   fused = not windowed and blocks <= _FUSED_COPIES
-  return kernels.BlockSizes(
+  return BlockSizes(
     block_q=block,
     block_kv=block,
     block_kv_compute=compute,

@@ -185,9 +185,9 @@ def _score(module, params, rows, place_N, target_N, count) -> tuple[jax.Array, j
     target_BxRx1 = target_C.reshape(B, per_row, 1)
     of_target_BxRx1 = jnp.take_along_axis(logits_BxRxV, target_BxRx1, axis=-1)
     # As argmax does, of equals the first.
-    ids_V = jnp.arange(logits_BxRxV.shape[-1])
+    ids_1x1xV = jnp.arange(logits_BxRxV.shape[-1])[None, None]
     better_BxRxV = (logits_BxRxV > of_target_BxRx1) | (
-      (logits_BxRxV == of_target_BxRx1) & (ids_V < target_BxRx1)
+      (logits_BxRxV == of_target_BxRx1) & (ids_1x1xV < target_BxRx1)
     )
     found = (
       of_target_BxRx1[..., 0] - jax.nn.logsumexp(logits_BxRxV, axis=-1),

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from gptneo_jax import axes
-from gptneo_jax.attention.reference import MASKED
+from gptneo_jax.attention.mask import MASKED
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.generation.kv_cache import Cache, LayerCache, ring_columns, write
 from gptneo_jax.model.activations import activate

@@ -139,7 +139,7 @@ def attention_backends(config: ModelConfig, seq_len: int, *, segments: bool) -> 
   return {
     kind: attention.resolve(
       config.attention_impl,
-      attention.Request(
+      attention.AttentionRequest(
         length=seq_len,
         window=config.window_size if kind == "local" else None,
         head_dim=config.head_dim,

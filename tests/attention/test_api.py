@@ -1,16 +1,16 @@
-"""Which attention backend serves what: `auto`'s choice, refusals, and what stands in the log."""
+"""Which attention backend serves what: `auto`'s choice, errors with reasons, and the log."""
 
 import jax
 import pytest
 
 from gptneo_jax import attention
-from gptneo_jax.attention import MaskSpec, Request, attend
+from gptneo_jax.attention import AttentionRequest, MaskSpec, attend
 from gptneo_jax.hardware import Hardware, current_hardware
 from tests.helpers.attention_truth import dense_attention, make_inputs, relative_error
 
 T4, A100, H100 = (Hardware("gpu", capability) for capability in ((7, 5), (8, 0), (9, 0)))
 TPU = Hardware("tpu")
-NEO = Request(length=2048, head_dim=128, dtype="bfloat16")
+NEO = AttentionRequest(length=2048, head_dim=128, dtype="bfloat16")
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_mistakes_of_the_caller():
     MaskSpec(0)
 
 
-def test_what_auto_chose_stands_once_in_the_log(caplog):
+def test_the_choice_of_auto_is_logged_once(caplog):
   attention.api._say_once.cache_clear()
   with caplog.at_level("INFO", logger="gptneo_jax.attention"):
     for _ in range(3):

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax._src.cudnn import fused_attention_stablehlo as fused
 
 from gptneo_jax import attention
-from gptneo_jax.attention import MaskSpec, cudnn, reference
+from gptneo_jax.attention import MaskSpec, cudnn, reference, residuals
 from gptneo_jax.hardware import current_hardware
 from tests.helpers.attention_truth import (
   NEEDS_GPU,
@@ -32,10 +33,10 @@ FORWARD, BACKWARD = "__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"
 
 @pytest.fixture
 def hopper(monkeypatch):
-  """Lets the kernel be asked for without a card: jax looks for one, and for cuDNN."""
-  monkeypatch.setattr(cudnn.fused, "check_cudnn_version", lambda: 91000)
-  monkeypatch.setattr(cudnn.fused, "check_compute_capability", lambda _: True)
-  monkeypatch.setattr(cudnn.fused, "is_cuda_compute_capability_equal", lambda _: False)
+  """Lets the kernel be traced without a card: jax looks for one, and for cuDNN."""
+  monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91000)
+  monkeypatch.setattr(fused, "check_compute_capability", lambda _: True)
+  monkeypatch.setattr(fused, "is_cuda_compute_capability_equal", lambda _: False)
 
 
 def program(function, *arguments):
@@ -123,6 +124,24 @@ def test_remat_may_keep_what_the_kernel_computed(hopper, policy, forward):
   assert (names.count(FORWARD), names.count(BACKWARD)) == (forward, 1)
 
 
+def policy_sees(*inputs) -> set[str]:
+  """Names of the primitives about which a remat policy is asked."""
+  seen = set()
+
+  def policy(primitive, *avals, **params):
+    seen.add(primitive.name)
+    return False
+
+  layer = jax.checkpoint(lambda *x: cudnn.attend(*x, MaskSpec(256), 1.0), policy=policy)
+  jax.make_jaxpr(jax.grad(lambda *x: layer(*x).astype(jnp.float32).sum()))(*inputs)
+  return seen
+
+
+def test_the_policy_is_asked_about_the_primitive_it_knows(hopper):
+  """jax may rename what is private: then this says so."""
+  assert residuals.CUDNN_PRIMITIVE in policy_sees(*abstract(640))
+
+
 # --- segments as cuDNN takes them -----------------------------------------------------------------
 
 
@@ -132,9 +151,9 @@ def test_remat_may_keep_what_the_kernel_computed(hopper, policy, forward):
   M=st.integers(1, 6),
 )
 def test_runs_of_segments(rows, M):
-  lengths_BxM, starts_BxN, packs = cudnn.segment_runs(jnp.asarray(rows, jnp.int32), M)
+  lengths_BxM, starts_BxM1, packs = cudnn.segment_runs(jnp.asarray(rows, jnp.int32), M)
   fits = True
-  for row, lengths, starts in zip(rows, np.asarray(lengths_BxM), np.asarray(starts_BxN)):
+  for row, lengths, starts in zip(rows, np.asarray(lengths_BxM), np.asarray(starts_BxM1)):
     begins = [i for i in range(9) if i == 0 or row[i] != row[i - 1]]
     fits &= len(begins) <= M and len({row[i] for i in begins}) == len(begins)
     if len(begins) <= M:
@@ -147,9 +166,9 @@ def test_runs_of_segments(rows, M):
 def as_documented(q, k, v, *, q_seqlen, kv_seqlen, q_offsets, kv_offsets, scale, mask_type,
                   sliding_window_length):  # fmt: skip
   """Packed attention as jax documents it, for layouts without gaps; what is XLA's is wrong here."""
-  assert mask_type == cudnn.fused.MaskType.PADDING_CAUSAL
-  position_T = jnp.arange(q.shape[1])
-  begins = (q_offsets[:, None, :] >= 0) & (q_offsets[:, None, :] <= position_T[:, None])
+  assert mask_type == fused.MaskType.PADDING_CAUSAL
+  position_1xTx1 = jnp.arange(q.shape[1])[None, :, None]
+  begins = (q_offsets[:, None, :] >= 0) & (q_offsets[:, None, :] <= position_1xTx1)
   spec = MaskSpec(sliding_window_length, begins.sum(-1))
   return reference.attend(q, k, v, spec, scale)
 
@@ -157,7 +176,7 @@ def as_documented(q, k, v, *, q_seqlen, kv_seqlen, q_offsets, kv_offsets, scale,
 @pytest.mark.parametrize("window", [None, 7])
 @pytest.mark.parametrize("T", [60, 59])
 def test_segments_give_the_same_values_packed_or_not(monkeypatch, window, T):
-  monkeypatch.setattr(cudnn.fused, "dot_product_attention", as_documented)
+  monkeypatch.setattr(fused, "dot_product_attention", as_documented)
   q, k, v, dout = make_inputs(T)
   rng = np.random.default_rng(0)
   for ids, packs in (
@@ -205,6 +224,11 @@ def test_a_whole_layer(window, segmented):
   for g, e in zip(got, expected):
     error = np.abs(np.asarray(g, np.float32) - np.asarray(e)).max() / np.abs(np.asarray(e)).max()
     assert error < 1.5e-2
+
+
+@on_a_card
+def test_the_policy_is_asked_about_the_primitive_it_knows_on_a_card():
+  assert residuals.CUDNN_PRIMITIVE in policy_sees(*abstract(640))
 
 
 @on_a_card

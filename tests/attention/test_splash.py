@@ -55,7 +55,7 @@ NEO = ModelConfig(vocab_size=512, hidden_size=256, num_layers=4, num_heads=4, dt
 
 
 def train_step_kernels(config, mesh_sizes=(2, 2, 2)):
-  """How often each kernel stands in a layer of the training step, by window and name."""
+  """How often each kernel occurs in a layer of the training step, by name; and the program."""
   device = jax.sharding.AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
   mesh = jax.sharding.AbstractMesh(mesh_sizes, MESH_AXES, abstract_device=device)
   model, optimizer = Decoder(config), optax.adam(1e-3)

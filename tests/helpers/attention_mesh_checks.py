@@ -7,6 +7,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax._src.cudnn import fused_attention_stablehlo as fused
 from jax.sharding import NamedSharding
 
 from gptneo_jax import axes, sharding
@@ -62,9 +63,9 @@ def held_shape(x: jax.Array) -> list[int]:
 
 def cudnn_dimensions() -> list[str]:
   """Of the scores that each device's call to cuDNN is for: rows, heads, queries, keys."""
-  cudnn.fused.check_cudnn_version = lambda: 91000
-  cudnn.fused.check_compute_capability = lambda _: True
-  cudnn.fused.is_cuda_compute_capability_equal = lambda _: False
+  fused.check_cudnn_version = lambda: 91000
+  fused.check_compute_capability = lambda _: True
+  fused.is_cuda_compute_capability_equal = lambda _: False
   mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
 
   def attend(q, k, v):
