@@ -1,8 +1,18 @@
 """Names of dimensions: the letters used in shapes, and the logical axes that sharding.py maps.
 
-Letters, used as suffixes of array names and in einsum strings:
-  B batch · T queries (sequence) · S keys · D hidden · H heads · K head dimension
-  F MLP width · V vocabulary · P positions · N blocks of a sequence · L layers · C labels
+Letters, used as suffixes of array names (x_BxTxD) and in einsum strings. Everywhere:
+  B rows of a batch · T positions of a sequence, queries · S keys, slots of a buffer · D hidden size
+  H heads · K size of a head · F width of the MLP · V vocabulary · P positions that a model has
+  L layers · C labels
+
+And in one room each:
+  attention/   M segments of a row (M1: their M + 1 bounds) · b the size of a block
+  model/       N tokens of any rows, flattened · R repeats of the attention pattern · J a layer's
+               place in the pattern
+  evals/       N tokens of a batch, B · T · R rows of logits · C targets of a chunk, characters of
+               a text · K tokens of a continuation · W words · P pieces of a text
+  generation/  N new tokens, ids of a run · M beams · W columns of the prompts · G draft tokens
+               E listed ids · C candidates, biased sequences · Q states of the stop strings
 """
 
 # Parameters

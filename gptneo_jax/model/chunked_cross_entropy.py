@@ -1,8 +1,9 @@
-"""The loss over the vocabulary, from hidden states: logits exist for a chunk of tokens at a time.
+"""Cross-entropy from hidden states, fused with the unembedding, a chunk of tokens at a time.
 
-At 50257 ids the logits of a batch are its largest tensor by far. Here a scan takes chunks of tokens
-to their logits and losses and, since nothing comes after the loss, at once to their gradients: each
-logit is computed once, and neither the forward nor the backward pass holds more than a chunk.
+At 50257 ids the logits of a batch are its largest tensor by far. Here a scan computes, for a chunk
+of tokens at a time, the logits, the losses and, since nothing comes after the loss, the gradients
+too: each logit is computed once, and neither the forward nor the backward pass holds more than the
+logits of a chunk.
 
 On a mesh each device takes the chunks of its own rows and its own part of the vocabulary; the
 gradient of the table is summed over devices once, in the end.
@@ -19,10 +20,8 @@ from jax.sharding import PartitionSpec
 
 from gptneo_jax import axes
 from gptneo_jax.hardware import current_hardware
-from gptneo_jax.model.losses import TokenLosses
+from gptneo_jax.model.losses import TokenLosses, mask_padding
 from gptneo_jax.sharding import BATCH_SPEC, RULES
-
-MASKED_LOGIT = float(jnp.finfo(jnp.float32).min)
 
 CHUNK = 1024  # tokens on a device: 200 MB of float32 logits at 50257 ids
 # On a GPU the sum of the table's gradients, read and written for each chunk, weighs more; and its
@@ -37,12 +36,7 @@ class LossSums(NamedTuple):
   nll: jax.Array  # nats
 
 
-def mask_padding(logits: jax.Array, vocab_size: int | jax.Array) -> jax.Array:
-  """Logits of which those from `vocab_size` on, which only pad it, get no probability."""
-  return jnp.where(jnp.arange(logits.shape[-1]) < vocab_size, logits, MASKED_LOGIT)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5))
 def loss_sums(
   x_BxTxD: jax.Array,
   table_VxD: jax.Array,
@@ -54,14 +48,20 @@ def loss_sums(
   """Cross-entropy of the logits x·table^T, and z-loss, each token's times its weight.
 
   table_VxD: in any type, rounded to that of x; V may be padded beyond `vocab_size`. Logits and
-  losses are float32, and so is the gradient of the table while it is summed.
+  losses are float32, and so is the gradient of the table while it is summed. Differentiable in x
+  and the table, forward and in reverse and any number of times; targets, weights and `nll` are
+  constants to it.
   """
   losses = losses_of_tokens(x_BxTxD, table_VxD, targets_BxT, weights_BxT, vocab_size)
   nll = losses.nll_BxT.sum()
   return LossSums(nll + z_loss * losses.z_BxT.sum(), nll)
 
 
-def _forward(x_BxTxD, table_VxD, targets_BxT, weights_BxT, vocab_size, z_loss):
+@loss_sums.defjvp
+def _loss_sums_jvp(vocab_size, z_loss, primals, tangents):
+  """The tangent is an inner product with the gradients, which are computed together with the loss:
+  its transpose, for reverse mode, only multiplies them by the cotangent of the objective."""
+  x_BxTxD, table_VxD, targets_BxT, weights_BxT = primals
   gradients = _on_mesh(
     functools.partial(_loss_and_gradients, vocab_size=vocab_size, z_loss=z_loss),
     (PartitionSpec(), BATCH_SPEC, PartitionSpec(RULES[axes.VOCAB], RULES[axes.EMBED])),
@@ -69,14 +69,12 @@ def _forward(x_BxTxD, table_VxD, targets_BxT, weights_BxT, vocab_size, z_loss):
   sums, dx_BxTxD, dtable_VxD = gradients(
     x_BxTxD, table_VxD.astype(x_BxTxD.dtype), targets_BxT, weights_BxT
   )
-  return sums, (dx_BxTxD, dtable_VxD.astype(table_VxD.dtype))
+  slope = _inner_product(tangents[0], dx_BxTxD) + _inner_product(tangents[1], dtable_VxD)
+  return sums, LossSums(slope, jnp.zeros_like(sums.nll))
 
 
-def _backward(_vocab_size, _z_loss, gradients, slopes: LossSums):
-  return (*((slopes.objective * g).astype(g.dtype) for g in gradients), None, None)
-
-
-loss_sums.defvjp(_forward, _backward)
+def _inner_product(a: jax.Array, b: jax.Array) -> jax.Array:
+  return (a.astype(jnp.float32) * b.astype(jnp.float32)).sum()
 
 
 def losses_of_tokens(
@@ -86,14 +84,14 @@ def losses_of_tokens(
   weights_BxT: jax.Array,
   vocab_size: int,
 ) -> TokenLosses:
-  """What `losses.token_losses` makes of the logits x·table^T, chunk by chunk. Not for gradients:
-  these would keep all logits."""
+  """`losses.token_losses` of the logits x·table^T, chunk by chunk. Its gradient would keep all
+  logits: for that there is `loss_sums`."""
   losses = _on_mesh(functools.partial(_losses_of_tokens, vocab_size=vocab_size), BATCH_SPEC)
   return losses(x_BxTxD, table_VxD.astype(x_BxTxD.dtype), targets_BxT, weights_BxT)
 
 
 class TokenPredictions(NamedTuple):
-  """How each token was predicted, float32 B x T; 0 where its weight is 0."""
+  """Each token's figures, float32 B x T; 0 where its weight is 0."""
 
   nll_BxT: jax.Array  # nats
   confidence_BxT: jax.Array  # probability of the likeliest token
@@ -107,7 +105,7 @@ def predictions_of_tokens(
   weights_BxT: jax.Array,
   vocab_size: int,
 ) -> TokenPredictions:
-  """What the logits x·table^T say of the targets, each times its weight, chunk by chunk."""
+  """How the logits x·table^T predict the targets, each times its weight, chunk by chunk."""
   predictions = _on_mesh(
     functools.partial(_predictions_of_tokens, vocab_size=vocab_size), BATCH_SPEC
   )
@@ -118,7 +116,7 @@ def predictions_of_tokens(
 
 
 class _Layout(NamedTuple):
-  """Mesh axes that split the rows, the vocabulary and the table's hidden dimension, if any do."""
+  """Mesh axes over which the rows, the vocabulary and the table's hidden dimension are split."""
 
   batch: Any = ()
   vocab: Any = None
@@ -126,44 +124,45 @@ class _Layout(NamedTuple):
 
 
 def _on_mesh(function, out_specs):
-  """The function of one device's x, table, targets and weights, run on all."""
+  """A function of one device's x, table, targets and weights, run on all devices."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.size <= 1:
     return functools.partial(function, layout=_Layout())
   layout = _Layout(RULES[axes.BATCH], RULES[axes.VOCAB], RULES[axes.EMBED])
-  table_spec = PartitionSpec(layout.vocab, None)  # whole rows, gathered once
+  table_spec = PartitionSpec(layout.vocab, None)  # its columns gathered once
   return jax.shard_map(
     functools.partial(function, layout=layout),
     in_specs=(BATCH_SPEC, table_spec, BATCH_SPEC, BATCH_SPEC),
     out_specs=out_specs,
-    check_vma=False,  # gradients are taken inside, so nothing is differentiated through this
+    check_vma=False,  # gradients are computed inside: training differentiates nothing through it
   )
 
 
 class _Terms(NamedTuple):
-  """Of a chunk of N tokens, over this device's part of the vocabulary."""
+  """A chunk of N tokens, over this device's part of the vocabulary."""
 
   exp_NxV: jax.Array  # exp(logits - max)
-  sum_N: jax.Array  # of exp, over the whole vocabulary
-  target_N: jax.Array  # place of the target in this part; outside of it, it is elsewhere
+  sum_N: jax.Array  # of exp, over the vocabulary of all devices
+  target_N: jax.Array  # index of the target in this part, outside 0 to V - 1 if in another
   log_z_N: jax.Array
   nll_N: jax.Array
   correct_N: jax.Array  # bool: no other token is likelier than the target
 
 
-def _with_whole_columns(table_VxD: jax.Array) -> jax.Array:
-  """The table with rows that make columns of logits which nobody asks for."""
+def _with_padded_columns(table_VxD: jax.Array) -> jax.Array:
+  """The table with rows that pad the columns of the logits to GPU_COLUMNS."""
   columns = GPU_COLUMNS if _on_gpu() else 1
   return jnp.pad(table_VxD, ((0, -table_VxD.shape[0] % columns), (0, 0)))
 
 
 def _terms(x_NxD, table_VxD, V: int, targets_N, vocab_size: int, layout: _Layout) -> _Terms:
-  """V: rows of the table; those behind only fill up columns."""
+  """V: vocabulary rows on this device; rows of the table from V on only pad the logits' columns."""
   first_id = jax.lax.axis_index(layout.vocab) * V if layout.vocab else 0
   logits_NxV = jnp.einsum("ND,VD->NV", x_NxD, table_VxD, preferred_element_type=jnp.float32)
   if layout.vocab or table_VxD.shape[0] > min(V, vocab_size):
     logits_NxV = mask_padding(logits_NxV, jnp.minimum(vocab_size - first_id, V))
-  max_N = logits_NxV.max(-1)
+  # Any shift gives the same log Z: a constant to derivatives, of which `pmax` has none.
+  max_N = jax.lax.stop_gradient(logits_NxV.max(-1))
   max_N = jax.lax.pmax(max_N, layout.vocab) if layout.vocab else max_N
   exp_NxV = jnp.exp(logits_NxV - max_N[:, None])
   sum_N = _sum_over(layout.vocab, exp_NxV.sum(-1))
@@ -179,7 +178,7 @@ def _loss_and_gradients(
   x_BxTxD, table_VxD, targets_BxT, weights_BxT, *, vocab_size, z_loss, layout: _Layout
 ) -> tuple[LossSums, jax.Array, jax.Array]:
   """The sums over all devices' tokens, and the gradients of `objective`; the table's is float32."""
-  V, table_VxD = table_VxD.shape[0], _with_whole_columns(table_VxD)
+  V, table_VxD = table_VxD.shape[0], _with_padded_columns(table_VxD)
 
   def visit(carry, chunk):
     sums, dtable_VxD = carry
@@ -189,7 +188,7 @@ def _loss_and_gradients(
     # The gradient of log Z are the probabilities.
     slope_N = weights_N * (1.0 + 2.0 * z_loss * terms.log_z_N) / terms.sum_N
     dlogits_NxV = terms.exp_NxV * slope_N[:, None]
-    is_target_NxV = jnp.arange(table_VxD.shape[0]) == terms.target_N[:, None]
+    is_target_NxV = jnp.arange(table_VxD.shape[0])[None] == terms.target_N[:, None]
     dlogits_NxV -= jnp.where(is_target_NxV, weights_N[:, None], 0.0)
     dlogits_NxV = dlogits_NxV.astype(x_NxD.dtype)
     dx_NxD = jnp.einsum("NV,VD->ND", dlogits_NxV, table_VxD, preferred_element_type=jnp.float32)
@@ -215,7 +214,7 @@ def _loss_and_gradients(
 def _losses_of_tokens(
   x_BxTxD, table_VxD, targets_BxT, weights_BxT, *, vocab_size, layout: _Layout
 ) -> TokenLosses:
-  V, table_VxD = table_VxD.shape[0], _with_whole_columns(table_VxD)
+  V, table_VxD = table_VxD.shape[0], _with_padded_columns(table_VxD)
 
   def visit(_, chunk):
     x_NxD, targets_N, weights_N = chunk
@@ -230,7 +229,7 @@ def _losses_of_tokens(
 def _predictions_of_tokens(
   x_BxTxD, table_VxD, targets_BxT, weights_BxT, *, vocab_size, layout: _Layout
 ) -> TokenPredictions:
-  V, table_VxD = table_VxD.shape[0], _with_whole_columns(table_VxD)
+  V, table_VxD = table_VxD.shape[0], _with_padded_columns(table_VxD)
 
   def visit(_, chunk):
     x_NxD, targets_N, weights_N = chunk
@@ -249,7 +248,7 @@ def _on_gpu() -> bool:
 
 
 def _chunks(x_BxT: jax.Array) -> jax.Array:
-  """B x T x … as chunks of tokens; zeros, so tokens of no weight, fill up the last."""
+  """B x T x … as chunks of tokens; zeros, which are tokens of no weight, pad the last."""
   rows = x_BxT.reshape(-1, *x_BxT.shape[2:])
   size = min(GPU_CHUNK if _on_gpu() else CHUNK, rows.shape[0])
   rows = jnp.pad(rows, ((0, -rows.shape[0] % size),) + ((0, 0),) * (rows.ndim - 1))

@@ -32,8 +32,8 @@ from gptneo_jax import axes
 from gptneo_jax.attention import Dropout, MaskSpec, attend, probabilities, residuals_saveable
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.model.activations import activate
-from gptneo_jax.model.chunked_cross_entropy import mask_padding
-from gptneo_jax.model.matmul import add_bias, contract
+from gptneo_jax.model.losses import mask_padding
+from gptneo_jax.model.matmul import add_bias, matmul
 from gptneo_jax.sharding import constrain, partition
 
 _HEADS_AXES = (axes.BATCH, axes.LENGTH, axes.ACT_HEADS, None)  # of q, k and v
@@ -42,7 +42,7 @@ _HEADS_AXES = (axes.BATCH, axes.LENGTH, axes.ACT_HEADS, None)  # of q, k and v
 _policies = jax.checkpoint_policies
 REMAT_POLICIES: dict[str, Callable | None] = {
   "full": None,  # the block's input only
-  # What is dear: results of weight matrices and of attention. The rest is computed again.
+  # What costs most: results of weight matrices and of attention. The rest is computed again.
   "dots": _policies.save_from_both_policies(
     _policies.dots_with_no_batch_dims_saveable,
     residuals_saveable,
@@ -55,6 +55,7 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) 
   x32 = x.astype(jnp.float32)
   mean = x32.mean(axis=-1, keepdims=True)
   variance = jnp.square(x32 - mean).mean(axis=-1, keepdims=True)
+  scale, bias = (jnp.broadcast_to(p, x.shape) for p in (scale, bias))
   return ((x32 - mean) * jax.lax.rsqrt(variance + epsilon) * scale + bias).astype(x.dtype)
 
 
@@ -145,7 +146,7 @@ class Projection(_Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     shape, names = self.in_shape + self.out_shape, self.in_axes + self.out_axes
-    y = contract(x, self.weight("kernel", self.rule, shape, names), len(self.in_shape))
+    y = matmul(x, self.weight("kernel", self.rule, shape, names), len(self.in_shape))
     if self.has_variable("lora", "a"):
       a, b = (self.get_variable("lora", name).astype(self.dtype) for name in ("a", "b"))
       y += jnp.tensordot(jnp.tensordot(x, a, axes=len(self.in_shape)), b, axes=1)
@@ -305,10 +306,10 @@ class Decoder(_Module):
       raise ValueError(
         f"{T} tokens, and the model has {self.config.max_position_embeddings} positions"
       )
-    # Rows whole before they are looked up: else XLA would reshard the activations, by copying all.
+    # Every device has all of a row before the look-up: else XLA copies all activations to reshard.
     wte_VxD = constrain(self.wte, axes.VOCAB, None)
     x_BxTxD = jnp.take(wte_VxD, ids_BxT, axis=0).astype(self.dtype)
-    positions = self.wpe[:T]
+    positions = self.wpe[None, :T]
     if positions_BxT is not None:
       positions = jnp.take(self.wpe, positions_BxT, axis=0)  # NaN past the table: never silent
     x_BxTxD = x_BxTxD + positions.astype(self.dtype)
@@ -316,10 +317,10 @@ class Decoder(_Module):
     x_BxTxD = self.embed_dropout(x_BxTxD, deterministic=deterministic)
     if self.asked_for("hidden_states"):
       self.sow("hidden_states", "embeddings", x_BxTxD)
-    first_N = None
+    first_R = None  # R repeats of the pattern
     if self.config.scale_attn_by_inverse_layer_idx:
-      first_N = jnp.arange(0, self.config.num_layers, self.config.period, dtype=jnp.float32)
-    x_BxTxD, _ = self.blocks(x_BxTxD, segment_ids_BxT, deterministic, first_N)
+      first_R = jnp.arange(0, self.config.num_layers, self.config.period, dtype=jnp.float32)
+    x_BxTxD, _ = self.blocks(x_BxTxD, segment_ids_BxT, deterministic, first_R)
     return self.ln_f(x_BxTxD)
 
   def unembed(self, x_BxTxD: jax.Array) -> jax.Array:

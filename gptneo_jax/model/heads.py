@@ -98,7 +98,7 @@ def last_tokens(ids_BxT: Any, pad_token_id: int) -> Any:
     if B > 1:
       raise ValueError(f"{B} rows, and the model has no padding token: set model.pad_token_id")
     return xp.full(B, T - 1)
-  return (xp.arange(T) * (ids_BxT != pad_token_id)).argmax(-1)
+  return (xp.arange(T)[None] * (ids_BxT != pad_token_id)).argmax(-1)
 
 
 def loss(config: ModelConfig, outputs: Any, labels: Any) -> Any:

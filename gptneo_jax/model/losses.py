@@ -10,6 +10,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gptneo_jax.attention.mask import MASKED
+
+
+def mask_padding(logits: jax.Array, vocab_size: int | jax.Array) -> jax.Array:
+  """Logits with no probability for the ids from `vocab_size` on, which only pad the vocabulary."""
+  ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+  return jnp.where(ids < vocab_size, logits, MASKED)
+
 
 class TokenLosses(NamedTuple):
   """Per-token terms, float32, each B x T, already multiplied by the weights."""

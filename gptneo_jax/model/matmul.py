@@ -1,4 +1,4 @@
-"""Products with weight matrices, and biases: what XLA is to make of them and of their gradients."""
+"""Products with weight matrices, and biases: what XLA compiles of them and of their gradients."""
 
 from __future__ import annotations
 
@@ -12,70 +12,73 @@ import jax.numpy as jnp
 from gptneo_jax.hardware import current_hardware
 
 
-@jax.custom_vjp
-def matmul(x_MxD: jax.Array, kernel_DxF: jax.Array) -> jax.Array:
-  """x @ kernel, in the type of x, which the kernel is rounded to.
+def matmul(x: jax.Array, kernel: jax.Array, contracted: int = 1) -> jax.Array:
+  """Contracts the last axes of x with the first of the kernel, as many as `contracted` says.
 
-  The weight gradient is asked for as x^T·dy. JAX's own rule asks for (dy^T·x)^T, which XLA on CPU
-  serves by copying dy transposed and by its slower product: experiments/bench_weight_gradient.py
-  measures both. It is accumulated in the type of the kernel, so that bfloat16 computation gives
-  float32 gradients to float32 weights without a rounding in between.
+  The result has the type of x, which the kernel is rounded to. The kernel's gradient has the
+  kernel's own type.
+
+  The rows are flattened: of 2-D operands XLA on CPU takes the kernel's gradient as x^T·dy; of
+  B x T x D it copies dy transposed first (experiments/bench_weight_gradient.py).
   """
-  return _product(x_MxD, kernel_DxF)
-
-
-def _product(x_MxD, kernel_DxF):
-  return x_MxD @ kernel_DxF.astype(x_MxD.dtype)
-
-
-def _forward(x_MxD, kernel_DxF):
-  # Not `matmul`: a rematerialisation policy is to see a dot product, which it may keep.
-  return _product(x_MxD, kernel_DxF), (x_MxD, kernel_DxF)
-
-
-def _backward(residuals, dy_MxF):
-  x_MxD, kernel_DxF = residuals
-  dx_MxD = jax.lax.dot_general(dy_MxF, kernel_DxF.astype(dy_MxF.dtype), (((1,), (1,)), ((), ())))
-  dkernel_DxF = jax.lax.dot_general(
-    x_MxD, dy_MxF, (((0,), (0,)), ((), ())), preferred_element_type=kernel_DxF.dtype
-  )
-  return dx_MxD, dkernel_DxF
-
-
-matmul.defvjp(_forward, _backward)
-
-
-def contract(x: jax.Array, kernel: jax.Array, axes: int) -> jax.Array:
-  """Contracts the last `axes` axes of x with the first of the kernel, as jnp.tensordot does."""
-  rows, inner, outer = x.shape[: x.ndim - axes], kernel.shape[:axes], kernel.shape[axes:]
+  rows, inner, outer = x.shape[:-contracted], kernel.shape[:contracted], kernel.shape[contracted:]
   size = math.prod(inner)
-  y = matmul(x.reshape(-1, size), kernel.reshape(size, -1))
-  return jnp.reshape(y, rows + outer)
+  x_NxD, kernel_DxF = x.reshape(-1, size), kernel.reshape(size, -1)
+  # Of two types a rule of our own, which has no forward mode: only where it pays.
+  product = _plain if x.dtype == kernel.dtype else _rounded_kernel
+  return product(x_NxD, kernel_DxF).reshape(rows + outer)
+
+
+def _plain(x_NxD: jax.Array, kernel_DxF: jax.Array) -> jax.Array:
+  return x_NxD @ kernel_DxF.astype(x_NxD.dtype)
 
 
 @jax.custom_vjp
+def _rounded_kernel(x_NxD: jax.Array, kernel_DxF: jax.Array) -> jax.Array:
+  """The product with a kernel of more bits, whose gradient is accumulated in these.
+
+  JAX's own rule gives bfloat16 computation a bfloat16 gradient, and then makes a float32 one of it.
+  """
+  return _plain(x_NxD, kernel_DxF)
+
+
+def _forward(x_NxD, kernel_DxF):
+  # Not `_rounded_kernel`: a rematerialisation policy must see a dot product, which it may keep.
+  return _plain(x_NxD, kernel_DxF), (x_NxD, kernel_DxF)
+
+
+def _backward(residuals, dy_NxF):
+  x_NxD, kernel_DxF = residuals
+  dx_NxD = jax.lax.dot_general(dy_NxF, kernel_DxF.astype(dy_NxF.dtype), (((1,), (1,)), ((), ())))
+  dkernel_DxF = jax.lax.dot_general(
+    x_NxD, dy_NxF, (((0,), (0,)), ((), ())), preferred_element_type=kernel_DxF.dtype
+  )
+  return dx_NxD, dkernel_DxF
+
+
+_rounded_kernel.defvjp(_forward, _backward)
+
+
 def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
   """y + bias, in the type of y; the bias has the last axes of y, and a gradient of its own type.
 
-  On a GPU that is summed from the gradient of y once it is there. Left to itself XLA sums while it
-  computes that, and for gelu's, whose tanh it stores in float32 for it, one pass is slower than
-  two. On TPU one pass is better: two read more memory, as the planner shows.
+  On a GPU that gradient is summed from the gradient of y once it is in memory. Left to itself XLA
+  sums while it computes that, and for gelu's, whose tanh it stores in float32 for it, one pass is
+  slower than two. On TPU one pass is better: two read more memory, as the planner shows.
   """
-  return y + bias.astype(y.dtype)
+  # Broadcast before it is rounded: so the rows of its gradient are summed in its own type.
+  y += jnp.broadcast_to(bias, y.shape).astype(y.dtype)
+  return _with_stored_gradient(y) if current_hardware().platform == "gpu" else y
 
 
-def _add_bias_forward(y, bias):
-  return add_bias(y, bias), bias
+@jax.custom_jvp
+def _with_stored_gradient(y: jax.Array) -> jax.Array:
+  return y
 
 
-def _add_bias_backward(bias, dy):
-  if current_hardware().platform == "gpu":
-    dy = jax.lax.optimization_barrier(dy)
-  rows = tuple(range(dy.ndim - bias.ndim))
-  return dy, dy.sum(rows, dtype=bias.dtype)
-
-
-add_bias.defvjp(_add_bias_forward, _add_bias_backward)
+@_with_stored_gradient.defjvp
+def _with_stored_gradient_jvp(primals, tangents):
+  return primals[0], jax.lax.optimization_barrier(tangents[0])
 
 
 def exact_products(dtype: Any) -> contextlib.AbstractContextManager:

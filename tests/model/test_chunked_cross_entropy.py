@@ -11,15 +11,14 @@ from gptneo_jax.model import chunked_cross_entropy
 from gptneo_jax.model.chunked_cross_entropy import (
   loss_sums,
   losses_of_tokens,
-  mask_padding,
   predictions_of_tokens,
 )
-from gptneo_jax.model.losses import token_losses
+from gptneo_jax.model.losses import mask_padding, token_losses
 
 D = 16
 
 
-def whole(x_BxTxD, table_VxD, targets_BxT, weights_BxT, vocab_size, z_loss):
+def with_all_logits(x_BxTxD, table_VxD, targets_BxT, weights_BxT, vocab_size, z_loss):
   """The same sums with all logits at once."""
   logits_BxTxV = jnp.einsum(
     "BTD,VD->BTV", x_BxTxD, table_VxD.astype(x_BxTxD.dtype), preferred_element_type=jnp.float32
@@ -46,7 +45,7 @@ def relative_error(got, expected):
 
 
 def take_chunks(monkeypatch, chunk, columns):
-  """Chunks of so many tokens; with columns also the whole columns that a GPU is given."""
+  """Chunks of `chunk` tokens; with `columns`, a GPU's padding of the logits to a multiple."""
   monkeypatch.setattr(chunked_cross_entropy, "_on_gpu", lambda: columns is not None)
   monkeypatch.setattr(chunked_cross_entropy, "GPU_CHUNK" if columns else "CHUNK", chunk)
   monkeypatch.setattr(chunked_cross_entropy, "GPU_COLUMNS", columns)
@@ -66,7 +65,7 @@ def test_values_and_gradients(monkeypatch, chunk, columns, z_loss):
     return sums.objective, sums.nll
 
   def at_once(x, table):
-    objective, losses = whole(3.0 * x, table, targets, weights, V, z_loss)
+    objective, losses = with_all_logits(3.0 * x, table, targets, weights, V, z_loss)
     return objective, losses.nll_BxT.sum()
 
   gradients = functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
@@ -84,7 +83,7 @@ def test_losses_of_tokens(monkeypatch, chunk, columns):
   take_chunks(monkeypatch, chunk, columns)
   x, table, targets, weights, V = inputs()
   got = losses_of_tokens(x, table, targets, weights, V)
-  _, expected = whole(x, table, targets, weights, V, 0.0)
+  _, expected = with_all_logits(x, table, targets, weights, V, 0.0)
   np.testing.assert_allclose(got.nll_BxT, expected.nll_BxT, rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(got.z_BxT, expected.z_BxT, rtol=1e-5, atol=1e-6)
 
@@ -118,7 +117,7 @@ def test_bfloat16_hidden_states_give_float32_sums_and_table_gradients():
   rounded = table.astype(jnp.bfloat16).astype(jnp.float32)
   exact = x.astype(jnp.float32)
   expected, grads = jax.value_and_grad(
-    lambda x, table: whole(x, table, targets, weights, V, 0.1)[0], argnums=(0, 1)
+    lambda x, table: with_all_logits(x, table, targets, weights, V, 0.1)[0], argnums=(0, 1)
   )(exact, rounded)
   np.testing.assert_allclose(value, expected, rtol=1e-5)
   for got, e in zip((dx, dtable), grads):
@@ -140,7 +139,7 @@ def temporary_bytes(function, B, T, width, V) -> int:
 def test_memory_at_125m_is_lower_by_most_of_the_logits():
   B, T, width, V = 4, 2048, 768, 50257
   logits = B * T * V * 4
-  at_once = temporary_bytes(whole, B, T, width, V)
+  at_once = temporary_bytes(with_all_logits, B, T, width, V)
   chunked = temporary_bytes(lambda *a: tuple(loss_sums(*a)), B, T, width, V)
   print(f"temporary MiB: {at_once >> 20} at once, {chunked >> 20} in chunks")
   assert at_once > logits  # the measure sees them
