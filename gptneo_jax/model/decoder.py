@@ -130,8 +130,8 @@ class LayerNorm(_Module):
     return layer_norm(x_BxTxD, scale, bias, self.config.layer_norm_epsilon)
 
 
-class Projection(_Module):
-  """A matrix, and a bias if asked: contracts the last axes of x with the first of the kernel.
+class Dense(_Module):
+  """A dense layer: contracts the last axes of x with the first of the kernel, and adds the bias.
 
   Where the collection `lora` holds factors for it, a (…in, r) and b (r, …out), x·a·b is added.
   """
@@ -169,7 +169,7 @@ class Attention(_Module):
     config = self.config
     D, H, K = (config.hidden_size,), (config.num_heads,), (config.head_dim,)
     heads = functools.partial(
-      Projection, config, in_shape=D, in_axes=(axes.EMBED,), out_shape=H + K,
+      Dense, config, in_shape=D, in_axes=(axes.EMBED,), out_shape=H + K,
       out_axes=(axes.HEADS, axes.HEAD_DIM), use_bias=config.qkv_bias,
     )  # fmt: skip
     q_BxTxHxK, k_BxTxHxK, v_BxTxHxK = (
@@ -194,7 +194,7 @@ class Attention(_Module):
       dropout=dropout,
       partition=partition(*_HEADS_AXES),
     )
-    return Projection(
+    return Dense(
       config, rule="out", in_shape=H + K, in_axes=(axes.HEADS, axes.HEAD_DIM), out_shape=D,
       out_axes=(axes.EMBED,), name="out",
     )(y_BxTxHxK)  # fmt: skip
@@ -205,12 +205,12 @@ class MLP(_Module):
   def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
     config = self.config
     D, F = (config.hidden_size,), (config.mlp_size,)
-    h_BxTxF = Projection(
+    h_BxTxF = Dense(
       config, rule="c_fc", in_shape=D, in_axes=(axes.EMBED,), out_shape=F, out_axes=(axes.MLP,),
       name="c_fc",
     )(x_BxTxD)  # fmt: skip
     h_BxTxF = constrain(h_BxTxF, axes.BATCH, axes.LENGTH, axes.ACT_MLP)
-    return Projection(
+    return Dense(
       config, rule="c_proj", in_shape=F, in_axes=(axes.MLP,), out_shape=D, out_axes=(axes.EMBED,),
       name="c_proj",
     )(activate(h_BxTxF, config.activation_function))  # fmt: skip

@@ -16,7 +16,7 @@ import numpy as np
 from gptneo_jax import axes
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.model import losses
-from gptneo_jax.model.decoder import Decoder, Projection
+from gptneo_jax.model.decoder import Decoder, Dense
 
 
 class HeadedDecoder(Decoder):
@@ -25,7 +25,7 @@ class HeadedDecoder(Decoder):
   def setup(self):
     super().setup()
     config = self.config
-    self.head = Projection(
+    self.head = Dense(
       config, rule="head", in_shape=(config.hidden_size,), in_axes=(axes.EMBED,),
       out_shape=(config.head_size,), out_axes=(axes.LABELS,), use_bias=config.head_bias,
     )  # fmt: skip
