@@ -69,7 +69,7 @@ def test_forward_mode():
     return matmul.add_bias(matmul.matmul(x, kernel), bias)
 
   out, tangent = jax.jvp(layer, (x, kernel, bias), (2 * x, 3 * kernel, dbias))
-  np.testing.assert_allclose(tangent, 5 * (out - bias) + 0.5, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(tangent, 5 * (out - bias[None, None]) + 0.5, rtol=1e-5, atol=1e-5)
   with pytest.raises(TypeError, match="custom_vjp"):
     jax.jvp(matmul.matmul, (x, kernel.astype(jnp.bfloat16)), (x, kernel.astype(jnp.bfloat16)))
 
