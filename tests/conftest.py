@@ -16,6 +16,18 @@ def exact_float32():
     jax.config.update("jax_default_matmul_precision", "highest")
 
 
+# Rooms whose code says each broadcast between ranks; that of generation relies on implicit ones.
+_EXPLICIT_ROOMS = ("attention", "model")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def explicit_broadcasting(request):
+  """In these rooms an array is never broadcast to another rank in silence: it is an error."""
+  explicit = request.path.parent.name in _EXPLICIT_ROOMS
+  with jax.numpy_rank_promotion("raise" if explicit else "allow"):
+    yield
+
+
 @pytest.fixture(scope="session")
 def repository() -> pathlib.Path:
   return REPOSITORY
