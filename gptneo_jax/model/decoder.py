@@ -55,7 +55,7 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) 
   x32 = x.astype(jnp.float32)
   mean = x32.mean(axis=-1, keepdims=True)
   variance = jnp.square(x32 - mean).mean(axis=-1, keepdims=True)
-  scale, bias = (jnp.broadcast_to(p, x.shape) for p in (scale, bias))
+  scale, bias = (jnp.expand_dims(p, range(x.ndim - 1)) for p in (scale, bias))
   return ((x32 - mean) * jax.lax.rsqrt(variance + epsilon) * scale + bias).astype(x.dtype)
 
 
