@@ -189,7 +189,8 @@ def _loss_and_gradients(
     slope_N = weights_N * (1.0 + 2.0 * z_loss * terms.log_z_N) / terms.sum_N
     dlogits_NxV = terms.exp_NxV * slope_N[:, None]
     is_target_NxV = jnp.arange(table_VxD.shape[0])[None] == terms.target_N[:, None]
-    dlogits_NxV -= jnp.where(is_target_NxV, weights_N[:, None], 0.0)
+    # Not by `jnp.where`: differentiation takes what is constant, zeros N x V, out of the scan.
+    dlogits_NxV -= weights_N[:, None] * is_target_NxV
     dlogits_NxV = dlogits_NxV.astype(x_NxD.dtype)
     dx_NxD = jnp.einsum("NV,VD->ND", dlogits_NxV, table_VxD, preferred_element_type=jnp.float32)
     dtable_VxD += jnp.einsum("NV,ND->VD", dlogits_NxV, x_NxD, preferred_element_type=jnp.float32)

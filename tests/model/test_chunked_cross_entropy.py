@@ -9,6 +9,7 @@ import pytest
 
 from gptneo_jax.model import chunked_cross_entropy
 from gptneo_jax.model.chunked_cross_entropy import (
+  CHUNK,
   loss_sums,
   losses_of_tokens,
   predictions_of_tokens,
@@ -144,4 +145,5 @@ def test_memory_at_125m_is_lower_by_most_of_the_logits():
   print(f"temporary MiB: {at_once >> 20} at once, {chunked >> 20} in chunks")
   assert at_once > logits  # the measure sees them
   assert at_once - chunked >= 0.8 * logits
-  assert chunked < 0.5 * logits
+  # The table's gradient and the logits of one chunk, and hardly more.
+  assert chunked < 1.1 * (V * width * 4 + CHUNK * V * 4)
