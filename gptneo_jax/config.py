@@ -38,6 +38,8 @@ ACTIVATIONS = (
 
 VOCABULARY_TABLES = ("wte", "lm_head")  # parameters with a row for each id, and then padding
 
+FLOAT_TYPES = ("float32", "bfloat16", "float16")  # float16: inference only
+
 REMATS = ("none", "dots", "full")  # what the backward pass computes again
 
 _CHOICES = {
@@ -53,8 +55,8 @@ _CHOICES = {
   "initializer": ("mesh_tf", "hf"),
   "remat": REMATS,
   "attention_impl": ("auto", "xla", "splash", "cudnn", "reference"),
-  "dtype": ("float32", "bfloat16", "float16"),  # float16: inference only
-  "param_dtype": ("float32", "bfloat16", "float16"),
+  "dtype": FLOAT_TYPES,
+  "param_dtype": FLOAT_TYPES,
 }
 
 
@@ -118,7 +120,7 @@ class ModelConfig:
       if getattr(self, name) < 1:
         raise ValueError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
     if self.intermediate_size < 0:
-      raise ValueError("model.intermediate_size is negative; 0 stands for 4 * hidden_size")
+      raise ValueError("model.intermediate_size is negative; 0 means 4 * hidden_size")
     if self.hidden_size % self.num_heads:
       raise ValueError(
         f"model.hidden_size {self.hidden_size} is not divisible by model.num_heads {self.num_heads}"
@@ -148,7 +150,7 @@ class ModelConfig:
         f" {self.num_labels}"
       )
     if self.pad_token_id < -1:
-      raise ValueError(f"model.pad_token_id is {self.pad_token_id}; -1 stands for none")
+      raise ValueError(f"model.pad_token_id is {self.pad_token_id}; -1 means none")
     for name in ("embed_dropout", "attention_dropout", "resid_dropout", "classifier_dropout",
                  "summary_first_dropout"):  # fmt: skip
       if not 0.0 <= getattr(self, name) < 1.0:

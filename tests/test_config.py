@@ -126,7 +126,7 @@ def test_flops_count_an_untied_head_once():
     ({"num_labels": 0}, "num_labels is 0"),
     ({"num_labels": 3, "id2label": ("a", "b")}, "id2label names 2 labels, and .* is 3"),
     ({"problem_type": "ranking"}, "problem_type is 'ranking'"),
-    ({"pad_token_id": -2}, "pad_token_id is -2; -1 stands for none"),
+    ({"pad_token_id": -2}, "pad_token_id is -2; -1 means none"),
     ({"classifier_dropout": 1.0}, "classifier_dropout is 1.0"),
   ],
 )

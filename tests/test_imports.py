@@ -42,6 +42,16 @@ def test_everything_imports_and_trains_without_kernels():
     assert found["refused"][kernel] == f"attention backend {kernel!r} cannot serve here: {reason}"
 
 
+@pytest.mark.processes
+def test_importing_touches_nothing_global():
+  """No logger's filters or handlers, hook, generator, setting of jax, variable, signal, warning."""
+  third_party = run("third_party")["modules"]
+  assert {"jax", "orbax.checkpoint", "absl.logging", "numpy.random"} <= set(third_party)
+  found = run("changed_by_importing", third_party)
+  assert found["changed"] == {}
+  assert found["modules_of_others_before"] == found["modules_of_others_after"]
+
+
 def test_private_modules_are_imported_where_they_are_used():
   """Never when a module of ours is imported: jax may move them with any version."""
   found = {

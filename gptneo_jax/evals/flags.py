@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Sequence
 
 from gptneo_jax import cli
+from gptneo_jax.config import FLOAT_TYPES
 from gptneo_jax.errors import UserError
 
 _SPLITS = ("train", "validation", "test")
@@ -73,8 +74,7 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
     " evaluation.json (comparison.json), with a number where that is there already",
   )  # fmt: skip
   add("--compare", nargs="+", metavar="FILE.json", help="put reports side by side")
-  types = ("float32", "bfloat16", "float16")
-  add("--dtype", choices=types, help="of weights and computation; default as stored")
+  add("--dtype", choices=FLOAT_TYPES, help="of weights and computation; default as stored")
   add("--quantization", choices=("int8", "w8a8", "int4"), help="weights of 8 or 4 bits")
   add("--mesh", metavar="AXES", help="as data=2,fsdp=2,tensor=1; default all devices on data")
   add("--batch_size", type=int, default=8, metavar="B", help="rows at once; default 8")

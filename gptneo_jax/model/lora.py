@@ -3,7 +3,7 @@
 An adapter holds factors a (N, …in, r) and b (N, r, …out) for some kernels, in a tree of the
 parameters' layout; N is the number of repeats of the scan over layers. A kernel changes by
 scale · a·b. `collection` gives the factors to the model, which applies them beside frozen weights
-(`Projection` in model/decoder.py); `merge` adds them to the weights. Source: Hu et al. 2021,
+(`Dense` in model/decoder.py); `merge` adds them to the weights. Source: Hu et al. 2021,
 arXiv:2106.09685; PEFT's files are read and written by interop/peft_files.py.
 """
 
