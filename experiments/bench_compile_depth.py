@@ -17,6 +17,7 @@ from gptneo_jax.model.decoder import Decoder
 from gptneo_jax.state import abstract_state
 from gptneo_jax.steps import make_train_step
 from gptneo_jax.training.optimizer import OptimizerConfig, ScheduleConfig, make_optimizer
+from gptneo_jax.training.tasks.lm import next_token_loss
 
 
 def compile_seconds(num_layers: int) -> float:
@@ -29,7 +30,7 @@ def compile_seconds(num_layers: int) -> float:
   abstract = abstract_state(model, optimizer, mesh)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
   batch = dict.fromkeys(("inputs", "targets"), jax.ShapeDtypeStruct((2, 512), jnp.int32))
-  step = make_train_step(model, optimizer, shardings, mesh, z_loss=1e-4)
+  step = make_train_step(next_token_loss(model, 1e-4), optimizer, shardings, mesh)
   start = time.perf_counter()
   with jax.set_mesh(mesh):
     step.lower(abstract, batch).compile()

@@ -24,6 +24,7 @@ from gptneo_jax import hardware, sharding, state, steps
 from gptneo_jax.config import PRESETS
 from gptneo_jax.model.decoder import Decoder
 from gptneo_jax.training import optimizer
+from gptneo_jax.training.tasks.lm import next_token_loss
 
 
 def ours(config, ids_BxT):
@@ -35,7 +36,7 @@ def ours(config, ids_BxT):
   )
   abstract = state.abstract_state(model, rule, mesh)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-  step = steps.make_train_step(model, rule, shardings, mesh, z_loss=0.0)
+  step = steps.make_train_step(next_token_loss(model, 0.0), rule, shardings, mesh)
   targets_BxT = np.roll(ids_BxT, -1, axis=1)
   batch = steps.place_batch({"inputs": ids_BxT, "targets": targets_BxT}, mesh, len(ids_BxT))
   current = state.init_state(model, rule, mesh, seed=0)

@@ -93,10 +93,10 @@ def uses_table() -> str:
   columns = {}
   for half, where in (("bfloat16", ""), (None, ", on a T4")):
     for model in MODELS:
-      for task in memory_estimate.task_bytes(PRESETS[model], 2048, half=half):
-        trains = task.name == "fine-tune"
+      for use in memory_estimate.use_bytes(PRESETS[model], 2048, half=half):
+        trains = use.name == "fine-tune"
         if trains or half:
-          columns.setdefault(f"{task.name}: {task.terms}{where}", []).append(task.bytes)
+          columns.setdefault(f"{use.name}: {use.terms}{where}", []).append(use.bytes)
   columns["convert: the host's memory"] = [
     memory_estimate.convert_bytes(PRESETS[m]) for m in MODELS
   ]

@@ -24,10 +24,11 @@ from gptneo_jax.generation.api import Generation
 from gptneo_jax.generation.requests import require_tokenizer
 from gptneo_jax.interop import peft_files
 from gptneo_jax.interop.hf_import import GENERATION_CONFIG, HF_CONFIG
-from gptneo_jax.model import forward, heads, lora
+from gptneo_jax.model import forward, heads, lora, next_token
 from gptneo_jax.model.chunked_cross_entropy import TokenPredictions
 from gptneo_jax.model.forward import integers, refuse_traced
 from gptneo_jax.model.matmul import exact_products
+from gptneo_jax.sharding import batch_ways
 
 _SCORED_ROWS = 8  # windows scored at once
 
@@ -244,38 +245,36 @@ class LanguageModel:
       except UnicodeEncodeError as error:
         raise UserError(f"{document.location} is not valid text: {error.reason}") from None
     longest = max((len(ids) for ids in DocumentEncoder(tokenizer).encode(texts)), default=1)
-    ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+    ways = batch_ways(self.mesh)
     batches = data.EvaluationBatches(
       documents,
       tokenizer,
       batch_size=forward.round_up(min(_SCORED_ROWS, max(len(texts), 1)), ways),
       seq_len=min(forward.round_up(longest, forward.BUCKET), self.config.max_position_embeddings),
     )
-    nll = [0.0] * len(texts)
-    for batch in batches:
-      document_B = batch.pop("row_document")
-      nll_B = np.asarray(self.predictions(batch).nll_BxT, np.float64).sum(-1)
-      for document, value in zip(document_B, nll_B):
-        if document >= 0:
-          nll[document] += float(value)
+    nll = data.document_nll(lambda batch: self.predictions(batch).nll_BxT, batches)
+    counts = zip(batches.tokens_per_document, batches.bytes_per_document)
     return [
-      Score(*entry) for entry in zip(nll, batches.tokens_per_document, batches.bytes_per_document)
+      Score(nll=nll.get(number, 0.0), tokens=tokens, bytes=size)
+      for number, (tokens, size) in enumerate(counts)
     ]
 
   def predictions(self, batch: dict[str, np.ndarray]) -> TokenPredictions:
     """How each token of a batch is predicted, float32 B x T, without waiting for it.
 
     The batch is as `data.EvaluationBatches` makes it (`inputs` and `targets`, int32 B x T, and
-    `weights`); B is a multiple of the mesh's data x fsdp. Compiled for each shape.
+    `weights`; other entries are not used); B is a multiple of the mesh's data x fsdp. Compiled for
+    each shape.
     """
     self._require_lm_head("predict tokens")
+    arrays = {name: batch[name] for name in ("inputs", "targets", "weights") if name in batch}
     shardings = jax.tree.map(lambda leaf: leaf.sharding, self.params)
     leaves, tree = jax.tree.flatten(shardings)
     module = heads.build(self.config)
     # flax's modules are frozen dataclasses with a hash; its annotations make them plain ones.
     step = _eval_step(module, tuple(leaves), tree, self.mesh)  # pyrefly: ignore[bad-argument-type]
     with jax.set_mesh(self.mesh), exact_products(self.config.dtype):
-      return step(self.params, steps.place_batch(batch, self.mesh, len(batch["inputs"])))
+      return step(self.params, steps.place_batch(arrays, self.mesh, len(arrays["inputs"])))
 
   def generate(
     self, prompts: Any = None, attention_mask: Any = None, seed: int = 0, *,
@@ -349,4 +348,8 @@ class LanguageModel:
 @functools.lru_cache(maxsize=8)
 def _eval_step(module, sharding_leaves, tree, mesh):
   """Shared by all models of one config."""
-  return steps.make_eval_step(module, jax.tree.unflatten(tree, sharding_leaves), mesh)
+  return steps.make_eval_step(
+    functools.partial(next_token.predictions, module),
+    jax.tree.unflatten(tree, sharding_leaves),
+    mesh,
+  )

@@ -29,6 +29,7 @@ from gptneo_jax.errors import UserError, user_errors
 from gptneo_jax.evals import comparison, flags, perplexity, provenance, report, report_tables
 from gptneo_jax.evals.resume_file import ResumeFile
 from gptneo_jax.generation.requests import require_tokenizer
+from gptneo_jax.sharding import batch_ways
 from gptneo_jax.training import config_file
 
 _Items = list[tuple[str, str]]  # name and text of each item that was evaluated
@@ -193,7 +194,7 @@ def _measure_documents(
   Returns the file that an interrupted run resumes from, to be removed once the report is written.
   """
   seq_len = args.seq_len or lm.config.max_position_embeddings
-  ways = lm.mesh.shape["data"] * lm.mesh.shape["fsdp"]
+  ways = batch_ways(lm.mesh)
   batch_size = -(-args.batch_size // ways) * ways
   about = {
     "source": args.data,

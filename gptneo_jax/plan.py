@@ -29,15 +29,15 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from gptneo_jax import hardware, sharding
-from gptneo_jax.errors import user_errors
+from gptneo_jax import hardware
 from gptneo_jax.planning import advice, aot_compile, report, topology
 from gptneo_jax.planning.aot_compile import Report
 from gptneo_jax.planning.topology import Topology
-from gptneo_jax.training import config_file, fitting, memory_estimate, multihost, parse_config
-from gptneo_jax.training.compiled_step import TooLarge
+from gptneo_jax.training import config_file, fitting, memory_estimate
+from gptneo_jax.training.compiled_step import TooLarge, compile_step, fit
 from gptneo_jax.training.fitting import Changes
 from gptneo_jax.training.memory_estimate import GIB, size_text
+from gptneo_jax.training.setup import Run, setup_run
 
 
 def main() -> None:
@@ -55,19 +55,25 @@ def _run_command(config: ConfigDict) -> int:
     jax.config.update("jax_platforms", "cpu")  # devices here are not needed, nor to be taken
   # What is compiled for devices that are not here cannot be read back: it is not kept either.
   jax.config.update("jax_enable_compilation_cache", False)
-  target = topology.find(wanted or topology.HERE)
-  compiles = wanted is not None and bool(target.devices)
-  parts = parse_config.read(config)
-  _check_hosts(config, parts, target)
-  model = parts.model
+  return run(config, wanted, config_path=config_file.config_path())
+
+
+def run(config: ConfigDict, topology_name: str | None, *, config_path: str = "the config") -> int:
+  """Prints what a run needs on a topology; 0 if it fits, 1 if it does not.
+
+  config: as the files in configs/ make it. topology_name: None for this machine, estimated.
+  Raises UserError.
+  """
+  target = topology.find(topology_name or topology.HERE)
+  compiles = topology_name is not None and bool(target.devices)
   config, forced = _computable(config, target)
   memory, available = _memory(target)
-  chosen = fitting.apply(config, fitting.choose(config, target.size, memory))
-  needs = fitting.estimate(chosen, target.size)
+  planned = setup_run(config, target.devices or target.size, memory)
+  needs = fitting.estimate(planned.config, target.size)
 
-  report.print_run(config_file.config_path(), config, chosen, target)
+  report.print_run(config_path, planned, target)
   report.print_estimate(needs, available)
-  report.print_tasks(model, config.seq_len, target)
+  report.print_uses(planned.model_config, config.seq_len, target)
 
   # --- compile, or refuse what cannot fit whatever the compiler does -----------------------------
   estimated = needed = float(memory_estimate.total(needs))
@@ -77,17 +83,16 @@ def _run_command(config: ConfigDict) -> int:
   elif compiles:
     how = "by the compiler's count"
     try:
-      by_estimate = chosen
-      chosen, (costs, seconds) = _compile(config, target, memory)
-      needed = costs.memory.needed
-      if chosen != by_estimate:
-        report.print_choice(config, chosen, target)
-      report.print_report(costs, seconds, chosen, target)
+      compiled, (found, seconds) = _compile(planned, target)
+      if compiled.choice != planned.choice:
+        report.print_choice(compiled)
+      planned, costs, needed = compiled, found.costs, found.memory.needed
+      report.print_report(found, seconds, planned, target)
     except TooLarge as error:
       print("\nthe compiler found no way to fit the step")
       estimated = memory_estimate.total(fitting.estimate(config, target.size))
       needed = max(error.needed or estimated, available + 1)
-  report.print_speed(costs, chosen, target)
+  report.print_speed(costs, planned, target)
   fits = needed <= available
 
   if not fits:
@@ -100,17 +105,6 @@ def _run_command(config: ConfigDict) -> int:
     f" {target.size} device(s), {how}; {size_text(available)} there"
   )
   return 0 if fits else 1
-
-
-def _check_hosts(config: ConfigDict, parts: parse_config.Sections, target: Topology) -> None:
-  """Raises UserError if the data cannot be shared out among the hosts, as `train` would.
-
-  Where the devices are not known, neither are their hosts.
-  """
-  if target.devices:
-    with user_errors():
-      mesh = sharding.make_mesh(**config.mesh.to_dict(), devices=target.devices)
-    multihost.streams_by_host(mesh, config.batch_size, parts.data.num_streams)
 
 
 def _computable(config: ConfigDict, target: Topology) -> tuple[ConfigDict, Changes]:
@@ -133,31 +127,25 @@ def _memory(target: Topology) -> tuple[float, float]:
 # --- compiling ------------------------------------------------------------------------------------
 
 
-def _compile(
-  config: ConfigDict, target: Topology, memory: float
-) -> tuple[ConfigDict, tuple[Report, float]]:
-  """The config as `train` would run it, what its compiled step costs, and seconds of compiling.
+def _compile(planned: Run, target: Topology) -> tuple[Run, tuple[Report, float]]:
+  """The run as `train` would compile it, what its step costs, and the seconds of compiling.
 
-  Says on standard error that it is at it. Raises TooLarge.
+  Says on standard error that it is compiling. Raises TooLarge.
   """
-  parts = parse_config.read(config)
-  with user_errors():
-    mesh = sharding.make_mesh(**config.mesh.to_dict(), devices=target.devices)
-  state = parse_config.layout(config, parts, mesh)
 
-  def compile_and_count(chosen: ConfigDict) -> tuple[Report, float]:
+  def compile_and_count(chosen: Run) -> tuple[Report, float]:
     start = time.perf_counter()
     with _patience(f"compiling the step for {target.name}"):
-      compiled = fitting.compile_step(chosen, mesh, state, memory)
-    seconds, model = time.perf_counter() - start, parse_config.read(chosen).model
-    return aot_compile.report(compiled, model, target.devices[0].platform), seconds
+      compiled = compile_step(chosen)
+    seconds, platform = time.perf_counter() - start, target.devices[0].platform
+    return aot_compile.report(compiled, chosen.model_config, platform), seconds
 
-  return fitting.fit(config, target.size, memory, compile_and_count)
+  return fit(planned, compile_and_count)
 
 
 @contextlib.contextmanager
 def _patience(what: str) -> Iterator[None]:
-  """Says on standard error what takes long, and every 15 seconds that it still goes on."""
+  """Says on standard error what takes long, and every 15 seconds for how long it has run."""
   done, start = threading.Event(), time.perf_counter()
 
   def say(text: str) -> None:
@@ -212,9 +200,9 @@ def _needed(config: ConfigDict, target: Topology) -> float | None:
   """Bytes that a config needs of each device, as compiled; None if they are not there."""
   memory, available = _memory(target)
   with contextlib.suppress(TooLarge):
-    _, (costs, _) = _compile(config, target, memory)
-    if costs.memory.needed <= available:
-      return costs.memory.needed
+    _, (found, _) = _compile(setup_run(config, target.devices, memory), target)
+    if found.memory.needed <= available:
+      return found.memory.needed
   return None
 
 

@@ -88,6 +88,11 @@ def abstract_mesh(data: int, fsdp: int, tensor: int, num_devices: int) -> Abstra
   return AbstractMesh(mesh_sizes(data, fsdp, tensor, num_devices), MESH_AXES, _AXIS_TYPES)
 
 
+def batch_ways(mesh: Mesh | AbstractMesh) -> int:
+  """Devices that the rows of a batch are split over: data x fsdp."""
+  return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
   """Asks for `x` to be laid out by the table; nothing happens where no mesh is set."""
   if jax.sharding.get_abstract_mesh().empty:

@@ -1,4 +1,4 @@
-"""The state of a training run, and how it comes to be on a mesh."""
+"""The state of a training run: as shapes with shardings, and fresh on a mesh."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def abstract_state(
 ) -> TrainState:
   """The state as ShapeDtypeStructs with shardings: what restoring and memory estimates need.
 
-  An optimiser leaf with the path and the shape of a parameter is split like it; others, scalars and
-  Adafactor's small factors, are on every device.
+  An optimizer leaf with the path and the shape of a parameter is sharded like it; others (scalars,
+  Adafactor's factors) are replicated.
   """
   shapes = jax.eval_shape(lambda: _init(model, optimizer, 0))
   replicated = NamedSharding(mesh, PartitionSpec())
@@ -67,6 +67,6 @@ def _path(path) -> tuple[str, ...]:
 def init_state(
   model: Decoder, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int
 ) -> TrainState:
-  """A fresh state, made in place on every device: no device ever holds more than its part."""
+  """A fresh state, initialised sharded: no device ever holds more than its part."""
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer, mesh))
   return jax.jit(lambda: _init(model, optimizer, seed), out_shardings=shardings)()

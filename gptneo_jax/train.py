@@ -8,12 +8,12 @@
 Any setting of the config file can be given as --config.NAME=VALUE;
 gptneo_jax/training/run_config.py lists them with their meaning. The folder --workdir holds the
 checkpoints, config.json, the tokenizer and metrics.jsonl; started again on the same folder, the run
-goes on where it stopped, bit for bit.
+resumes where it stopped, bit for bit.
 
-Ctrl-C, once, ends the step, saves and says how to go on; twice ends at once.
+Ctrl-C, once, ends the step, saves and says how to resume; twice ends at once.
 
 Exit status: 0 done; 1 a mistake or a failure, said in one line; 143 stopped by SIGTERM or SIGUSR1,
-or 130 by Ctrl-C, with everything saved: start it again to go on.
+or 130 by Ctrl-C, with everything saved: start it again to resume.
 
 From Python: `gptneo_jax.train.run(config, "runs/mine")`.
 """
@@ -25,22 +25,20 @@ import functools
 import shlex
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import tqdm
 from absl import flags
 from etils import epath
-from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
-from gptneo_jax import data, model_io, sharding
+from gptneo_jax import data, model_io
 from gptneo_jax.checkpoints.folder import run_folder, save_config
 from gptneo_jax.checkpoints.manager import Checkpointer
 from gptneo_jax.checkpoints.step_folders import latest_step
-from gptneo_jax.config import ModelConfig
-from gptneo_jax.errors import UserError, user_errors
-from gptneo_jax.model.decoder import Decoder
+from gptneo_jax.errors import UserError
 from gptneo_jax.planning import advice
 from gptneo_jax.state import TrainState, init_state
 from gptneo_jax.steps import place_batch
@@ -52,10 +50,12 @@ from gptneo_jax.training import (
   parse_config,
   run_record,
   run_tokenizer,
-  validation,
 )
-from gptneo_jax.training.metrics import MetricWriter, Progress, check_wandb, peak_flops_per_second
+from gptneo_jax.training.compiled_step import compile_step, fit
+from gptneo_jax.training.metrics import check_wandb, peak_flops_per_second
+from gptneo_jax.training.setup import Run, setup_run
 from gptneo_jax.training.step_report import StepReports, Trace
+from gptneo_jax.training.tasks import Batches, Evaluation
 
 
 def main() -> None:
@@ -75,178 +75,107 @@ def _run_command(config: ConfigDict) -> int:
   workdir = given.workdir or f"runs/{config_file.config_name()}"
   with multihost.joined(given.coordinator_address, given.num_processes, given.process_id):
     if jax.process_count() == 1:
-      # Nothing is lost before the first step, and after it a second Ctrl-C is to end at once.
+      # Nothing is lost before the first step, and after it a second Ctrl-C must end at once.
       signal.signal(signal.SIGINT, signal.SIG_DFL)
     return run(config, workdir, config_path=config_file.config_path())
 
 
 def run(config: ConfigDict, workdir: str, *, config_path: str = "") -> int:
-  """Trains in the folder `workdir`, or goes on with the run that it holds.
+  """Trains in the folder `workdir`, or resumes the run that it holds.
 
   config: as the files in configs/ make it. config_path: its file, for advice about commands.
   Returns 0 when done, 143 or 130 when stopped by a signal or Ctrl-C with everything saved. Raises
   UserError.
   """
-  with contextlib.ExitStack() as closing:  # a failure too ends with all that was saved on disk
+  with contextlib.ExitStack() as closing:  # a failure too leaves all that was saved on disk
     return _run(config, run_folder(workdir), config_path, closing)
 
 
 def _run(
   config: ConfigDict, workdir: epath.Path, config_path: str, closing: contextlib.ExitStack
 ) -> int:
-  # --- what is asked for, and whether it can run here -------------------------------------------
-  parts = parse_config.read(config)
+  # --- config and setup: what follows from the config, and whether it can run here ---------------
+  run = setup_run(config)
   check_wandb(config.wandb_project)
-  mesh, abstract = _layout(config, parts)
-  memory = min(multihost.gather_objects(memory_estimate.memory_bytes(jax.local_devices())))
-  asked, config = config, fitting.apply(config, fitting.choose(config, mesh.size, memory))
-  model_config, data_config, optimizer, learning_rate = parse_config.read(config)
-  model = Decoder(model_config)
-  warning = _check_needs(config, data_config, config_path)
+  warning = _check_needs(run, config_path)
   command = ["python", "-m", "gptneo_jax.train", *sys.argv[1:]] if config_path else []
-  record = run_record.of(asked, data_config.num_streams, command)
-  changed = run_record.changes(workdir, record, model_config)
-  say = _say if multihost.is_first() else lambda _: None
-  say(_summary(asked, config, model_config, mesh, abstract, workdir))
+  record = run_record.of(run.asked, run.data_config.num_streams, command)
+  changed = run_record.changes(workdir, record, run.model_config)
+  say = _say if multihost.is_host0() else lambda _: None
+  say(f"{run.describe()}; run in {workdir}")
   for text in filter(None, (warning, parse_config.warmup_warning(config))):
     say(text)
-  closing.enter_context(advice.when_out_of_memory(config, mesh.size, memory))
+  closing.enter_context(advice.when_out_of_memory(run.config, run.mesh.size, run.memory))
 
-  # --- data -------------------------------------------------------------------------------------
-  tokenizer, named = run_tokenizer.find(config, data_config, workdir)
+  # --- data ---------------------------------------------------------------------------------------
+  tokenizer, named = run_tokenizer.find(config, run.data_config, workdir)
   say(named)
-  data.check_vocabulary(tokenizer, model_config.vocab_size)
-  batches = data.TrainBatches(
-    data_config,
-    tokenizer,
-    batch_size=config.batch_size,
-    seq_len=config.seq_len,
-    seed=config.seed,
-    streams=multihost.local_streams(mesh, config.batch_size, data_config.num_streams),
-  )
-  closing.callback(batches.close)
-  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-  evaluate = validation.Validation(config, data_config, model, shardings.params, mesh, tokenizer)
+  data.check_vocabulary(tokenizer, run.model_config.vocab_size)
+  batches = closing.enter_context(contextlib.closing(run.task.open_batches(run, tokenizer)))
+  evaluation = run.task.make_evaluation(run, tokenizer)
+  if multihost.is_host0():
+    say(run.task.describe_data(run, tokenizer))
 
-  if multihost.is_first():
-    say(data.amount_of_data(data_config, tokenizer, config.batch_size * (config.seq_len + 1)))
-  peak_flops, _ = peak_flops_per_second(jax.local_devices()[0], model_config.dtype)  # no mesh yet
-
-  # --- state: what this folder holds, else init_from, else fresh ----------------------------------
-  closing.enter_context(jax.set_mesh(mesh))
-  checkpoints = Checkpointer(str(workdir), keep_latest=config.keep_latest)
-  closing.callback(checkpoints.close)
-  restored = checkpoints.restore(
-    abstract.params, _all_but_params(abstract), vocab_size=model_config.vocab_size
+  # --- restore: what this folder holds, else init_from, else fresh --------------------------------
+  peak_flops, _ = peak_flops_per_second(jax.local_devices()[0], run.model_config.dtype)
+  closing.enter_context(jax.set_mesh(run.mesh))
+  checkpoints = closing.enter_context(
+    contextlib.closing(Checkpointer(str(workdir), keep_latest=config.keep_latest))
   )
+  restored = _restore(run, checkpoints, batches, workdir)
+  state, written = restored or (_start(run, tokenizer, say), {})
+  step = int(state.step)
   if restored:
-    state = TrainState(params=restored.params, **restored.optimizer)
-    try:
-      batches.set_state(restored.data_state)
-    except data.DataError as error:
-      raise UserError(f"{workdir}: {error}. {run_record.start_anew(workdir)}") from None
-    say("\n".join([f"going on from step {restored.step}", *changed]))
-  else:
-    if config.init_from:
-      run_tokenizer.check_of_weights(tokenizer, config.init_from)
-    state = init_state(model, optimizer, mesh, config.seed)
-    if config.init_from:
-      state = state.replace(params=model_io.start_from(config.init_from, model_config, mesh))
-      say(f"weights from {config.init_from}")
-  first_step = int(state.step)
-  if multihost.is_first():
-    save_config(workdir, model_config)
-    run_record.write(workdir, record, changed, first_step)
-  estimated = config
-  with advice.when_out_of_memory(asked, mesh.size, memory):
-    config, train_step = fitting.fit(
-      asked, mesh.size, memory, lambda c: fitting.compile_step(c, mesh, abstract, memory)
-    )
-  if config != estimated:
-    say(f"the compiler found no room for that; {_choice(asked, config, mesh)}")
-  baselines = functools.cache(functools.partial(validation.baselines, config, data_config))
+    say("\n".join([f"resuming from step {step}", *changed]))
+  if multihost.is_host0():
+    save_config(workdir, run.model_config)
+    run_record.write(workdir, record, changed, step)
 
-  # --- reports ----------------------------------------------------------------------------------
-  progress = Progress(
-    config.steps,
-    tokens_per_step=config.batch_size * config.seq_len,
-    first_step=first_step,
-    every={"eval": config.eval_every, "checkpoint": config.checkpoint_every},
-    enabled=multihost.is_first(),
-  )
-  closing.callback(progress.close)
-  # The line of a step stands with its checkpoint too: it may not have come into the file.
-  written = restored.metrics if restored else {}
-  writer = MetricWriter(
-    str(workdir),
-    resume_step=first_step - bool(written) if restored else None,
-    wandb_project=config.wandb_project or None,
-    run=record,
-    enabled=multihost.is_first(),
-  )
-  closing.callback(writer.close)
+  # --- step ---------------------------------------------------------------------------------------
+  estimated = run
+  with advice.when_out_of_memory(config, run.mesh.size, run.memory):
+    run, train_step = fit(run, compile_step)
+  if run.choice != estimated.choice:
+    say(f"the compiler found no room for that; {run.describe_choice()}")
+    evaluation = run.task.make_evaluation(run, tokenizer)  # its batches have rows of one part
 
-  def last_saved() -> int | None:
-    checkpoints.wait()
-    return latest_step(str(workdir))
-
-  report = StepReports(
-    config,
-    model_config,
-    learning_rate=learning_rate,
+  # --- what the loop writes to; an evaluation that a run stopped in still owes --------------------
+  reports = StepReports(
+    run,
+    workdir,
+    record,
     batches=batches,
-    progress=progress,
     peak_flops=peak_flops,
-    last_saved=last_saved,
+    last_saved=functools.partial(_last_saved, checkpoints, workdir),
+    first_step=step,
+    # The line of a step is stored with its checkpoint too: it may not have reached the file.
+    resume_step=step - bool(written) if restored else None,
   )
+  closing.callback(reports.close)
+  stop = closing.enter_context(contextlib.closing(multihost.StopRequest()))
+  trace = closing.enter_context(contextlib.closing(Trace(workdir, config.profile)))
+  save = functools.partial(_save, checkpoints, batches, reports)
+  evaluate = functools.partial(_evaluate, evaluation, stop, reports, say)
 
-  def save(step: int, line: dict[str, float]) -> None:
-    with progress.section("checkpoint"):
-      checkpoints.save(
-        step,
-        params=state.params,
-        optimizer=_all_but_params(state),
-        data_state=data.merge_states(multihost.gather_objects(batches.get_state())),
-        metrics=line,
-      )
+  stopping, previous = False, None
+  if restored and evaluation.measures and _owes_evaluation(config, step, written):
+    results = evaluate(step, state)
+    stopping = results is None
+    if results:
+      checkpoints.add_metrics(step, results)
+      written = written | results
+  reports.write(step, written)
 
-  def evaluation(step: int) -> dict[str, float] | None:
-    """What is measured at a step; None if the run is to stop first."""
-    with progress.section("eval"):
-      measured = evaluate(state.params, stop)
-    if measured is None:
-      return None
-    results, sample = measured
-    say(validation.report(step, results, baselines(), sample))
-    return results
-
-  stop = multihost.StopRequest()
-  closing.callback(stop.close)
-  trace = Trace(workdir, config.profile)
-  closing.callback(trace.close)
-
-  # --- what a run that was stopped or killed in an evaluation still owes --------------------------
-  step, stopping, previous = first_step, False, None
-  if restored:
-    due = _due(step, config.eval_every) or step >= config.steps
-    if due and evaluate.measures and not any(key.startswith("eval/") for key in written):
-      results = evaluation(step)
-      stopping = results is None
-      if results:
-        checkpoints.add_metrics(step, results)
-        written = written | results
-    if written:
-      writer.write(step, written)
-
-  # --- the loop: the report of a step is made while the next one runs -----------------------------
-  report.begin()
+  # --- loop: the report of a step is made while the next one runs ---------------------------------
+  reports.begin()
   while step < config.steps and not stopping:
     step += 1
     trace.before(step)
-    batch = place_batch(next(batches), mesh, config.batch_size)
-    state, metrics = train_step(state, batch)
-    if previous and (line := report(*previous)):
-      writer.write(previous[0], line)
+    batch = place_batch(next(batches), run.mesh, config.batch_size)
+    with jax.transfer_guard("disallow"):
+      state, metrics = train_step(state, batch)
+    if previous:
+      reports.write(previous[0], reports(*previous))
     previous = step, metrics, batches.epochs
 
     stopping, last = stop(), step == config.steps
@@ -255,70 +184,145 @@ def _run(
     if not (evaluates or saves):
       continue
     # From here on this step is waited for: nothing is saved before its loss is known to be finite.
-    line, previous = report(*previous), None
+    line, previous = reports(*previous), None
     if saves:
-      save(step, line)
+      save(step, state, line)
     results: dict[str, float] | None = {}
     if evaluates:
       try:
-        results = evaluation(step)
+        results = evaluate(step, state)
       except Exception:
         if not saves and jax.process_count() == 1:  # one of several hosts may be alone here
-          save(step, line)
+          save(step, state, line)
         raise
     if results is None:
       stopping, results = True, {}
       if not saves:
-        save(step, line)
+        save(step, state, line)
     elif results and saves:
       checkpoints.add_metrics(step, results)
-    if line := line | results:
-      writer.write(step, line)
-    report.begin()
+    reports.write(step, line | results)
+    reports.begin()
 
   checkpoints.wait()
-  progress.close()
+  reports.close()
   if stopping:
     again = (
       f"python -m gptneo_jax.train {shlex.join(sys.argv[1:])}" if config_path else "the same run"
     )
-    say(f"stopped by {stop.reason}, saved at step {step} in {workdir}; to go on: {again}")
+    say(f"stopped by {stop.reason}, saved at step {step} in {workdir}; to resume: {again}")
     return stop.status
   say(f"done: step {step}, checkpoint in {workdir / str(step)}")
   return 0
 
 
-def _layout(config: ConfigDict, parts: parse_config.Sections) -> tuple[Mesh, TrainState]:
-  """The mesh, and the state as shapes on it.
+# --- the state of a run ---------------------------------------------------------------------------
 
-  Raises UserError for what does not divide, and for an attention backend that cannot serve here.
+
+def _restore(
+  run: Run, checkpoints: Checkpointer, batches: Batches, workdir: epath.Path
+) -> tuple[TrainState, dict[str, float]] | None:
+  """The state of the newest checkpoint and the metrics stored with it; None if there is none.
+
+  `batches` continue after those that the checkpoint has seen. Raises UserError if they cannot.
   """
-  with user_errors():
-    mesh = sharding.make_mesh(**config.mesh.to_dict())
-    _attention_backends(config, parts.model)
-  abstract = parse_config.layout(config, parts, mesh)
-  multihost.local_streams(mesh, config.batch_size, parts.data.num_streams)
-  return mesh, abstract
-
-
-def _attention_backends(config: ConfigDict, model_config: ModelConfig) -> dict[str, str]:
-  return memory_estimate.attention_backends(
-    model_config, config.seq_len, segments=config.data.segment_ids
+  restored = checkpoints.restore(
+    run.state.params, _all_but_params(run.state), vocab_size=run.model_config.vocab_size
   )
+  if not restored:
+    return None
+  try:
+    batches.set_state(restored.data_state)
+  except data.DataError as error:
+    raise UserError(f"{workdir}: {error}. {run_record.start_anew(workdir)}") from None
+  return TrainState(params=restored.params, **restored.optimizer), restored.metrics
 
 
-def _check_needs(config: ConfigDict, data_config: data.DataConfig, config_path: str) -> str:
+def _start(run: Run, tokenizer: Any, say: Callable[[str], None]) -> TrainState:
+  """The state before the first step: random weights, or those of init_from."""
+  init_from = run.config.init_from
+  if init_from:
+    run_tokenizer.check_of_weights(tokenizer, init_from)
+  state = init_state(run.module, run.optimizer, run.mesh, run.config.seed)
+  if init_from:
+    state = state.replace(params=model_io.start_from(init_from, run.model_config, run.mesh))
+    say(f"weights from {init_from}")
+  return state
+
+
+def _save(
+  checkpoints: Checkpointer,
+  batches: Batches,
+  reports: StepReports,
+  step: int,
+  state: TrainState,
+  line: dict[str, float],
+) -> None:
+  """Saves a step with its line of metrics; returns while it is still being written."""
+  with reports.section("checkpoint"):
+    checkpoints.save(
+      step,
+      params=state.params,
+      optimizer=_all_but_params(state),
+      data_state=data.merge_states(multihost.gather_objects(batches.get_state())),
+      metrics=line,
+    )
+
+
+def _evaluate(
+  evaluation: Evaluation,
+  stop: Callable[[], bool],
+  reports: StepReports,
+  say: Callable[[str], None],
+  step: int,
+  state: TrainState,
+) -> dict[str, float] | None:
+  """What is measured at a step; None if the run was asked to stop first."""
+  with reports.section("eval"):
+    measured = evaluation(state.params, stop)
+  if measured is None:
+    return None
+  results, text = measured
+  say(f"step {step}: {text}")
+  return results
+
+
+def _last_saved(checkpoints: Checkpointer, workdir: epath.Path) -> int | None:
+  checkpoints.wait()
+  return latest_step(str(workdir))
+
+
+def _all_but_params(state: TrainState) -> dict[str, Any]:
+  """What a checkpoint holds beside the parameters, which are loaded without it elsewhere."""
+  return {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
+
+
+def _owes_evaluation(config: ConfigDict, step: int, written: dict[str, float]) -> bool:
+  """Whether an evaluation was due at a step whose metrics hold none."""
+  due = _due(step, config.eval_every) or step >= config.steps
+  return due and not any(key.startswith("eval/") for key in written)
+
+
+def _due(step: int, every: int) -> bool:
+  return every > 0 and step % every == 0
+
+
+# --- before the start -----------------------------------------------------------------------------
+
+
+def _check_needs(run: Run, config_path: str) -> str:
   """A warning with the figures if by estimate the memory for the run is not there, else ''.
 
-  Raises UserError with the figures if the data is not there, or what no program can do without.
+  Raises UserError with the figures if the data is not there, or memory that no program can do
+  without.
   """
   problems = []
   try:
-    data.check_sources(data_config)
+    run.task.check_sources(run.data_config)
   except data.DataError as error:
     problems.append(f"data: {error}")
   devices, available = jax.device_count(), memory_estimate.available_bytes(jax.local_devices())
-  needs = fitting.estimate(config, devices)
+  needs = fitting.estimate(run.config, devices)
   figures = memory_estimate.needs_text(needs, available, devices)
   if memory_estimate.certain_bytes(needs) > available:
     problems.append(f"memory: {figures}")
@@ -332,7 +336,7 @@ def _check_needs(config: ConfigDict, data_config: data.DataConfig, config_path: 
     )
   if memory_estimate.total(needs) <= available:
     return ""
-  would_fit = advice.would_fit(config, devices, available)
+  would_fit = advice.would_fit(run.config, devices, available)
   return f"this may run out of memory: by estimate {figures}. {would_fit}".rstrip()
 
 
@@ -340,48 +344,6 @@ def _say(text: str) -> None:
   """Prints a line above the progress bar, if there is one."""
   tqdm.tqdm.write(text)
   sys.stdout.flush()
-
-
-def _summary(
-  asked: ConfigDict,
-  config: ConfigDict,
-  model_config: ModelConfig,
-  mesh: Mesh,
-  abstract: TrainState,
-  workdir: Any,
-) -> str:
-  size = memory_estimate.size_text(sharding.bytes_per_device(abstract))
-  shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
-  backends = _attention_backends(config, model_config)
-  attention = ", ".join(f"{kind} {backend}" for kind, backend in backends.items())
-  return (
-    f"{model_config.num_params():,} parameters on {mesh.size} {jax.devices()[0].device_kind}"
-    f" device(s), mesh {shape}: {size} of weights and optimizer on each;"
-    f" {_choice(asked, config, mesh)}; attention: {attention}; run in {workdir}"
-  )
-
-
-def _choice(asked: ConfigDict, config: ConfigDict, mesh: Mesh) -> str:
-  """How the batch is taken and what is computed again, marked where `asked` left it open."""
-  parts = config.grad_accumulation
-  rows = config.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"] * parts)
-  marks = [
-    "" if asked_ == has else " (chosen)"
-    for asked_, has in ((asked.grad_accumulation, parts), (asked.model.remat, config.model.remat))
-  ]
-  return (
-    f"a batch in {parts} part(s){marks[0]} of {rows} row(s) on a device,"
-    f" remat {config.model.remat}{marks[1]}"
-  )
-
-
-def _all_but_params(state: TrainState) -> dict[str, Any]:
-  """What a checkpoint holds beside the parameters, which are loaded without it elsewhere."""
-  return {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
-
-
-def _due(step: int, every: int) -> bool:
-  return every > 0 and step % every == 0
 
 
 if __name__ == "__main__":

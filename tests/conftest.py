@@ -28,6 +28,18 @@ def explicit_broadcasting(request):
     yield
 
 
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory):
+  """Programs that a module compiles again are read back: its runs compile the same functions."""
+  names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+  before = [getattr(jax.config, name) for name in names]
+  for name, value in zip(names, (str(tmp_path_factory.mktemp("compiled")), 0.0)):
+    jax.config.update(name, value)
+  yield
+  for name, value in zip(names, before):
+    jax.config.update(name, value)
+
+
 @pytest.fixture(scope="session")
 def repository() -> pathlib.Path:
   return REPOSITORY

@@ -1,4 +1,4 @@
-"""A run as Python starts it: saved before it is evaluated, stopped anywhere, and gone on with."""
+"""A run as Python starts it: saved before it is evaluated, stopped anywhere, and resumed."""
 
 import json
 import os
@@ -6,33 +6,20 @@ import signal
 import subprocess
 import sys
 
-import jax
 import pytest
 
-from gptneo_jax import data
+from gptneo_jax import data, train
 from gptneo_jax.checkpoints.manager import latest_step
 from gptneo_jax.config import ModelConfig
+from gptneo_jax.engine import LanguageModel
 from gptneo_jax.errors import UserError
-from gptneo_jax.model.decoder import Decoder
-from gptneo_jax.sharding import make_mesh
 from gptneo_jax.state import init_state
 from gptneo_jax.train import run
-from gptneo_jax.training import fitting, parse_config, run_config, validation
+from gptneo_jax.training import parse_config, run_config, validation
 from gptneo_jax.training.compiled_step import TooLarge
+from gptneo_jax.training.setup import setup_run
 
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-  """Each run compiles the same functions: from the second on they are read back."""
-  before = (
-    jax.config.jax_compilation_cache_dir,
-    jax.config.jax_persistent_cache_min_compile_time_secs,
-  )
-  jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-  yield
-  jax.config.update("jax_compilation_cache_dir", before[0])
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 def write_jsonl(path, texts) -> str:
@@ -100,11 +87,11 @@ def test_an_evaluation_is_stored_with_its_checkpoint(config, tmp_path):
 def test_an_evaluation_that_fails_loses_no_step(at, config, whole, tmp_path, monkeypatch):
   genuine, calls = validation.perplexity.evaluate, []
 
-  def failing(row_nll, batches):
+  def failing(predict, batches):
     calls.append(1)
     if len(calls) == at // 2:
       raise RuntimeError("the evaluation fails")
-    return genuine(row_nll, batches)
+    return genuine(predict, batches)
 
   with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="the evaluation fails"):
     patched.setattr(validation.perplexity, "evaluate", failing)
@@ -123,7 +110,7 @@ def test_a_signal_ends_an_evaluation_between_batches(
   sent, status, batch, step, config, whole, tmp_path, monkeypatch, capsys
 ):
   """At a step that is not saved, at one that is, and at the last; two batches an evaluation."""
-  genuine, batches = validation.Validation._row_nll, []
+  genuine, batches = validation.Validation._nll, []
 
   def signalled(self, *arguments):
     batches.append(1)
@@ -133,7 +120,7 @@ def test_a_signal_ends_an_evaluation_between_batches(
 
   config.eval.batch_size = 5
   with monkeypatch.context() as patched:
-    patched.setattr(validation.Validation, "_row_nll", signalled)
+    patched.setattr(validation.Validation, "_nll", signalled)
     assert run(config, str(tmp_path / "run")) == status
   assert f"stopped by {sent.name}, saved at step {step}" in capsys.readouterr().out
   assert latest_step(tmp_path / "run") == step
@@ -185,16 +172,11 @@ def drawn(config):
   """Makes the validation of a run, which draws a batch and the sample's prompt, and no more."""
 
   def draw() -> validation.Validation:
-    parts = parse_config.read(config)
-    mesh = make_mesh(data=-1, fsdp=1, tensor=1)
-    state = parse_config.layout(config, parts, mesh)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state.params)
+    ours = setup_run(config)
     tokenizer = data.load_tokenizer(
-      "train", documents=data.mixed_documents(parts.data), vocab_size=300
+      "train", documents=data.mixed_documents(ours.data_config), vocab_size=300
     )
-    return validation.Validation(
-      config, parts.data, Decoder(parts.model), shardings, mesh, tokenizer
-    )
+    return validation.Validation(ours, tokenizer)
 
   return draw
 
@@ -221,9 +203,8 @@ def test_the_sample_fits_the_length(seq_len, sample_tokens, prompt, expected, co
 def test_a_run_that_is_to_stop_ends_tasks_between_batches(config, drawn):
   pytest.importorskip("lm_eval", reason="tasks need lm-evaluation-harness")
   config.eval.update(tasks=("stdlib_cloze",), task_items=4)
-  measure, parts = drawn(), parse_config.read(config)
-  mesh = make_mesh(data=-1, fsdp=1, tensor=1)
-  params = init_state(Decoder(parts.model), parts.optimizer, mesh, 0).params
+  measure, ours = drawn(), setup_run(config)
+  params = init_state(ours.module, ours.optimizer, ours.mesh, 0).params
   asked = []
   results, _ = measure(params, lambda: bool(asked.append(1)))
   assert any(key.startswith("eval/stdlib_cloze/") for key in results)
@@ -252,7 +233,7 @@ def test_a_sample_that_fails_is_a_line(config, tmp_path, monkeypatch, capsys):
   def failing(*_, **__):
     raise ValueError("no sampling today")
 
-  monkeypatch.setattr(validation, "generate_ids", failing)
+  monkeypatch.setattr(LanguageModel, "generate", failing)
   config.update(steps=2, eval_every=1)
   config.eval.sample_tokens = 4
   assert run(config, str(tmp_path / "run")) == 0
@@ -300,17 +281,17 @@ def test_a_run_goes_on_in_less_where_the_compiler_finds_no_room(
   """The first program is refused, as TPU's compiler would; the run says so and takes another."""
   config.update(grad_accumulation=0, steps=2, eval_every=0)
   config.model.remat = "auto"
-  compile_step, refused = fitting.compile_step, []
+  compile_step, refused = train.compile_step, []
 
-  def refusing(chosen, *args):
+  def refusing(run):
     if not refused:
-      refused.append(chosen)
+      refused.append(run)
       raise TooLarge("Ran out of memory in memory space hbm.")
-    return compile_step(chosen, *args)
+    return compile_step(run)
 
-  monkeypatch.setattr(fitting, "compile_step", refusing)
+  monkeypatch.setattr(train, "compile_step", refusing)
   assert run(config, str(tmp_path / "run")) == 0
   said = capsys.readouterr().out
   assert "a batch in 1 part(s) (chosen) of 4 row(s) on a device, remat none (chosen)" in said
   assert "the compiler found no room for that; a batch in " in said
-  assert latest_step(str(tmp_path / "run")) == 2 and refused[0].model.remat == "none"
+  assert latest_step(str(tmp_path / "run")) == 2 and refused[0].config.model.remat == "none"

@@ -7,6 +7,7 @@ from gptneo_jax.data.batches import ORDER_SETTINGS, TrainBatches, merge_states
 from gptneo_jax.data.compression_baselines import byte_unigram_bits_per_byte, gzip_bits_per_byte
 from gptneo_jax.data.config import DataConfig
 from gptneo_jax.data.corpus_size import amount_of_data
+from gptneo_jax.data.document_nll import document_nll, one_ahead
 from gptneo_jax.data.documents import BadRecords, DataError, Document
 from gptneo_jax.data.evaluation import (
   EvaluationBatches,
@@ -47,6 +48,7 @@ __all__ = [
   "byte_unigram_bits_per_byte",
   "check_sources",
   "check_vocabulary",
+  "document_nll",
   "end_of_text_id",
   "evaluation_documents",
   "find_end_of_text",
@@ -57,6 +59,7 @@ __all__ = [
   "match_files",
   "merge_states",
   "mixed_documents",
+  "one_ahead",
   "open_components",
   "refuse_pointer",
   "save_tokenizer",

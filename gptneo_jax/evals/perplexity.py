@@ -28,21 +28,17 @@ _BINS = 10  # of confidence
 
 
 def evaluate(
-  row_nll: Callable[[dict[str, np.ndarray]], Any], batches: EvaluationBatches | KeptBatches
+  predict: Callable[[dict[str, np.ndarray]], Any], batches: EvaluationBatches | KeptBatches
 ) -> dict[str, float]:
   """Scores every token of every document once.
 
-  row_nll: summed negative log-likelihood in nats of each row of a batch, B.
+  predict: starts the computation of a batch; the negative log-likelihood of each token in nats
+    times its weight, B x T (see `data.document_nll`).
   Returns `eval/loss` (nats per token), `eval/perplexity` (its exponential) and
   `eval/bits_per_byte` (by the documents' real UTF-8 bytes), and, where there are several subsets,
-  the same with /SUBSET behind. Sums are float64.
+  the same followed by /SUBSET. Sums are float64.
   """
-  nll_per_document: dict[int, float] = {}
-  for batch in batches:
-    document_B = batch.pop("row_document")
-    for document, nll in zip(document_B, np.asarray(row_nll(batch), np.float64)):
-      if document >= 0:
-        nll_per_document[document] = nll_per_document.get(document, 0.0) + nll
+  nll_per_document = data.document_nll(predict, batches)
   results = {}
   for subset, numbers in _groups(batches.subsets).items():
     nll = sum(nll_per_document.get(d, 0.0) for d in numbers)
@@ -110,8 +106,10 @@ def measure(
       bar.update(sums.tokens)
       bar.unpause()  # the rate is that of this run
     done = kept["batches"] if kept else 0
-    for batch, rows, read, predictions in _one_ahead(lm, batches, reading):
-      before = sums.tokens
+    # Each batch with the hash of what had been read when it was made.
+    pairs = ((batch, reading.sha256) for batch in batches)
+    for (batch, read), predictions in data.one_ahead(lambda pair: lm.predictions(pair[0]), pairs):
+      before, rows = sums.tokens, batch["row_document"]
       sums.add(batch["weights"], [batches.subsets[d] for d in rows if d >= 0], predictions)
       done += 1
       if partial:
@@ -159,24 +157,6 @@ def _pass_over(
   if reading.sha256 != read:
     where = partial.path if partial else ""
     raise UserError(f"the documents are not those of {where}; delete it to begin anew")
-
-
-def _one_ahead(
-  lm: LanguageModel, batches: EvaluationBatches, reading: _Reading
-) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, str, TokenPredictions]]:
-  """Batches, their rows' documents, what had been read by then, and predictions.
-
-  While the device computes a batch, the one before is added up and the next one is made.
-  """
-  waiting = None
-  for batch in batches:
-    rows = batch.pop("row_document")
-    coming = batch, rows, reading.sha256, lm.predictions(batch)
-    if waiting:
-      yield waiting
-    waiting = coming
-  if waiting:
-    yield waiting
 
 
 class _Sums:

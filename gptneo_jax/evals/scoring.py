@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gptneo_jax import axes, steps
+from gptneo_jax import axes, data, steps
 from gptneo_jax.model import heads
 from gptneo_jax.model.matmul import exact_products
-from gptneo_jax.sharding import constrain
+from gptneo_jax.sharding import batch_ways, constrain
 
 _CHUNK = 64  # places whose logits exist at a time: 13 MB of float32 at 50257 ids
 _LEAST_WIDTH = 256
@@ -65,7 +65,7 @@ class Scorer:
   """
 
   def __init__(self, lm: Any, batch_size: int):
-    self._ways = lm.mesh.shape["data"] * lm.mesh.shape["fsdp"]
+    self._ways = batch_ways(lm.mesh)
     self._lm, self._rows = lm, batch_size + -batch_size % self._ways
     self._widths = widths(lm.config.max_position_embeddings)
     self._module = heads.build(lm.config)
@@ -76,14 +76,9 @@ class Scorer:
 
     Inputs have at least as many ids as targets, and at most as many as the model has positions.
     """
-    pending = None
-    for batch in self.batches(asked):
-      started = batch, self._start(asked, batch)
-      if pending is not None:  # is fetched while the device is at the next
-        yield from _fetched(asked, *pending)
-      pending = started
-    if pending is not None:
-      yield from _fetched(asked, *pending)
+    start = lambda batch: self._start(asked, batch)  # noqa: E731
+    for batch, scores in data.one_ahead(start, self.batches(asked)):
+      yield from _fetched(asked, batch, scores)
 
   def batches(self, asked: Sequence[Asked]) -> Iterator[Batch]:
     """Each row takes the longest text left that still fits, until none does."""

@@ -21,9 +21,8 @@ from gptneo_jax.errors import UserError
 from gptneo_jax.generation import kv_cache as caches
 from gptneo_jax.generation import sampling, unstacked
 from gptneo_jax.generation.cached_forward import extend, unembed
-from gptneo_jax.generation.sampling import GenerationOptions, History, Plan
+from gptneo_jax.generation.sampling import History, Plan
 from gptneo_jax.generation.stop_strings import StopTable
-from gptneo_jax.model.decoder import Decoder
 from gptneo_jax.sharding import constrain
 
 _CHUNKS = (512, 64)  # tokens of a prompt read at once: of each length as many as fit
@@ -142,39 +141,6 @@ def run(config: ModelConfig, layered: Any, task: Task) -> Continuation:
   stream = Stream(config, layered, task)
   stream.advance()
   return stream.read()
-
-
-def generate_ids(
-  model: Decoder,
-  params: Any,
-  prompts: Sequence[Sequence[int]],
-  *,
-  max_new_tokens: int,
-  end_id: int,
-  temperature: float = 0.0,
-  top_k: int = 50,
-  seed: int = 0,
-) -> list[list[int]]:
-  """Continues prompts (ids) from a model's own parameters; the new ids, without the end id.
-
-  temperature 0 is greedy. Raises UserError for an empty prompt and for prompt plus new tokens
-  beyond the model's positions.
-  """
-  sample = temperature > 0
-  choice: dict[str, Any] = {"temperature": float(temperature), "top_k": top_k} if sample else {}
-  options = GenerationOptions(max_new_tokens=max_new_tokens, do_sample=sample, **choice)
-  ids_BxW, start_B = left_padded(prompts)
-  new_tokens = options.new_tokens(ids_BxW.shape[1], model.config.max_position_embeddings)
-  eos = (end_id,) if end_id < model.config.vocab_size else ()
-  plan = sampling.make_plan(
-    options, vocab_size=model.config.vocab_size, eos=eos, prompt_width=ids_BxW.shape[1],
-    max_length=ids_BxW.shape[1] + new_tokens,
-  )  # fmt: skip
-  keys_B = jax.random.split(jax.random.key(seed), len(prompts))
-  task = Task(ids_BxW, start_B, new_tokens, plan, keys_B, sample, eos)
-  made = run(model.config, prepare(model.config, params), task)
-  rows = [row[:count].tolist() for row, count in zip(made.ids_BxN, made.count_B)]
-  return [row[: row.index(end_id)] if end_id in row else row for row in rows]
 
 
 def left_padded(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:

@@ -19,6 +19,7 @@ from gptneo_jax.generation.sampling import GenerationOptions
 from gptneo_jax.generation.sampling.options import blaming
 from gptneo_jax.generation.stop_strings import StopTable, make_stop_table
 from gptneo_jax.model.forward import integers, refuse_traced
+from gptneo_jax.sharding import batch_ways
 
 
 class Prompts(NamedTuple):
@@ -115,7 +116,7 @@ def _task(model: Model, prompts: Prompts, options: GenerationOptions, seed: int)
     ids_BxW, start_B, new_tokens, plan, row_keys(rows, seed), options.do_sample, eos, pad, stops,
     stop_state_B, negative, frozenset(outputs),
   )  # fmt: skip
-  return _filled(task, -len(rows) % (model.mesh.shape["data"] * model.mesh.shape["fsdp"]))
+  return _filled(task, -len(rows) % batch_ways(model.mesh))
 
 
 def make_guesser(
@@ -128,7 +129,7 @@ def make_guesser(
   assert guesses is not None
   if guesses > kv_cache.SPARE_SLOTS:
     raise UserError(f"generate: {guesses} guesses at a time; at most {kv_cache.SPARE_SLOTS} go")
-  if model.mesh.shape["data"] * model.mesh.shape["fsdp"] > 1:
+  if batch_ways(model.mesh) > 1:
     raise UserError("generate: speculation goes row by row; the mesh is to have data and fsdp 1")
   if assistant is None:
     return speculative.Lookup(guesses, options.max_matching_ngram_size)

@@ -14,6 +14,7 @@ from gptneo_jax.config import ModelConfig
 from gptneo_jax.errors import UserError
 from gptneo_jax.model import decoder, heads
 from gptneo_jax.model.matmul import exact_products
+from gptneo_jax.sharding import batch_ways
 
 BUCKET = 64  # lengths are rounded up to a multiple, so that new ones rarely recompile
 
@@ -35,7 +36,7 @@ def run(
   if T > limit:
     raise UserError(f"{T} tokens are {T - limit} more than the model's {limit} positions")
   _check_range("ids", ids_BxT, config.vocab_size)
-  ways = mesh.shape["data"] * mesh.shape["fsdp"]
+  ways = batch_ways(mesh)
   width = min(round_up(T, BUCKET), limit)
   pad = functools.partial(np.pad, pad_width=((0, -B % ways), (0, width - T)))
   mask_BxT = positions_BxT = None

@@ -1,9 +1,9 @@
 """Reads the text of a compiled program (XLA's HLO): computations, instructions, shapes, loops.
 
 The compiler's own cost analysis counts the body of a loop once, and the model is a scan over
-layers, in a scan over parts of a batch. Here every computation knows how often it runs, so that
-hlo_costs.py can count what a whole step costs. Read is what `jax.stages.Compiled.as_text()` gives
-on CPU, GPU and TPU.
+layers inside a scan over parts of a batch. Here every computation knows how often it runs, so that
+hlo_costs.py can count the cost of a step. Reads what `jax.stages.Compiled.as_text()` gives on CPU,
+GPU and TPU.
 """
 
 from __future__ import annotations

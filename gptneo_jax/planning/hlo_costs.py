@@ -195,10 +195,10 @@ def _taken(fused: Computation, parameter: Instruction) -> int | None:
     if first and user.opcode in ("dynamic-slice", "slice", "gather"):
       taken += user.shapes[0].size
     elif first and user.opcode == "bitcast":
-      behind = _taken(fused, user)
-      if behind is None:
+      taken_after = _taken(fused, user)
+      if taken_after is None:
         return None
-      taken += behind
+      taken += taken_after
     elif not (first and user.opcode == "dynamic-update-slice"):
       return None
   return taken
@@ -261,7 +261,13 @@ def _group_size(one: Instruction) -> int:
 def kernels(module: Module, target: str = "tpu_custom_call") -> list[Kernel]:
   """The custom calls to `target`: Pallas kernels on a TPU."""
   return [
-    Kernel(one.op_name, times, tuple(where.operand_shapes(one)), one.shapes, _stated_flops(one))
+    Kernel(
+      op_name=one.op_name,
+      count=times,
+      operands=tuple(where.operand_shapes(one)),
+      results=one.shapes,
+      flops=_stated_flops(one),
+    )
     for where, one, times in module.each()
     if one.opcode == "custom-call" and _target(one) == target
   ]

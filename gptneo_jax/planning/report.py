@@ -5,57 +5,57 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from gptneo_jax import hardware, sharding
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.planning import aot_compile
-from gptneo_jax.planning.aot_compile import Report
+from gptneo_jax.planning.aot_compile import Costs, Report
 from gptneo_jax.planning.topology import Topology
 from gptneo_jax.training import fitting, memory_estimate, parse_config
 from gptneo_jax.training.memory_estimate import size_text
+from gptneo_jax.training.setup import Run
 
 # Of the roofline, for a second figure: 1.3B on an H100 reaches 46% of the peak
 # (experiments/bench_train_step_neo_1p3b.nvidia_h100_80gb_hbm3.json).
 _SHARE = 0.5
 
 
-def print_run(path: str, config: ConfigDict, chosen: ConfigDict, target: Topology) -> None:
-  """What is asked for. chosen: the config with what it leaves open filled in."""
-  model = parse_config.read(chosen).model
-  mesh = sharding.mesh_sizes(**config.mesh.to_dict(), num_devices=target.size)
+def print_run(path: str, run: Run, target: Topology) -> None:
+  """What is asked for, and what was chosen where the config leaves it open."""
+  config, model = run.config, run.model_config
   exact, full = (
     model.flops_per_token(config.seq_len, attention=kind) for kind in ("exact", "full_square")
   )
   kind = target.devices[0].device_kind if target.devices else target.chip and target.chip.kind
   print(f"{path} on {target.name}: {target.size} x {kind}")
   _print_rows(
-    ("mesh", " x ".join(f"{name} {size}" for name, size in zip(sharding.MESH_AXES, mesh))),
+    ("mesh", " x ".join(f"{name} {size}" for name, size in run.mesh.shape.items())),
     ("parameters", f"{model.num_params():,} in {model.param_dtype}, computed in {model.dtype}"),
     ("FLOPs per token", f"{exact:.3e} exact, {full:.3e} with attention counted as full squares"),
     ("optimizer", config.optimizer.name),
     ("batch", f"{config.batch_size} x {config.seq_len} tokens"),
-    *_choice_rows(config, chosen, mesh),
+    *_choice_rows(run),
   )
   if target.chip and not target.chip.bfloat16 and config.model.dtype == "float32":
     print(f"  a {target.chip.kind} has no bfloat16: --config.model.dtype=float32 trains there")
 
 
-def print_choice(config: ConfigDict, chosen: ConfigDict, target: Topology) -> None:
+def print_choice(run: Run) -> None:
   """What was chosen where the compiler did not fit what the estimate had chosen."""
-  mesh = sharding.mesh_sizes(**config.mesh.to_dict(), num_devices=target.size)
   print("\nThe compiler found no way to fit that; what it fits:")
-  _print_rows(*_choice_rows(config, chosen, mesh))
+  _print_rows(*_choice_rows(run))
 
 
-def _choice_rows(
-  config: ConfigDict, chosen: ConfigDict, mesh: tuple[int, int, int]
-) -> Iterator[tuple[str, str]]:
-  rows = config.batch_size // (mesh[0] * mesh[1] * chosen.grad_accumulation)
-  parts = f"{chosen.grad_accumulation} part(s): {rows} row(s) on a device at a time"
-  yield "taken in", parts + (" (chosen to fit)" if config.grad_accumulation == 0 else "")
-  is_open = config.model.remat == parse_config.AUTO
-  yield "remat", chosen.model.remat + (" (chosen to fit)" if is_open else "")
+def _choice_rows(run: Run) -> Iterator[tuple[str, str]]:
+  parts, remat = run.choice
+  rows = run.config.batch_size // (sharding.batch_ways(run.mesh) * parts)
+  chosen = " (chosen to fit)"
+  yield (
+    "taken in",
+    f"{parts} part(s): {rows} row(s) on a device at a time"
+    + (chosen if run.asked.grad_accumulation == 0 else ""),
+  )
+  yield "remat", remat + (chosen if run.asked.model.remat == parse_config.AUTO else "")
 
 
 def print_estimate(needs: dict[str, int], available: float) -> None:
@@ -69,13 +69,13 @@ def print_estimate(needs: dict[str, int], available: float) -> None:
   )
 
 
-def print_tasks(model: ModelConfig, seq_len: int, target: Topology) -> None:
+def print_uses(model: ModelConfig, seq_len: int, target: Topology) -> None:
   half = None if target.chip and not target.chip.bfloat16 else "bfloat16"
-  tasks = memory_estimate.task_bytes(model, seq_len, half=half)
+  uses = memory_estimate.use_bytes(model, seq_len, half=half)
   there = "; ".join(f"{chip.name} {chip.memory_gib:.1f}" for chip in hardware.CHIPS.values())
   print(f"\nOther uses of the model on one device, by estimate (GiB there: {there})")
   _print_rows(
-    *((task.name, f"{size_text(task.bytes):>12}  {task.terms}") for task in tasks),
+    *((use.name, f"{size_text(use.bytes):>12}  {use.terms}") for use in uses),
     (
       "convert",
       f"{size_text(memory_estimate.convert_bytes(model)):>12}  of the host's, on no device",
@@ -83,9 +83,9 @@ def print_tasks(model: ModelConfig, seq_len: int, target: Topology) -> None:
   )
 
 
-def print_report(report: Report, seconds: float, config: ConfigDict, target: Topology) -> None:
+def print_report(report: Report, seconds: float, run: Run, target: Topology) -> None:
   """What the compiler says of a step, which took it `seconds`."""
-  model, memory = parse_config.read(config).model, report.memory
+  memory = report.memory
   print(f"\nCompiled in {seconds:.0f} s. Memory of each device, by the compiler's count")
   _print_rows(
     *((name, f"{size_text(getattr(memory, name)):>12}") for name in ("arguments", "outputs")),
@@ -95,29 +95,34 @@ def print_report(report: Report, seconds: float, config: ConfigDict, target: Top
     ("peak", f"{size_text(memory.peak):>12}  (alive at once)"),
     ("needed", f"{size_text(memory.needed):>12}"),
   )
+  costs = report.costs
+  if costs is None:
+    print(f"\nThe compiled program cannot be counted here: {report.problem}")
+    return
+  config, model = run.config, run.model_config
   tokens = config.batch_size * config.seq_len
-  counted = report.product_flops + report.kernel_flops
+  counted = costs.product_flops + costs.kernel_flops
   exact = model.flops_per_token(config.seq_len) * tokens / target.size
   print("\nA step on each device")
   _print_rows(
     ("FLOPs", f"{counted:.3e} in the program's products and kernels, loops counted in full"),
     ("", f"{exact:.3e} of the model (exact); the rest is recomputation"),
     ("", f"{report.compiler_flops:.3e} in the compiler's analysis, bodies of loops once"),
-    ("memory traffic", f"{report.hbm_bytes:.3e} bytes at least, loops counted in full"),
+    ("memory traffic", f"{costs.hbm_bytes:.3e} bytes at least, loops counted in full"),
     ("", f"{report.compiler_bytes:.3e} in the compiler's analysis, bodies of loops once"),
     *(
       (name, f"{one.sent_bytes:.3e} bytes sent in {one.count:,} collectives")
-      for name, one in sorted(report.collectives.items())
+      for name, one in sorted(costs.collectives.items())
     ),
-    *_kernel_rows(report, model),
+    *_kernel_rows(costs, model),
   )
-  if report.unknown_loops:
-    print(f"  ({report.unknown_loops} loop(s) of unknown length are counted once)")
+  if costs.unknown_loops:
+    print(f"  ({costs.unknown_loops} loop(s) of unknown length are counted once)")
 
 
-def _kernel_rows(report: Report, model: ModelConfig) -> Iterator[tuple[str, str]]:
+def _kernel_rows(costs: Costs, model: ModelConfig) -> Iterator[tuple[str, str]]:
   kinds: dict[str, dict[str, int]] = {}
-  for kernel in report.kernels:
+  for kernel in costs.kernels:
     if kind := aot_compile.attention_kind(model, kernel):
       parts = kinds.setdefault(kind[0], {})
       parts[kind[1]] = parts.get(kind[1], 0) + kernel.count
@@ -129,17 +134,17 @@ def _kernel_rows(report: Report, model: ModelConfig) -> Iterator[tuple[str, str]
       yield f"{kind} attention", "plain XLA"
 
 
-def print_speed(report: Report | None, config: ConfigDict, target: Topology) -> None:
-  """The roofline of a step: of the compiled program, else of the products alone; the whole run."""
+def print_speed(costs: Costs | None, run: Run, target: Topology) -> None:
+  """The roofline of a step and of the run, by the compiled program or by the products alone."""
+  config, model = run.config, run.model_config
   tokens = config.batch_size * config.seq_len
-  whole = f"{config.steps:,} steps are {config.steps * tokens:,} tokens"
+  all_steps = f"{config.steps:,} steps are {config.steps * tokens:,} tokens"
   if target.chip is None:
-    print(f"\nThe whole run: {whole}")
+    print(f"\nThe run: {all_steps}")
     return
-  times, basis = _times(report, config, target)
+  times, basis = _times(costs, run, target)
   bound = max(times, key=lambda name: times[name])
   seconds = times[bound]
-  model = parse_config.read(config).model
   exact = model.flops_per_token(config.seq_len) * tokens / target.size
   peak = target.chip.peak_flops(jnp.dtype(model.dtype).itemsize)
   print(f"\nRoofline of {target.chip.name}: no step is faster ({basis})")
@@ -151,31 +156,29 @@ def print_speed(report: Report | None, config: ConfigDict, target: Topology) -> 
       f" model FLOPs {exact / seconds / peak:.0%} of peak",
     ),
     (
-      "the whole run",
-      f"{whole}: {_duration(config.steps * seconds)} at the roofline,"
+      "the run",
+      f"{all_steps}: {_duration(config.steps * seconds)} at the roofline,"
       f" {_duration(config.steps * seconds / _SHARE)} at {_SHARE:.0%} of it",
     ),
   )
 
 
-def _times(
-  report: Report | None, config: ConfigDict, target: Topology
-) -> tuple[dict[str, float], str]:
+def _times(costs: Costs | None, run: Run, target: Topology) -> tuple[dict[str, float], str]:
   """Seconds that a step takes at least, by what bounds it, and by which rates."""
-  chip, model = target.chip, parse_config.read(config).model
+  chip, config, model = target.chip, run.config, run.model_config
   assert chip is not None
   peak = chip.peak_flops(jnp.dtype(model.dtype).itemsize)
   basis = f"{peak / 1e12:.0f} TFLOP/s"
-  if report is None:
+  if costs is None:
     tokens = config.batch_size * config.seq_len / target.size
     flops = tokens * model.flops_per_token(config.seq_len) * fitting.work(model.remat)
     return {"compute": flops / peak}, f"{basis}, by the model's FLOPs and what is computed again"
   times = {
-    "compute": (report.product_flops + report.kernel_flops) / peak,
-    "memory": report.hbm_bytes / (chip.hbm_gbytes * 1e9),
+    "compute": (costs.product_flops + costs.kernel_flops) / peak,
+    "memory": costs.hbm_bytes / (chip.hbm_gbytes * 1e9),
   }
   basis += f", {chip.hbm_gbytes:.0f} GB/s of memory"
-  sent = sum(one.sent_bytes for one in report.collectives.values())
+  sent = sum(one.sent_bytes for one in costs.collectives.values())
   if sent and chip.link_gbytes and chip.is_tpu:
     links = chip.links_bytes_per_second(target.shape)
     times["links"] = sent / links

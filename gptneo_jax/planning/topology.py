@@ -1,4 +1,4 @@
-"""Machines that are not here, to plan and compile for: 'v5e:2x4', 't4:1', or what is here."""
+"""Topologies to plan and compile for: 'v5e:2x4', 't4:1', or the devices that are here."""
 
 from __future__ import annotations
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import re
-from typing import NamedTuple, cast
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar, cast
 
 import jax
-import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh, NamedSharding
 
 from gptneo_jax import steps
-from gptneo_jax.config import ModelConfig
 from gptneo_jax.errors import out_of_memory
-from gptneo_jax.model.decoder import Decoder
 from gptneo_jax.sharding import BATCH_SPEC
-from gptneo_jax.state import TrainState
+from gptneo_jax.training import fitting
+from gptneo_jax.training.memory_estimate import total
+from gptneo_jax.training.setup import Run
+
+T = TypeVar("T")
 
 
 class TooLarge(Exception):
@@ -45,47 +45,56 @@ class Memory(NamedTuple):
   needed: int
 
 
-def compile_step(
-  model_config: ModelConfig,
-  optimizer: optax.GradientTransformation,
-  state: TrainState,
-  mesh: Mesh,
-  *,
-  batch_size: int,
-  seq_len: int,
-  segments: bool,
-  z_loss: float,
-  accumulation: int,
-  memory: float = math.inf,
-) -> jax.stages.Compiled:
-  """The step that `train` runs, with its shardings and donation, compiled ahead of time.
+def compile_step(run: Run) -> jax.stages.Compiled:
+  """The step that `train` runs, with its shardings and donation, compiled for the run's devices.
 
-  state: abstract, with shardings. memory: bytes of a device. Raises TooLarge: where the compiler
-  finds no way to fit the step, as TPU's does, and where it asks a GPU for more than there is.
+  Raises TooLarge: where the compiler finds no way to fit the step, as TPU's does, and where it asks
+  a GPU for more memory than the run counts on.
   """
-  shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+  assert isinstance(run.mesh, Mesh), "only devices that are known can be compiled for"
   step = steps.make_train_step(
-    Decoder(model_config), optimizer, shardings, mesh, z_loss=z_loss, accumulation=accumulation
+    run.task.make_loss(run.config, run.module),
+    run.optimizer,
+    run.shardings,
+    run.mesh,
+    accumulation=run.config.grad_accumulation,
   )
-  kinds = {"inputs": jnp.int32, "targets": jnp.int32}
-  if segments:
-    kinds |= {"segment_ids": jnp.int32, "weights": jnp.float32}
-  sharding = NamedSharding(mesh, BATCH_SPEC)
+  sharding = NamedSharding(run.mesh, BATCH_SPEC)
   batch = {
-    name: jax.ShapeDtypeStruct((batch_size, seq_len), dtype, sharding=sharding)
-    for name, dtype in kinds.items()
+    name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+    for name, array in run.task.batch_shapes(run.config).items()
   }
   # The mesh as a description: small constants that are made while tracing are made here, not there.
-  with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-    lowered = cast(jax.stages.Wrapped, step).lower(state, batch)
+  with jax.sharding.use_abstract_mesh(run.mesh.abstract_mesh):
+    lowered = cast(jax.stages.Wrapped, step).lower(run.state, batch)
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     raise too_large(error) or error from None
-  platform = mesh.devices.flat[0].platform
-  if platform == "gpu" and (needed := memory_of(compiled, platform).needed) > memory:
+  platform = run.mesh.devices.flat[0].platform
+  if platform == "gpu" and (needed := memory_of(compiled, platform).needed) > run.memory:
     raise TooLarge("the compiled step is larger than the device's memory", needed)
   return compiled
+
+
+def fit(run: Run, compile_for: Callable[[Run], T]) -> tuple[Run, T]:
+  """The run as it compiles, and what `compile_for` makes of it.
+
+  compile_for: raises TooLarge for what does not fit. Then the values for what the config leaves
+    open are chosen again, for an estimate that is smaller by what was missing, and by a tenth at
+    least. Raises TooLarge where no smaller estimate is left.
+  """
+  num_devices, budget = run.mesh.size, run.memory
+  while True:
+    choice = fitting.choose(run.asked, num_devices, budget)
+    chosen = run.with_choice(choice)
+    try:
+      return chosen, compile_for(chosen)
+    except TooLarge as error:
+      missing = run.memory / error.needed if error.needed else 1.0
+      budget = total(fitting.estimate(chosen.config, num_devices)) * min(0.9, missing)
+      if fitting.choose(run.asked, num_devices, budget) == choice:
+        raise
 
 
 def too_large(error: jax.errors.JaxRuntimeError) -> TooLarge | None:
@@ -105,14 +114,16 @@ def too_large(error: jax.errors.JaxRuntimeError) -> TooLarge | None:
 def memory_of(compiled: jax.stages.Compiled, platform: str) -> Memory:
   stats = compiled.memory_analysis()
   assert stats is not None
-  parts = (
-    stats.argument_size_in_bytes,
-    stats.output_size_in_bytes,
-    stats.alias_size_in_bytes,
-    stats.temp_size_in_bytes,
-    stats.generated_code_size_in_bytes,
-  )
-  arguments, outputs, aliased, temporary, code = parts
-  peak = stats.peak_memory_in_bytes
+  arguments, outputs = stats.argument_size_in_bytes, stats.output_size_in_bytes
+  aliased, temporary = stats.alias_size_in_bytes, stats.temp_size_in_bytes
+  code, peak = stats.generated_code_size_in_bytes, stats.peak_memory_in_bytes
   held = peak if platform == "tpu" else arguments + outputs - aliased + temporary
-  return Memory(*parts, peak=peak, needed=held + code)
+  return Memory(
+    arguments=arguments,
+    outputs=outputs,
+    aliased=aliased,
+    temporary=temporary,
+    code=code,
+    peak=peak,
+    needed=held + code,
+  )

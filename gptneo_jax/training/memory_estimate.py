@@ -1,4 +1,4 @@
-"""What a run will need, worked out before anything large is made."""
+"""Memory estimate of a training step, and of other uses of a model; what memory there is."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gptneo_jax.config import ModelConfig
 from gptneo_jax.hardware import current_hardware
 from gptneo_jax.model.chunked_cross_entropy import GPU_CHUNK
 from gptneo_jax.model.decoder import Decoder
-from gptneo_jax.sharding import abstract_mesh, bytes_per_device
+from gptneo_jax.sharding import abstract_mesh, batch_ways, bytes_per_device
 from gptneo_jax.state import TrainState, abstract_state
 from gptneo_jax.training.optimizer import OptimizerConfig, ScheduleConfig, make_optimizer
 
@@ -42,19 +42,19 @@ def step_bytes(
   """Bytes per device of a training step, by part; activations and logits are estimates.
 
   state: abstract, with shardings. rows: sequences of one part of the batch, over all devices.
-  Gradients are as large as the parameters, and their sum, in float32, is there beside them when
-  they are accumulated; the cast weights are what the computation runs on; activations are what the
-  backward pass keeps under `config.remat`, and those of a block; logits are those of a chunk of
-  tokens (as GPUs take them; elsewhere it is smaller), their exponentials and gradients, and on fsdp
-  the whole table of the vocabulary.
+  Gradients are as large as the parameters; when they are accumulated, their float32 sum comes on
+  top. Cast weights are the copy in the type of the computation. Activations are what the backward
+  pass keeps under `config.remat`, and those of one block. Logits are those of a chunk of tokens
+  (GPU_CHUNK, the largest), their exponentials and gradients, and with fsdp the gathered embedding
+  table.
   """
   fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
-  tokens = math.ceil(rows / (mesh.shape["data"] * fsdp)) * seq_len
+  tokens = math.ceil(rows / batch_ways(mesh)) * seq_len
   D, F, L = config.hidden_size, config.mlp_size, config.num_layers
   width, stored = (jnp.dtype(kind).itemsize for kind in (config.dtype, config.param_dtype))
   F_part, D_part = F // tensor, D // tensor  # of the MLP, and of q, k, v and the heads' output
   products = width * (4 * D_part + D + F_part)  # results of weights, and of attention
-  # All that differentiation keeps: two values of the MLP's width, before gelu and behind it, and
+  # All that differentiation keeps: two values of the MLP's width, before gelu and after it, and
   # three float32 values of each norm. While a block is computed again, fusions spare some of it.
   everything = width * (4 * D_part + 2 * D + 2 * F_part) + 2 * 3 * 4 * D
   one_block = width * (4 * D_part + 2 * D + 4 * F_part) + 3 * 4 * D
@@ -68,9 +68,9 @@ def step_bytes(
   }[config.remat]
 
   parameters = bytes_per_device(state.params)
-  V = config.padded_vocab_size // tensor
-  # On fsdp the table is gathered whole, and its gradient is whole before it is cut.
-  whole_table = V * D * (4 + width) if fsdp > 1 else 0
+  V = config.padded_vocab_size // tensor if config.has_lm_head else 0
+  # With fsdp each device gathers all of the table, and makes all of its gradient before scattering.
+  full_table = V * D * (4 + width) if fsdp > 1 else 0
   return {
     "parameters": parameters,
     "gradients": parameters,
@@ -78,11 +78,11 @@ def step_bytes(
     "optimizer": bytes_per_device(state.opt_state),
     "cast weights": parameters * width // stored if width != stored else 0,
     "activations": int(tokens * kept * _SCHEDULED[config.remat]),
-    "logits": min(tokens, GPU_CHUNK) * V * (4 + 4 + width) + whole_table,
+    "logits": min(tokens, GPU_CHUNK) * V * (4 + 4 + width) + full_table,
   }
 
 
-class Task(NamedTuple):
+class Use(NamedTuple):
   """Something to do with a model, and the bytes that it needs of one device."""
 
   name: str
@@ -90,7 +90,7 @@ class Task(NamedTuple):
   bytes: int
 
 
-def task_bytes(config: ModelConfig, seq_len: int, *, half: str | None) -> list[Task]:
+def use_bytes(config: ModelConfig, seq_len: int, *, half: str | None) -> list[Use]:
   """What each use of a model needs on one device, by estimate.
 
   half: the 16-bit type that the device trains in, None if it has none, as a T4: activations of
@@ -112,16 +112,16 @@ def task_bytes(config: ModelConfig, seq_len: int, *, half: str | None) -> list[T
     state = abstract_state(Decoder(config), rule, mesh)
     return sum(step_bytes(config, state, mesh, rows=1, seq_len=seq_len, accumulates=False).values())
 
-  # A LoRA step has weights that stand still, and factors of 1% of them, in float32 with their
+  # A LoRA step has frozen weights, and factors of 1% of them, in float32 with their
   # gradient and two moments.
   frozen = step("adafactor", trained.replace(param_dtype="bfloat16")) - weights
   factors = config.num_params() // 100 * 4 * 4
   return [
-    Task("evaluate", "16-bit weights, 8 rows", weights + 8 * row + logits),
-    Task("generate", "16-bit weights, 1 row, all positions", weights + keys * 2 * D * 2 + row),
-    Task("fine-tune", "AdamW, float32 weights, 1 row at a time", step("adamw")),
-    Task("fine-tune", "Adafactor, float32 weights, 1 row at a time", step("adafactor")),
-    Task("fine-tune", "LoRA on 16-bit weights, 1 row at a time", frozen + factors),
+    Use("evaluate", "16-bit weights, 8 rows", weights + 8 * row + logits),
+    Use("generate", "16-bit weights, 1 row, all positions", weights + keys * 2 * D * 2 + row),
+    Use("fine-tune", "AdamW, float32 weights, 1 row at a time", step("adamw")),
+    Use("fine-tune", "Adafactor, float32 weights, 1 row at a time", step("adafactor")),
+    Use("fine-tune", "LoRA on 16-bit weights, 1 row at a time", frozen + factors),
   ]
 
 

@@ -32,7 +32,7 @@ import tqdm
 from gptneo_jax import hardware
 from gptneo_jax.errors import UserError, first_line
 
-# Object stores cannot append: there the whole file is written anew, and not more often than this.
+# Object stores cannot append: there all of the file is written again, not more often than this.
 _REMOTE_SECONDS = 30.0
 
 _log = logging.getLogger(__name__)
@@ -60,8 +60,8 @@ class MetricWriter:
     Args:
       folder: local, or a URL that fsspec knows.
       resume_step: the last step whose line is kept; None is a run from scratch and keeps nothing.
-      wandb_project: log there too, going on with the run that this folder began.
-      run: what wandb is to show of the run: its settings, versions and command.
+      wandb_project: log there too, resuming the wandb run that this folder began.
+      run: what wandb shows of the run: its settings, versions and command.
       enabled: False in all processes but one; then nothing is written anywhere.
 
     Raises:
@@ -87,9 +87,10 @@ class MetricWriter:
       self._wandb.log(values, step=step)
 
   def close(self) -> None:
-    """Writes out what is still in memory."""
+    """Writes out what is still in memory; nothing is written afterwards."""
     if not self._enabled:
       return
+    self._enabled = False
     self._lines.close()
     self._events.close()
     if self._wandb:
@@ -102,7 +103,7 @@ class _Events:
   def __init__(self, folder: str, purge_step: int):
     import tensorboardX  # imports torch where that is installed: over a second, so not at start-up
 
-    self._folder, self._here = folder, None  # what is to be copied stands here
+    self._folder, self._here = folder, None  # where they are written before they are copied
     self._copied_at = time.monotonic()
     if "://" in folder:
       self._here = tempfile.TemporaryDirectory()
@@ -134,7 +135,7 @@ class _Events:
 
 
 class _JsonLines:
-  """A file of one JSON object per line, opened to go on after `resume_step`."""
+  """A file of one JSON object per line, opened to continue after `resume_step`."""
 
   def __init__(self, path: str, resume_step: int | None):
     self._path, self._local = path, "://" not in path
@@ -199,7 +200,7 @@ def _open(path: str, mode: str, **options: Any) -> contextlib.AbstractContextMan
 
 
 def check_wandb(project: str) -> None:
-  """Raises UserError if metrics are to go to wandb, which is not installed."""
+  """Raises UserError if a project is given and wandb is not installed."""
   if project and importlib.util.find_spec("wandb") is None:
     raise UserError(
       f"wandb_project is {project!r}, and wandb is not installed: pip install wandb, or leave"
@@ -228,7 +229,7 @@ def _start_wandb(
       id=run_id,
       resume="allow",
       config=dict(run or {}),
-      allow_val_change=True,  # a run that goes on may have another learning rate
+      allow_val_change=True,  # a resumed run may have another learning rate
     )
   except Exception as error:  # no key, no network: wandb has its own
     raise UserError(f"wandb cannot be had: {first_line(error)}") from error
@@ -345,7 +346,7 @@ class Progress:
       print(f"step {self._step}/{self._total}: {', '.join(parts)}", file=self._stream, flush=True)
 
   def close(self) -> None:
-    """Ends the bar; what is printed next stands on a line of its own."""
+    """Ends the bar; what is printed next is on a line of its own."""
     if self._bar is not None:
       self._bar.close()
 

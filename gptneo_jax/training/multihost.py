@@ -1,4 +1,4 @@
-"""Several hosts, one run: start-up, who feeds which rows, one end for all, and agreement."""
+"""A run of several processes: start-up, rows and data streams of each, failures, signals."""
 
 from __future__ import annotations
 
@@ -39,12 +39,13 @@ _LEAVE_SECONDS = 10  # for the others to have seen a failure
 def joined(
   coordinator: str | None, num_processes: int | None, process_id: int | None
 ) -> Iterator[None]:
-  """Joins the other processes, if there are any; to be entered before the first use of a device.
+  """Joins the other processes, if there are any. Enter it before the first use of a device.
 
-  With no argument the launcher's environment decides (SLURM, GKE, Cloud TPU, Open MPI). An error
-  within, on any of them, ends all within seconds, with status 1 and one line that names the
-  process and the error; an unexpected one has its traceback there too. One that does not come in 5
-  minutes ends those that did. Raises UserError if the arguments or the environment are incomplete.
+  With no argument the launcher's environment decides (SLURM, GKE, Cloud TPU, Open MPI). An error in
+  one process ends all within seconds, with status 1 and one line that names the process and the
+  error; the process itself also prints the traceback of an unexpected one. If a process does not
+  join within 5 minutes, the others end. Raises UserError if the arguments or the environment are
+  incomplete.
   """
   given = (coordinator, num_processes, process_id)
   if any(value is not None for value in given) and None in given:
@@ -82,7 +83,7 @@ def joined(
 
 def _end_alone() -> None:
   print(
-    f"error: not all processes have joined within {_JOIN_SECONDS} s: the same command is to run on"
+    f"error: not all processes have joined within {_JOIN_SECONDS} s: run the same command on"
     " every host, and each must reach the first one's address",
     file=sys.stderr,
     flush=True,
@@ -91,10 +92,10 @@ def _end_alone() -> None:
 
 
 class _Failures:
-  """One process's error is everybody's: told through the key-value store of JAX's coordinator.
+  """Ends all processes when one fails, through the key-value store of JAX's coordinator.
 
-  The others may be waiting within a collective or a barrier that will never end, out of Python's
-  reach: a thread looks for the error and ends the process.
+  The others may be waiting in a collective or a barrier that will never end, where Python cannot
+  interrupt them: a thread polls for the failure and ends the process.
   """
 
   def __init__(self):
@@ -114,7 +115,7 @@ class _Failures:
       self._leave(line)
 
   def wait_for_all(self) -> None:
-    """Returns when all are done, since what the last ones meet is still to end this one."""
+    """Returns when all are done: until then a failure of another still ends this process."""
     self._client.key_value_set(f"{_DONE}/{self._id}", "")
     while self._count(_DONE) < self._number:
       time.sleep(0.1)
@@ -138,8 +139,9 @@ class _Failures:
     self._leave("".join(traceback.format_exception(error)) + line if unexpected else line)
 
   def _leave(self, text: str) -> None:
-    """Ends this process when all know, or after a while: the first to go would fail the others."""
-    self._leaving.acquire()  # for good: the other thread says nothing more
+    """Ends this process when all have seen the failure, or after a while; an earlier end would make
+    the others report the loss of this process instead."""
+    self._leaving.acquire()  # never released: the other thread prints nothing
     print(text, file=sys.stderr)
     deadline = time.monotonic() + _LEAVE_SECONDS
     with contextlib.suppress(RuntimeError):
@@ -147,10 +149,10 @@ class _Failures:
       while self._count(_SEEN) < self._number and time.monotonic() < deadline:
         time.sleep(0.1)
     if self._id == 0:
-      time.sleep(1)  # the coordinator goes last: those that lose it abort
+      time.sleep(1)  # the coordinator ends last: processes that lose it abort
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1)  # not sys.exit, which waits for processes that are not going to end by themselves
+    os._exit(1)  # not sys.exit, which would wait for the other processes
 
 
 def _one_line(error: BaseException) -> str:
@@ -174,7 +176,7 @@ def _in_cluster() -> bool:
   return bool(on_tpu) and not {"COLAB_RELEASE_TAG", "TPU_SKIP_MDS_QUERY"} & os.environ.keys()
 
 
-def is_first() -> bool:
+def is_host0() -> bool:
   """True on the one process that writes and prints."""
   return jax.process_index() == 0
 
@@ -185,9 +187,9 @@ def is_first() -> bool:
 def rows_by_host(mesh: Mesh, batch_size: int) -> dict[int, np.ndarray]:
   """The rows of a global batch that each host's devices hold, ascending, by process index.
 
-  The same on every host, and for a mesh of devices that are not there. On a torus the rows of a
-  host need not follow on each other. Raises UserError unless any two hosts hold the same rows or
-  none in common, and all equally many.
+  The same on every host, and for a mesh of a described topology. On a torus the rows of a host need
+  not be contiguous. Raises UserError unless any two hosts hold the same rows or none in common, and
+  all hold equally many.
   """
   held: dict[int, set[int]] = {}
   sharding = NamedSharding(mesh, BATCH_SPEC)
@@ -211,12 +213,12 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
 def streams_by_host(mesh: Mesh, batch_size: int, num_streams: int) -> dict[int, range]:
   """The virtual data streams that fill each host's rows, by process index.
 
-  Hosts of the same rows read the same streams. In the order of their first rows, group g of G takes
-  the g-th of G blocks of streams, whose rows go to the rows it holds in ascending order. So a batch
-  is the same set of rows on any hosts. Where a host's rows do not follow on each other it is that
-  set in another order, which changes sums over rows by rounding only.
+  Hosts of the same rows form a group and read the same streams. In the order of their first rows,
+  group g of G takes the g-th of G blocks of streams, which fill the rows it holds in ascending
+  order. So a batch is the same set of rows on any number of hosts. Where a host's rows are not
+  contiguous the set is in another order, which changes sums over rows by rounding only.
 
-  Raises UserError if the streams cannot be shared out whole.
+  Raises UserError if the number of groups does not divide the number of streams.
   """
   held = {host: tuple(rows) for host, rows in rows_by_host(mesh, batch_size).items()}
   groups = sorted(set(held.values()))
@@ -239,12 +241,12 @@ def local_streams(mesh: Mesh, batch_size: int, num_streams: int) -> range:
 # --- agreement ------------------------------------------------------------------------------------
 
 
-def first_then_others(action: Callable[[], T]) -> T:
-  """Runs `action` on the first process, then on the others, which find the files it has written."""
+def run_on_host0_first(action: Callable[[], T]) -> T:
+  """Runs `action` on host 0, then on the others, which find the files it has written."""
   if jax.process_count() == 1:
     return action()
-  results = [action()] if is_first() else []
-  multihost_utils.sync_global_devices("first_then_others")
+  results = [action()] if is_host0() else []
+  multihost_utils.sync_global_devices("run_on_host0_first")
   return results[0] if results else action()
 
 
@@ -261,13 +263,13 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 class StopRequest:
-  """Has a signal asked the run to stop, on any host? To be closed when the run ends.
+  """Whether a signal has asked the run to stop, on any host. Close it when the run ends.
 
-  The signals are SIGTERM, SIGUSR1 (SLURM's --signal), and SIGINT (Ctrl-C) once: a second one does
-  what it did before. All hosts get the same answer to the same call, counted from the first.
+  The signals are SIGTERM, SIGUSR1 (SLURM's --signal), and SIGINT (Ctrl-C) once: a second Ctrl-C
+  does what it did before. The n-th call returns the same on all hosts.
 
   Attributes:
-    reason: what to call the signal.
+    reason: name of the signal.
     status: exit status of a run that it stopped.
   """
 
@@ -300,7 +302,7 @@ class StopRequest:
     return self._requested
 
   def close(self) -> None:
-    """Puts back what was done on these signals before."""
+    """Restores the handlers that were there before."""
     for number, before in self._before.items():
       signal.signal(number, before)
     self._before.clear()

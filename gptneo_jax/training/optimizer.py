@@ -61,7 +61,7 @@ class ScheduleConfig:
 
   Attributes:
     name: one of SCHEDULES.
-    warmup_steps: the rate rises from 0 at step 0 over so many steps.
+    warmup_steps: number of steps over which the rate rises from 0 at step 0.
     decay_steps: the step at which the floor is reached, counted from step 0.
     floor: fraction of the peak that is held from `decay_steps` on.
   """
@@ -216,7 +216,7 @@ def make_optimizer(
   weight_decay * parameter, times -rate. State and updates are float32 whatever the type of the
   parameters; `optax.apply_updates` rounds once, at the end. The moments of both Adams are trees
   like the parameters and take their sharding. The state is a dictionary, which has the same keys
-  whether clipping and decay are on or off: a run can go on with either changed.
+  whether clipping and decay are on or off: a run can resume with either changed.
   """
   schedule_fn = make_schedule(schedule, optimizer.learning_rate)
   clip = optax.clip_by_global_norm(optimizer.clip_norm) if optimizer.clip_norm else optax.identity()

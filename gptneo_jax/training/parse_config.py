@@ -1,4 +1,4 @@
-"""From a config of the programs to checked, typed things: the model, the optimizer, the layout."""
+"""Parses and validates a run config: task, model, data, optimizer."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ import optax
 from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
-from gptneo_jax import data
+from gptneo_jax import data, sharding
 from gptneo_jax.config import REMATS, ModelConfig
 from gptneo_jax.errors import UserError, user_errors
-from gptneo_jax.model.decoder import Decoder
-from gptneo_jax.state import TrainState, abstract_state
-from gptneo_jax.training import memory_estimate, run_config
+from gptneo_jax.training import run_config, tasks
 from gptneo_jax.training.optimizer import OptimizerConfig, Schedule, ScheduleConfig, make_optimizer
+from gptneo_jax.training.tasks import Task
 
 AUTO = "auto"  # of model.remat: chosen for the devices, see training/fitting.py
 
@@ -24,15 +23,16 @@ _FROM_ZERO = (  # grad_accumulation=0: as few parts as fit
 ).split()
 
 
-class Sections(NamedTuple):
+class Parsed(NamedTuple):
+  task: Task
   model: ModelConfig
   data: data.DataConfig
   optimizer: optax.GradientTransformation
   learning_rate: Schedule
 
 
-def read(config: ConfigDict) -> Sections:
-  """The config's sections; where model.remat is left open, it is `full` here. Raises UserError."""
+def read(config: ConfigDict) -> Parsed:
+  """What a config says; where it leaves model.remat open, that is `full` here. Raises UserError."""
   run_config.check_keys(config)
   model_fields = config.model.to_dict()
   if model_fields["remat"] not in (AUTO, *REMATS):
@@ -56,11 +56,11 @@ def read(config: ConfigDict) -> Sections:
   for name in _FROM_ZERO:
     if settings[name] < 0:
       raise UserError(f"{name} is {settings[name]}; it must be at least 0")
-  if config.task != "lm":
-    raise UserError(f"task is {config.task!r}; there is 'lm'")
-  if model_config.head != "lm":
+  task = tasks.find(config.task)
+  if model_config.head not in task.HEADS:
     raise UserError(
-      f"model.head is {model_config.head!r}, which task 'lm' does not train; it is 'lm' here"
+      f"model.head is {model_config.head!r}, which task {config.task!r} does not train; it trains"
+      f" {', '.join(map(repr, task.HEADS))}"
     )
   for name in ("dtype", "param_dtype"):
     if getattr(model_config, name) == "float16":
@@ -74,7 +74,13 @@ def read(config: ConfigDict) -> Sections:
       f" {model_config.max_position_embeddings}"
     )
   data_config = data_config.for_batch(config.batch_size)
-  return Sections(model_config, data_config, optimizer, learning_rate)
+  return Parsed(
+    task=task,
+    model=model_config,
+    data=data_config,
+    optimizer=optimizer,
+    learning_rate=learning_rate,
+  )
 
 
 def warmup_warning(config: ConfigDict) -> str:
@@ -88,33 +94,11 @@ def warmup_warning(config: ConfigDict) -> str:
   )
 
 
-def layout(config: ConfigDict, sections: Sections, mesh: Mesh | AbstractMesh) -> TrainState:
-  """The state of the run as shapes on `mesh`. Raises UserError for what does not divide."""
-  with user_errors():
-    state = abstract_state(Decoder(sections.model), sections.optimizer, mesh)
-  check_batch(config, mesh)
-  return state
-
-
 def check_batch(config: ConfigDict, mesh: Mesh | AbstractMesh) -> None:
   """Raises UserError if a batch cannot be shared out among the devices of `mesh`."""
   parts = config.grad_accumulation or 1
-  if config.batch_size % (mesh.shape["data"] * mesh.shape["fsdp"] * parts):
+  if config.batch_size % (sharding.batch_ways(mesh) * parts):
     raise UserError(
       f"batch_size {config.batch_size} is not divisible by mesh.data {mesh.shape['data']} x"
       f" mesh.fsdp {mesh.shape['fsdp']} x grad_accumulation {parts}"
     )
-
-
-def step_bytes(
-  config: ConfigDict, sections: Sections, mesh: Mesh | AbstractMesh, state: TrainState
-) -> dict[str, int]:
-  """What a step needs on each device, by part: see `preflight.step_bytes`."""
-  return memory_estimate.step_bytes(
-    sections.model,
-    state,
-    mesh,
-    rows=config.batch_size // config.grad_accumulation,
-    seq_len=config.seq_len,
-    accumulates=config.grad_accumulation > 1,
-  )

@@ -1,4 +1,4 @@
-"""run_config.json: what a run was started with, and what is different where it goes on."""
+"""run_config.json: what a run was started with, and what has changed where it is resumed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PACKAGES = (
   "tokenizers", "transformers",
 )  # fmt: skip
 
-# Settings that a run keeps, and why. What the model is stands in config.json.
+# Settings that a run keeps, and why. The model itself is recorded in config.json.
 _FIXED = {
   **dict.fromkeys(
     ("batch_size", "seq_len", "seed", *(f"data.{name}" for name in data.ORDER_SETTINGS)),
@@ -34,14 +34,14 @@ _FIXED = {
   ),
   "task": "its state is of that",
   "optimizer.name": "the optimizer's state is of that",
-  "init_from": "its weights go on from its own checkpoints",
+  "init_from": "it resumes from its own checkpoints",
 }
 
 
 def of(config: ConfigDict, num_streams: int, command: Sequence[str]) -> dict[str, Any]:
   """The record of a start: settings, command, versions, commit if it runs from a checkout.
 
-  num_streams: as they are, where the config leaves them to the batch.
+  num_streams: their number, which the config may leave to the batch size.
   """
   settings = config.to_dict()
   settings["data"]["num_streams"] = num_streams
@@ -74,7 +74,7 @@ def changes(workdir: epath.Path, record: dict[str, Any], model: ModelConfig) -> 
       f"{workdir} holds a different model ({'; '.join(differences)}); choose another --workdir"
     )
   if not (workdir / str(step) / "optimizer").exists():
-    raise UserError(f"{workdir} holds the weights of a model, and not a run to go on with. {anew}")
+    raise UserError(f"{workdir} holds the weights of a model, and not a run to resume. {anew}")
   before = _read(workdir)
   if before is None:
     return []
@@ -101,7 +101,7 @@ def changes(workdir: epath.Path, record: dict[str, Any], model: ModelConfig) -> 
 
 
 def start_anew(workdir: epath.PathLike) -> str:
-  """How a run is started from the weights of another."""
+  """Advice on starting a new run from the weights of this one."""
   return (
     "To start anew from its weights, give the same command with"
     f" --workdir NEW --config.init_from={workdir}"
@@ -125,8 +125,8 @@ def _read(workdir: epath.Path) -> dict[str, Any] | None:
     return None
   except ValueError as error:
     raise UserError(
-      f"{workdir / FILE} cannot be read ({error}); without it the run goes on, and nothing is"
-      " compared"
+      f"{workdir / FILE} cannot be read ({error}); without it the run resumes, and nothing"
+      " is compared"
     ) from None
 
 

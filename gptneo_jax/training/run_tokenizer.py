@@ -1,5 +1,5 @@
-"""Which tokenizer a run has: that of the run it goes on with, of the weights it starts from, or the
-one that its config asks for."""
+"""The tokenizer of a run: its own when it resumes, that of the weights it starts from, or the one
+that its config names."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from gptneo_jax.training import multihost
 
 
 def find(config: ConfigDict, data_config: data.DataConfig, workdir: epath.Path) -> tuple[Any, str]:
-  """The tokenizer, and a line that names it. It is left in `workdir`, which is to stand alone.
+  """The tokenizer, and a line that names it. It is saved in `workdir`.
 
-  A folder with a checkpoint goes on with its own. In any other one the config decides, whatever a
-  start that failed has left there. Raises UserError.
+  A folder with a checkpoint keeps its own. In any other the config decides, whatever a failed start
+  has left there. Raises UserError.
   """
-  goes_on = latest_step(str(workdir)) is not None
+  resumes = latest_step(str(workdir)) is not None
 
   def action() -> tuple[Any, str]:
-    saved = data.saved_tokenizer(str(workdir)) if goes_on or not multihost.is_first() else None
+    saved = data.saved_tokenizer(str(workdir)) if resumes or not multihost.is_host0() else None
     if saved is not None:
       return saved, _named(saved, f"of the run{_difference(data_config.tokenizer, saved)}")
     tokenizer, origin = _new(config, data_config)
     data.save_tokenizer(tokenizer, str(workdir))
     return tokenizer, _named(tokenizer, origin)
 
-  return multihost.first_then_others(action)
+  return multihost.run_on_host0_first(action)
 
 
 def check_of_weights(tokenizer: Any, init_from: str) -> None:
-  """Raises UserError if ids mean other tokens with the weights that a run starts from.
+  """Raises UserError if the weights that a run starts from were trained with other ids for tokens.
 
   Weights without a tokenizer are not compared.
   """
@@ -87,7 +87,7 @@ def _new(config: ConfigDict, data_config: data.DataConfig) -> tuple[Any, str]:
 
 
 def _difference(name: str, saved: Any) -> str:
-  """What is to be said of data.tokenizer where it names another one that is at hand."""
+  """What to say of data.tokenizer where it names another tokenizer that is there."""
   if name == "train" or not os.path.exists(os.path.expanduser(name)):
     return ""
   other = data.load_tokenizer(name)

@@ -1,49 +1,85 @@
-"""What a step of training reports: its line of metrics.jsonl; a loss not finite; a trace."""
+"""What a run reports of its steps: metrics and progress; a loss that is not finite; a trace."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from gptneo_jax import data
-from gptneo_jax.config import ModelConfig
 from gptneo_jax.errors import UserError
-from gptneo_jax.training import memory_estimate
-from gptneo_jax.training.metrics import Progress, memory_in_use_bytes
-from gptneo_jax.training.optimizer import Schedule
+from gptneo_jax.training import memory_estimate, multihost
+from gptneo_jax.training.metrics import MetricWriter, Progress, memory_in_use_bytes
+from gptneo_jax.training.setup import Run
+from gptneo_jax.training.tasks import Batches
 
 
 class StepReports:
-  """Waits for steps and makes their lines; times between `begin` and a step, or two steps, count
-  for the share of waiting for data."""
+  """Waits for steps and makes their lines of metrics.jsonl; shows the progress on host 0.
+
+  The share of waiting for data is of the time between two lines, or since `begin`.
+  """
 
   def __init__(
     self,
-    config: ConfigDict,
-    model_config: ModelConfig,
+    run: Run,
+    workdir: epath.Path,
+    record: Mapping[str, Any],
     *,
-    learning_rate: Schedule,
-    batches: data.TrainBatches,
-    progress: Progress,
+    batches: Batches,
     peak_flops: float,
     last_saved: Callable[[], int | None],
+    first_step: int,
+    resume_step: int | None,
   ):
-    """peak_flops: FLOP/s of one device. last_saved: the newest checkpoint that stands."""
+    """Opens the files of metrics.
+
+    Args:
+      record: of the run, for wandb.
+      peak_flops: FLOP/s of one device.
+      last_saved: the newest checkpoint there is, once it is written.
+      first_step: steps done before.
+      resume_step: the last step whose line is kept; None for a new run, which keeps none.
+    """
+    config, host0 = run.config, multihost.is_host0()
     self._steps, self._every = config.steps, config.log_every
-    self._flops_per_token = model_config.flops_per_token(config.seq_len)
+    self._flops_per_token = run.model_config.flops_per_token(config.seq_len)
     self._peak_flops = peak_flops * jax.device_count()
-    self._learning_rate, self._batches, self._progress = learning_rate, batches, progress
-    self._last_saved = last_saved
+    self._learning_rate, self._train_metrics = run.learning_rate, run.task.train_metrics
+    self._batches, self._last_saved = batches, last_saved
+    self._writer = MetricWriter(
+      str(workdir),
+      resume_step=resume_step,
+      wandb_project=config.wandb_project or None,
+      run=record,
+      enabled=host0,
+    )
+    self._progress = Progress(
+      config.steps,
+      tokens_per_step=config.batch_size * config.seq_len,
+      first_step=first_step,
+      every={"eval": config.eval_every, "checkpoint": config.checkpoint_every},
+      enabled=host0,
+    )
     self.begin()
 
   def begin(self) -> None:
     """A save or an evaluation is over."""
     self._waited, self._clock = self._batches.wait_seconds, time.perf_counter()
+
+  def section(self, name: str) -> contextlib.AbstractContextManager[None]:
+    """Times what is not a step: 'eval', 'checkpoint'."""
+    return self._progress.section(name)
+
+  def write(self, step: int, line: Mapping[str, float]) -> None:
+    """Writes the line of a step, if it holds anything."""
+    if line:
+      self._writer.write(step, line)
 
   def __call__(
     self, step: int, metrics: dict[str, jax.Array], epochs: dict[str, float]
@@ -52,15 +88,15 @@ class StepReports:
 
     epochs: those of the data when its batch had been taken.
     """
-    loss, grad_norm = float(metrics["loss"]), float(metrics["grad_norm"])
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    loss, grad_norm = values["loss"], values.pop("grad_norm")
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
       good = self._last_saved()
-      stands = (
-        "No checkpoint stands" if good is None else f"The last good checkpoint is step {good}"
-      )
+      last = f"The last good checkpoint is step {good}"
+      last = "There is no checkpoint" if good is None else last
       raise UserError(
         f"step {step}: loss {loss}, gradient norm {grad_norm}; stopped before anything of it was"
-        f" saved. {stands}"
+        f" saved. {last}"
       )
     due = step % self._every == 0 or step == self._steps
     self._progress.update(step, loss if due else None)
@@ -69,8 +105,7 @@ class StepReports:
     waited = (self._batches.wait_seconds - self._waited) / (time.perf_counter() - self._clock)
     self.begin()
     line = {
-      "train/loss": loss,
-      "train/perplexity": math.exp(min(loss, 700.0)),
+      **{f"train/{name}": value for name, value in self._train_metrics(values).items()},
       "train/grad_norm": grad_norm,
       "train/learning_rate": float(self._learning_rate(step - 1)),
       **_named(epochs),
@@ -82,6 +117,11 @@ class StepReports:
       line["perf/tokens_per_second"] = rate
       line["perf/mfu"] = rate * self._flops_per_token / self._peak_flops
     return line
+
+  def close(self) -> None:
+    """Ends the progress bar, and writes out what is still in memory."""
+    self._progress.close()
+    self._writer.close()
 
 
 def _named(epochs: dict[str, float]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Evaluation within a training run: validation documents, baselines for them, a sample of text."""
+"""Evaluation of a language model in training: validation documents, harness tasks, sampled text."""
 
 from __future__ import annotations
 
@@ -11,127 +11,107 @@ from typing import Any
 import jax
 import numpy as np
 import tqdm
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from gptneo_jax import data
+from gptneo_jax import data, sharding
 from gptneo_jax.engine import LanguageModel
-from gptneo_jax.errors import UserError, first_line
+from gptneo_jax.errors import Stopped, UserError, first_line
 from gptneo_jax.evals import perplexity
-from gptneo_jax.generation.decode import generate_ids
-from gptneo_jax.model.decoder import Decoder
+from gptneo_jax.model import next_token
 from gptneo_jax.model_io import Weights
 from gptneo_jax.steps import make_eval_step, place_batch
 from gptneo_jax.training import multihost
+from gptneo_jax.training.setup import Run
 
 _PROMPT_CHARACTERS = 200  # of a document, before the sample of text
 _PROMPT_DOCUMENTS = 100  # among which the first that is not blank is taken
 
 
-class _Interrupted(Exception):
-  """The run is to stop; what was measured so far is dropped."""
-
-
-class _Stoppable(LanguageModel):
-  """A model that ends the tasks it is measured by between two batches, which ask for its
-  parameters."""
-
-  stop: Callable[[], bool] = staticmethod(lambda: False)
-
-  @property
-  def params(self) -> Any:
-    if self.stop():
-      raise _Interrupted
-    return super().params
-
-  @params.setter
-  def params(self, params: Any) -> None:
-    self._params = params
-
-
 class Validation:
-  """What a run measures of its parameters: validation documents, tasks, and a sample of text.
+  """Measures parameters: validation documents, the config's harness tasks, a sample of text.
 
   Attributes:
     measures: False if there are neither documents held out nor tasks.
   """
 
-  def __init__(
-    self,
-    config: ConfigDict,
-    data_config: data.DataConfig,
-    model: Decoder,
-    param_shardings: Any,
-    mesh: Mesh,
-    tokenizer: Any,
-  ):
-    """Draws the first batch and the sample's prompt: what is wrong with them is said now.
+  def __init__(self, run: Run, tokenizer: Any):
+    """Draws the first batch and the sample's prompt, so that what is wrong with them is said now.
 
     Raises UserError for validation documents that cannot be read or hold no token, for a task that
-    there is not, or with several hosts, on which no task runs.
+    does not exist, or for tasks with several hosts, on which none runs.
     """
-    _check_tasks(config)
-    self._config, self._data_config = config, data_config
-    self._model, self._mesh, self._tokenizer = model, mesh, tokenizer
-    self._eval_step = make_eval_step(model, param_shardings, mesh)
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    _check_tasks(run.config)
+    self._run, self._mesh, self._tokenizer = run, run.mesh, tokenizer
+    self._predict = make_eval_step(
+      functools.partial(next_token.predictions, run.module), run.shardings.params, run.mesh
+    )
+    config, ways = run.config, sharding.batch_ways(run.mesh)
     rows = config.eval.batch_size or config.batch_size // config.grad_accumulation
     self._rows = math.ceil(rows / ways) * ways
-    self._own_rows = multihost.local_rows(mesh, self._rows)
+    self._own_rows = multihost.local_rows(run.mesh, self._rows)
     self._missing: set[str] = set()  # tasks that cannot be had, of which it was said
     self._batches = None
-    if data.has_split(data_config, "validation"):
-      self._batches = data.KeptBatches(
-        lambda: data.EvaluationBatches(
-          self._documents(), tokenizer, batch_size=self._rows, seq_len=config.seq_len
-        )
-      )
+    if data.has_split(run.data_config, "validation"):
+      self._batches = data.KeptBatches(self._open_batches)
       if next(iter(self._batches), None) is None:
         raise UserError("the validation documents hold no token to score")
     self.measures = self._batches is not None or bool(config.eval.tasks)
     self._prompt, self._new_tokens = self._sample_prompt()
 
   def _documents(self) -> Iterator[data.Document]:
-    return data.evaluation_documents(self._data_config, "validation", self._config.eval.documents)
+    documents = self._run.config.eval.documents
+    return data.evaluation_documents(self._run.data_config, "validation", documents)
+
+  def _open_batches(self) -> data.EvaluationBatches:
+    return data.EvaluationBatches(
+      self._documents(),
+      self._tokenizer,
+      batch_size=self._rows,
+      seq_len=self._run.config.seq_len,
+    )
 
   def __call__(
     self, params: Any, stop: Callable[[], bool] = lambda: False
   ) -> tuple[dict[str, float], str] | None:
-    """Metrics and the sample; None if `stop`, asked before each batch, said so.
+    """`eval/…` metrics, and lines to print with a sample of text; see `tasks.Evaluation`.
 
-    A sample that fails says why: it is there to be looked at, and ends no run.
+    A sample that fails says why and ends no run: it is only there to be looked at.
     """
     results = {}
     try:
       if self._batches is not None:
-        results = perplexity.evaluate(functools.partial(self._row_nll, params, stop), self._batches)
-      if self._config.eval.tasks:
+        results = perplexity.evaluate(functools.partial(self._nll, params, stop), self._batches)
+      if self._run.config.eval.tasks:
         results |= self._tasks(params, stop)
-    except _Interrupted:
+    except Stopped:
       return None
     try:
-      return results, self._sample(params)
+      sample = self._sample(params)
     except Exception as error:
-      return results, f"(no sample of text: {first_line(error)})"
+      sample = f"(no sample of text: {first_line(error)})"
+    return results, format_results(results, self._baselines, sample)
 
-  def _row_nll(
-    self, params: Any, stop: Callable[[], bool], batch: dict[str, np.ndarray]
-  ) -> np.ndarray:
+  def _nll(self, params: Any, stop: Callable[[], bool], batch: dict[str, np.ndarray]) -> jax.Array:
+    """Negative log-likelihood of each token, B x T, without waiting for it. Raises Stopped."""
     if stop():
-      raise _Interrupted
+      raise Stopped
     own = {key: value[self._own_rows] for key, value in batch.items()}
-    nll_BxT = self._eval_step(params, place_batch(own, self._mesh, self._rows)).nll_BxT
-    return np.asarray(nll_BxT, np.float64).sum(-1)
+    return self._predict(params, place_batch(own, self._mesh, self._rows)).nll_BxT
+
+  def _language_model(self, params: Any) -> LanguageModel:
+    lm = LanguageModel(Weights(self._run.model_config, params), self._mesh)
+    lm.tokenizer = self._tokenizer
+    return lm
 
   def _tasks(self, params: Any, stop: Callable[[], bool]) -> dict[str, float]:
     """`eval/TASK/METRIC` of each of the config's tasks that can be had; says once of the others
-    why."""
+    why not."""
     from gptneo_jax.evals import harness
 
-    tasks, limit = self._config.eval.tasks, self._config.eval.task_items or None
-    lm = _Stoppable(Weights(self._model.config, params), self._mesh)
-    lm.stop, lm.tokenizer = stop, self._tokenizer
-    found = harness.evaluate_tasks(lm, tasks, limit=limit)
+    settings = self._run.config.eval
+    found = harness.evaluate_tasks(
+      self._language_model(params), settings.tasks, limit=settings.task_items or None, stop=stop
+    )
     for task in found["missing"].keys() - self._missing:
       self._missing.add(task)
       tqdm.tqdm.write(f"{task} is not evaluated: {found['missing'][task]}", file=sys.stderr)
@@ -143,7 +123,7 @@ class Validation:
 
   def _sample_prompt(self) -> tuple[list[int], int]:
     """Ids of the sample's beginning, and how many to add: together at most seq_len."""
-    config = self._config
+    config = self._run.config
     new_tokens = config.eval.sample_tokens
     if not new_tokens:
       return [], 0
@@ -152,7 +132,7 @@ class Validation:
       documents = (
         self._documents()
         if self._batches is not None
-        else data.evaluation_documents(self._data_config, "train", _PROMPT_DOCUMENTS)
+        else data.evaluation_documents(self._run.data_config, "train", _PROMPT_DOCUMENTS)
       )
       text = next((d.text for d in documents if d.text.strip()), "")[:_PROMPT_CHARACTERS]
     ids = self._tokenizer(text, add_special_tokens=False).input_ids
@@ -161,18 +141,27 @@ class Validation:
     return ids[: config.seq_len - new_tokens], new_tokens
 
   def _sample(self, params: Any) -> str:
-    """A beginning, and how the model goes on."""
+    """A beginning, and how the model continues it."""
     if not self._new_tokens:
       return ""
-    ids = generate_ids(
-      self._model,
-      params,
-      [self._prompt],
-      max_new_tokens=self._new_tokens,
-      end_id=data.end_of_text_id(self._tokenizer),
-      temperature=0.7,
+    made = self._language_model(params).generate(
+      [self._prompt], max_new_tokens=self._new_tokens, do_sample=True, temperature=0.7
     )
-    return self._tokenizer.decode(self._prompt) + " ⏵ " + self._tokenizer.decode(ids[0])
+    assert made.texts is not None
+    return self._tokenizer.decode(self._prompt) + " ⏵ " + made.texts[0]
+
+  @functools.cached_property
+  def _baselines(self) -> dict[str, float]:
+    """Bits per byte, by name, that others need for the same validation documents."""
+    config = self._run.config
+    if not config.eval.baselines or self._batches is None:
+      return {}
+    validation = list(self._documents())
+    train = data.evaluation_documents(self._run.data_config, "train")
+    return {
+      "byte unigram": data.byte_unigram_bits_per_byte(train, validation),
+      "gzip -9": data.gzip_bits_per_byte(validation),
+    }
 
 
 def _check_tasks(config: ConfigDict) -> None:
@@ -187,28 +176,13 @@ def _check_tasks(config: ConfigDict) -> None:
   harness.check(config.eval.tasks)
 
 
-def baselines(config: ConfigDict, data_config: data.DataConfig) -> dict[str, float]:
-  """Bits per byte, by name, that others need for the same validation documents."""
-  if not config.eval.baselines or not data.has_split(data_config, "validation"):
-    return {}
-
-  def documents(split: str, limit: int = 0) -> Iterator[data.Document]:
-    return data.evaluation_documents(data_config, split, limit)
-
-  validation = list(documents("validation", config.eval.documents))
-  return {
-    "byte unigram": data.byte_unigram_bits_per_byte(documents("train"), validation),
-    "gzip -9": data.gzip_bits_per_byte(validation),
-  }
-
-
-def report(step: int, results: dict[str, float], others: dict[str, float], sample: str) -> str:
-  """Lines to print: loss, perplexity, bits per byte beside those of others, per subset; text."""
-  text = f"step {step}:"
+def format_results(results: dict[str, float], baselines: dict[str, float], sample: str) -> str:
+  """Lines to print: loss, perplexity, bits per byte beside the baselines', by subset; the text."""
+  text = "no validation documents"
   if "eval/loss" in results:
-    beside = ", ".join(f"{name} {value:.3f}" for name, value in others.items())
-    text += (
-      f" validation loss {results['eval/loss']:.4f} nats per token, perplexity"
+    beside = ", ".join(f"{name} {value:.3f}" for name, value in baselines.items())
+    text = (
+      f"validation loss {results['eval/loss']:.4f} nats per token, perplexity"
       f" {results['eval/perplexity']:.2f}, {results['eval/bits_per_byte']:.3f} bits per byte"
       + (f" ({beside})" if beside else "")
     )

@@ -18,6 +18,7 @@ from gptneo_jax.model.decoder import Decoder
 from gptneo_jax.sharding import MESH_AXES
 from gptneo_jax.state import abstract_state
 from gptneo_jax.steps import make_train_step
+from gptneo_jax.training.tasks.lm import next_token_loss
 from tests.helpers.attention_truth import SUBJECTS, check, left_padded, packed
 
 SPLASH = next(subject for subject in SUBJECTS if subject.name == "splash")
@@ -64,7 +65,7 @@ def train_step_kernels(config, mesh_sizes=(2, 2, 2)):
   with jax.sharding.use_abstract_mesh(mesh):
     state = abstract_state(model, optimizer, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    step = make_train_step(model, optimizer, shardings, mesh, z_loss=0.0)
+    step = make_train_step(next_token_loss(model, 0.0), optimizer, shardings, mesh)
     text = step.trace(state, batch).lower(lowering_platforms=("tpu",)).as_text()
   return collections.Counter(re.findall(r'kernel_name = "(\w+)"', text)), text
 

@@ -29,8 +29,8 @@ def test_sums_per_subset_and_overall():
   """Document 0 lies in two windows; a row of padding counts for nothing."""
   batches = Windows(
     [
-      {"nll": np.array([1.5, 2.0]), "row_document": np.array([0, 0])},
-      {"nll": np.array([1.0, 0.25, 99.0]), "row_document": np.array([1, 2, -1])},
+      {"nll": np.array([[1.0, 0.5], [2.0, 0.0]]), "row_document": np.array([0, 0])},
+      {"nll": np.array([[1.0], [0.25], [99.0]]), "row_document": np.array([1, 2, -1])},
     ]
   )
   results = perplexity.evaluate(lambda batch: batch["nll"], batches)

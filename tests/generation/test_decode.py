@@ -1,15 +1,11 @@
-"""Greedy decoding against a loop of whole forward passes; batches against single prompts."""
+"""Greedy decoding against a loop of whole forward passes; rows of a batch that end apart."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.linen import unbox
 
+import gptneo_jax
 from gptneo_jax.config import ModelConfig
-from gptneo_jax.errors import UserError
-from gptneo_jax.generation.decode import generate_ids
-from gptneo_jax.model.decoder import Decoder
 
 CONFIG = ModelConfig(
   vocab_size=61,
@@ -19,15 +15,14 @@ CONFIG = ModelConfig(
   num_heads=2,
   window_size=8,
 )
-NO_END = 61  # an id that never comes
 
 
 @pytest.fixture(scope="module")
-def decoder():
-  model = Decoder(CONFIG)
-  params = unbox(model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))["params"]
+def lm():
+  lm = gptneo_jax.init(CONFIG)
   # Weights of this spread decide between tokens; the initial ones hardly do.
-  return model, jax.tree.map(lambda p: p * 3, params)
+  lm.params = jax.tree.map(lambda p: p * 3, lm.params)
+  return lm
 
 
 def prompts_of(*lengths):
@@ -35,46 +30,25 @@ def prompts_of(*lengths):
   return [chance.integers(0, CONFIG.vocab_size, n).tolist() for n in lengths]
 
 
-def test_greedy_is_the_argmax_of_whole_forward_passes(decoder):
-  model, params = decoder
-  logits = jax.jit(lambda ids: model.apply({"params": params}, ids, method="logits"))
+def new_ids(lm, prompts, **options):
+  made = lm.generate(prompts, **options)
+  width = max(map(len, prompts))
+  return [row[width : width + n].tolist() for row, n in zip(made.sequences, made.lengths)]
+
+
+def test_greedy_is_the_argmax_of_whole_forward_passes(lm):
   (prompt,) = prompts_of(11)
   ids = list(prompt)
   for _ in range(20):
-    row_1xT = np.zeros((1, 40), np.int32)
-    row_1xT[0, : len(ids)] = ids
-    ids.append(int(logits(row_1xT)[0, len(ids) - 1].argmax()))
-  new = generate_ids(model, params, [prompt], max_new_tokens=20, end_id=NO_END)
+    ids.append(int(np.asarray(lm.logits([ids]))[0, -1].argmax()))
+  new = new_ids(lm, [prompt], max_new_tokens=20)
   assert new == [ids[11:]]
   assert len(set(new[0])) > 3
 
 
-def test_a_batch_gives_each_prompt_what_it_gives_alone(decoder):
-  prompts = prompts_of(3, 30, 17)
-  together = generate_ids(*decoder, prompts, max_new_tokens=12, end_id=NO_END)
-  alone = [
-    generate_ids(*decoder, [prompt], max_new_tokens=12, end_id=NO_END)[0] for prompt in prompts
-  ]
-  assert together == alone
-
-
-def test_a_row_ends_at_the_end_id_and_others_go_on(decoder):
+def test_a_row_ends_at_the_end_id_and_others_continue(lm):
   prompts = prompts_of(5, 6)
-  free = generate_ids(*decoder, prompts, max_new_tokens=10, end_id=NO_END)
+  free = new_ids(lm, prompts, max_new_tokens=10)
   end = next(token for token in free[0][1:] if token not in free[1])
-  stopped = generate_ids(*decoder, prompts, max_new_tokens=10, end_id=end)
-  assert stopped == [free[0][: free[0].index(end)], free[1]]
-
-
-def test_sampling_is_seeded(decoder):
-  draw = lambda seed: generate_ids(  # noqa: E731
-    *decoder, prompts_of(5), max_new_tokens=16, end_id=NO_END, temperature=1.5, seed=seed
-  )
-  assert draw(1) == draw(1) != draw(2)
-
-
-def test_what_cannot_be_continued_is_refused(decoder):
-  with pytest.raises(UserError, match="empty"):
-    generate_ids(*decoder, [[]], max_new_tokens=1, end_id=0)
-  with pytest.raises(UserError, match=r"make 100, 4 more than the model's 96 positions"):
-    generate_ids(*decoder, prompts_of(90), max_new_tokens=10, end_id=0)
+  stopped = new_ids(lm, prompts, max_new_tokens=10, eos_token_id=end)
+  assert stopped == [free[0][: free[0].index(end) + 1], free[1]]

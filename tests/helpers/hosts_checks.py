@@ -50,7 +50,7 @@ def stops_at() -> int:
 
 
 def fails_on_the_first(folder: pathlib.Path) -> None:
-  if multihost.is_first():
+  if multihost.is_host0():
     raise UserError(f"{folder} is full")
 
 
@@ -66,7 +66,7 @@ def main(address: str, number: str, folder: str) -> None:
     print(json.dumps(found), flush=True)
     if number == "2":
       return
-    multihost.first_then_others(lambda: fails_on_the_first(pathlib.Path(folder)))
+    multihost.run_on_host0_first(lambda: fails_on_the_first(pathlib.Path(folder)))
     print("went on")
 
 

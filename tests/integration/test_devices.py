@@ -38,7 +38,7 @@ def test_a_checkpoint_goes_on_on_another_mesh(settings, one_device, tmp_path):
   then = settings | {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}
   result = train_runs.train(tmp_path, devices=8, **then)
   assert result.returncode == 0, result.stderr
-  assert "going on from step 8" in result.stdout
+  assert "resuming from step 8" in result.stdout
   np.testing.assert_allclose(train_runs.losses(tmp_path), train_runs.losses(one_device), rtol=2e-5)
 
 

@@ -120,7 +120,7 @@ def test_a_checkpoint_cut_off_half_way(finished, tmp_path):
   result = train_runs.train(tmp_path / "run", **settings)
   assert result.returncode == 0, result.stderr
   assert "checkpoint 12 is damaged" in result.stderr
-  assert "going on from step 8" in result.stdout
+  assert "resuming from step 8" in result.stdout
   train_runs.assert_bitwise_equal(
     train_runs.arrays(tmp_path / "run", 12), train_runs.arrays(folder / "run", 12)
   )

@@ -104,5 +104,5 @@ def test_stopped_by_signals(settings, whole_run, tmp_path):
   assert steps_done(tmp_path) < 40
   result = train_runs.train(tmp_path, **settings)
   assert result.returncode == 0, result.stderr
-  assert "going on from step" in result.stdout
+  assert "resuming from step" in result.stdout
   assert_same_run(tmp_path, whole_run)

@@ -336,7 +336,7 @@ def test_the_trained_checkpoint_has_hugging_faces_perplexity(trained, shared_dat
   @jax.jit
   def our_nll(params, inputs, targets, weights):
     logits = module.apply({"params": params}, inputs, method="logits")
-    return token_losses(logits, targets, weights).nll_BxT.sum(-1)
+    return token_losses(logits, targets, weights).nll_BxT
 
   model = transformers.GPTNeoForCausalLM.from_pretrained(source, attn_implementation="eager").eval()
 
@@ -346,7 +346,7 @@ def test_the_trained_checkpoint_has_hugging_faces_perplexity(trained, shared_dat
     nll = torch.nn.functional.cross_entropy(
       logits.transpose(1, 2), torch.from_numpy(batch["targets"]).long(), reduction="none"
     )
-    return (nll * torch.from_numpy(batch["weights"])).sum(-1).numpy()
+    return (nll * torch.from_numpy(batch["weights"])).numpy()
 
   theirs = perplexity.evaluate(their_nll, batches())["eval/perplexity"]
   found = perplexity.evaluate(

@@ -7,12 +7,13 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import neo_1p3b, tiny
-from gptneo_jax import sharding, train
+from gptneo_jax import train
 from gptneo_jax.errors import UserError
 from gptneo_jax.planning import advice
-from gptneo_jax.training import fitting, memory_estimate, parse_config
-from gptneo_jax.training.compiled_step import TooLarge
+from gptneo_jax.training import fitting, memory_estimate
+from gptneo_jax.training.compiled_step import TooLarge, compile_step, fit
 from gptneo_jax.training.memory_estimate import GIB
+from gptneo_jax.training.setup import Run, setup_run
 
 V5E = 15.75 * GIB
 ORDER = ("none", "dots", "full")
@@ -57,44 +58,41 @@ def test_what_is_left_open_is_chosen_together():
 
 def test_what_does_not_compile_is_followed_by_less():
   config, tried = config_of(neo_1p3b), []
+  run = setup_run(config, 8, V5E)
 
-  def compile_for(chosen: ConfigDict) -> str:
-    tried.append(needs(chosen, {}, 8))
+  def compile_for(chosen: Run) -> str:
+    tried.append(needs(chosen.config, {}, 8))
     if len(tried) < 3:
       raise TooLarge("no", needed=1.05 * V5E)
     return "program"
 
-  chosen, program = fitting.fit(config, 8, V5E, compile_for)
-  assert program == "program" and needs(chosen, {}, 8) == tried[-1]
+  chosen, program = fit(run, compile_for)
+  assert program == "program" and needs(chosen.config, {}, 8) == tried[-1]
+  assert chosen.module.config.remat == chosen.config.model.remat == chosen.model_config.remat
   assert tried[0] > tried[1] > tried[2]
   tried.clear()
 
-  def never(chosen: ConfigDict) -> None:
-    tried.append(needs(chosen, {}, 8))
+  def never(chosen: Run) -> None:
+    tried.append(needs(chosen.config, {}, 8))
     raise TooLarge("no")
 
   with pytest.raises(TooLarge):
-    fitting.fit(config, 8, V5E, never)
+    fit(run, never)
   assert tried == sorted(tried, reverse=True) and len(set(tried)) == len(tried)
   assert tried[-1] == needs(config, {}, 8)  # the least that there is
 
 
-def test_the_step_that_is_chosen_computes_the_same(tmp_path):
-  """In parts or whole, computed again or kept: one update from one state, to rounding."""
+def test_the_step_that_is_chosen_computes_the_same():
+  """In one part or several, computed again or kept: one update from one state, to rounding."""
   small = {"model__hidden_size": 16, "model__num_heads": 2, "model__vocab_size": 64, "seq_len": 16}
   config = config_of(tiny, **small, grad_accumulation=0, model__remat="auto")
-  mesh = sharding.make_mesh(devices=jax.devices()[:1])
-  parts = parse_config.read(config)
-  state = parse_config.layout(config, parts, mesh)
   rows = np.random.default_rng(0).integers(0, 64, (4, 17))
   batch = {"inputs": jnp.asarray(rows[:, :-1], jnp.int32), "targets": jnp.asarray(rows[:, 1:], jnp.int32)}  # noqa: E501  # fmt: skip
   losses = []
-  for memory, expected in ((GIB, ("none", 1)), (1000, ("full", 4))):
-    chosen, step = fitting.fit(
-      config, 1, memory, lambda c, m=memory: fitting.compile_step(c, mesh, state, m)
-    )
-    assert (chosen.model.remat, chosen.grad_accumulation) == expected
-    start = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.01, leaf.dtype), state)
+  for memory, expected in ((GIB, (1, "none")), (1000, (4, "full"))):
+    chosen, step = fit(setup_run(config, jax.devices()[:1], memory), compile_step)
+    assert chosen.choice == expected
+    start = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.01, leaf.dtype), chosen.state)
     _, metrics = step(start, batch)
     losses.append(metrics)
   for name in ("loss", "grad_norm"):
@@ -133,12 +131,11 @@ def test_other_failures_stay_what_they_are():
 def test_only_what_cannot_fit_is_refused():
   stdlib = {"data.source": "stdlib", "data.path": "", "data.validation_path": ""}
   config = fitting.apply(tiny.get_config(), stdlib)
-  data_config = parse_config.read(config).data
-  assert train._check_needs(config, data_config, "") == ""
+  assert train._check_needs(setup_run(config), "") == ""
   batch = fitting.apply(config, {"batch_size": 2**20})
-  warning = train._check_needs(batch, data_config, "")
+  warning = train._check_needs(setup_run(batch), "")
   assert warning.startswith("this may run out of memory: by estimate a step needs about ")
   assert "By estimate this fits: --config.grad_accumulation=" in warning
   huge = fitting.apply(config, {"model.hidden_size": 30720, "model.num_layers": 64})
   with pytest.raises(UserError, match=r"memory: a step needs about .*, and there are "):
-    train._check_needs(huge, data_config, "")
+    train._check_needs(setup_run(huge), "")

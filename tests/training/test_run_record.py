@@ -94,7 +94,7 @@ def test_what_changed_is_said_and_kept(run):
     ({"data__num_streams": 2}, r"data\.num_streams 4, not 2"),
     ({"data__shuffle_window": 9}, r"data\.shuffle_window 256, not 9"),
     ({"optimizer__name": "adafactor"}, r"optimizer\.name 'adamw', not 'adafactor': the optimizer"),
-    ({"init_from": "gpt2"}, "init_from '', not 'gpt2': its weights go on from its own checkpoints"),
+    ({"init_from": "gpt2"}, "init_from '', not 'gpt2': it resumes from its own checkpoints"),
   ],
 )
 def test_what_a_run_keeps(run, changes, reason):

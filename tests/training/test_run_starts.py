@@ -22,24 +22,15 @@ MODEL = ModelConfig(
 )  # fmt: skip
 
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
   path = tmp_path_factory.mktemp("corpus") / "train.jsonl"
   texts = (f"document {n} says that {n * n} is the square of {n}" for n in range(60))
   path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
   return str(path)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-  """Runs compile the same functions: from the second on they are read back."""
-  names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-  before = [getattr(jax.config, name) for name in names]
-  for name, value in zip(names, (str(tmp_path_factory.mktemp("compiled")), 0.0)):
-    jax.config.update(name, value)
-  yield
-  for name, value in zip(names, before):
-    jax.config.update(name, value)
 
 
 def _config(corpus, **changes):
@@ -75,7 +66,7 @@ def test_a_run_goes_on_with_other_settings(first, corpus, tmp_path, capsys):
     capsys.readouterr()
     assert run(_config(corpus, steps=6, **changes), str(tmp_path / name)) == 0
     said = capsys.readouterr().out
-    assert "going on from step 4\n" in said and "\nsteps: 4 -> 6\n" in said
+    assert "resuming from step 4\n" in said and "\nsteps: 4 -> 6\n" in said
   assert {"optimizer.weight_decay: 0.1 -> 0.0", "optimizer.clip_norm: 1.0 -> 0.0"} < {
     *said.splitlines()
   }
