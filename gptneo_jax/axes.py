@@ -11,8 +11,10 @@ And in one room each:
                place in the pattern
   evals/       N tokens of a batch, B · T · R rows of logits · C targets of a chunk, characters of
                a text · K tokens of a continuation · W words · P pieces of a text
-  generation/  N new tokens, ids of a run · M beams · W columns of the prompts · G draft tokens
-               E listed ids · C candidates, biased sequences · Q states of the stop strings
+  generation/  N new tokens, ids of a run · M beams · R rows and those of negative prompts
+               W columns of the prompts · G draft tokens · E listed ids · C candidates, biased
+               sequences · Q states of the stop strings · BT, BM one axis of both
+  data/        S virtual streams
 """
 
 # Parameters
