@@ -111,9 +111,9 @@ def programs(lm, ours: LmEvalModel, task_data: str) -> int:
   rows = [row for name in TASKS for row in asked(name, task_data, lm, MANY)]
   chosen = np.random.default_rng(0).permutation(len(rows))[:MANY]
   pairs = [ours._encode_pair(*rows[i].args) for i in chosen]
-  asks = [scoring.Asked((*context, *ids)[:-1], tuple(ids)) for context, ids in pairs]
+  asks = [scoring.ScoringRequest((*context, *ids)[:-1], tuple(ids)) for context, ids in pairs]
   scorer = scoring.Scorer(lm, BATCH)
-  return len({scorer.shape(batch) for batch in scorer.batches(asks)})
+  return len({scorer.shape(batch) for batch in scorer.pack(asks)})
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from gptneo_jax.errors import UserError, user_errors
 from gptneo_jax.evals import comparison, flags, perplexity, provenance, report, report_tables
 from gptneo_jax.evals.resume_file import ResumeFile
 from gptneo_jax.generation.requests import require_tokenizer
+from gptneo_jax.model.forward import round_up
 from gptneo_jax.sharding import batch_ways
 from gptneo_jax.training import config_file
 
@@ -194,8 +195,7 @@ def _measure_documents(
   Returns the file that an interrupted run resumes from, to be removed once the report is written.
   """
   seq_len = args.seq_len or lm.config.max_position_embeddings
-  ways = batch_ways(lm.mesh)
-  batch_size = -(-args.batch_size // ways) * ways
+  batch_size = round_up(args.batch_size, batch_ways(lm.mesh))
   about = {
     "source": args.data,
     "split": corpus.split if args.data == "stdlib" or args.data.startswith("config:") else "all",
@@ -218,7 +218,7 @@ def _measure_documents(
     seq_len=seq_len,
     stride=args.stride,
     batch_size=batch_size,
-    partial=resume_file,
+    resume_file=resume_file,
   )
   subsets = measured.pop("subsets")
   found["results"]["data"] = measured.pop("all")

@@ -21,7 +21,7 @@ from gptneo_jax import data, engine
 from gptneo_jax.cli import progress_bar
 from gptneo_jax.data import DocumentEncoder
 from gptneo_jax.errors import Stopped, UserError
-from gptneo_jax.evals.scoring import Asked, Scorer
+from gptneo_jax.evals.scoring import Scorer, ScoringRequest
 from gptneo_jax.generation.requests import require_tokenizer
 
 _NEW_TOKENS = 256  # the harness' default
@@ -167,19 +167,19 @@ class LmEvalModel(TemplateLM):
           f" has {self.max_length} positions; evaluate it with loglikelihood_rolling"
         )
       ids = (*context, *targets)[-(self.max_length + 1) :]
-      scored.append(Asked(ids[:-1], tuple(targets)))
+      scored.append(ScoringRequest(ids[:-1], tuple(targets)))
     with progress_bar(total=len(requests), desc=description, disable=quiet) as bar:
       for i, request in enumerate(scored):
         if not request.targets:  # the empty text has probability 1
           bar.update()
           yield i, (0.0, True)
-      for i, (logprob_K, greedy_K) in self._scorer.answers(scored):
+      for i, (logprob_N, greedy_N) in self._scorer.score(scored):
         self._stop_if_asked()
         bar.update()
-        logprob = float(logprob_K.sum(dtype=np.float64))
+        logprob = float(logprob_N.sum(dtype=np.float64))
         if not math.isfinite(logprob):
           raise UserError(f"a log-likelihood is {logprob}; try the model with --dtype float32")
-        yield i, (logprob, bool(greedy_K.all()))
+        yield i, (logprob, bool(greedy_N.all()))
 
   def _stop_if_asked(self) -> None:
     if self._stop():

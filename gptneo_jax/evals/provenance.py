@@ -82,7 +82,7 @@ def of_files(files: Mapping[str, Callable[[], Any]], *, progress: bool = True) -
 
 
 def of_tokenizer(lm: engine.LanguageModel) -> str | None:
-  """A hash of the tokenizer, equal for tokenizers that encode every text to the same ids."""
+  """A hash of the vocabulary and the end of text; None without a tokenizer."""
   return None if lm.tokenizer is None else DocumentEncoder(lm.tokenizer).fingerprint()
 
 

@@ -1,4 +1,4 @@
-"""Harness tasks by name: a user's, local ones, sets; caches, meshes, mistakes."""
+"""Harness tasks by name: a user's own, local ones, sets; the cache, a mesh, mistakes."""
 
 import collections
 import json
@@ -48,12 +48,12 @@ def own_tasks(tmp_path):
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch):
-  """No test waits for the hub."""
+  """Tests do not wait for the hub."""
   monkeypatch.setattr(harness_globals, "_reachable", lambda address: False)
 
 
 def test_own_tasks_and_missing_data(lm, own_tasks):
-  """One task's missing file stops no other; few-shot examples and limits are kept to."""
+  """A task without data stops no other; few-shot examples and limits are respected."""
   report = harness.evaluate_tasks(
     lm,
     ["lost", "own"],
@@ -74,15 +74,15 @@ def test_own_tasks_and_missing_data(lm, own_tasks):
 
 
 def test_cache_belongs_to_the_model(lm, own_tasks, tmp_path, monkeypatch):
-  """A second run computes nothing; another model's does, in a file of its own."""
+  """A second run computes nothing; another model has a cache file of its own."""
   run = lambda lm: harness.evaluate_tasks(  # noqa: E731
     lm, ["own"], include_path=own_tasks, batch_size=4, cache=str(tmp_path / "answers.sqlite")
   )
   first = run(lm)
   computed = collections.Counter()
-  answers = scoring.Scorer.answers
-  count = lambda self, asked: (computed.update(n=len(asked)), answers(self, asked))[1]  # noqa: E731
-  monkeypatch.setattr(scoring.Scorer, "answers", count)
+  score = scoring.Scorer.score
+  count = lambda self, asked: (computed.update(n=len(asked)), score(self, asked))[1]  # noqa: E731
+  monkeypatch.setattr(scoring.Scorer, "score", count)
   assert run(lm)["results"] == first["results"] and not computed
   assert run(tiny_lm(seed=4))["results"] and computed["n"] == 27
   assert len(list(tmp_path.glob("answers-*.sqlite"))) == 2
@@ -105,7 +105,7 @@ def test_uniform_model(tmp_path):
 
 
 def test_paper_columns(lm, tmp_path):
-  """Columns in the published order, filled from local data, and the rest named as missing."""
+  """Columns in the published order, filled from local data; tasks without data are missing."""
   rows = [{"text": "the quick brown fox jumps over the lazy dog"}] * 3
   (tmp_path / "lambada_test_3.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   (tmp_path / "wikitext2_test.txt").write_text(TEXT)
@@ -128,7 +128,7 @@ def test_paper_columns(lm, tmp_path):
   }  # fmt: skip
 
 
-def test_every_local_task_and_set_is_whole():
+def test_every_set_has_its_tasks():
   """Each task of a set exists, and each column's metric is one of its task's."""
   known = local_tasks.names()
   assert set(task_sets.quick_limits()) <= set(known)
@@ -158,7 +158,7 @@ def test_quick_needs_nothing(lm):
 def test_mistakes(lm, monkeypatch, tasks, options, message):
   from lm_eval import tasks as lm_eval_tasks
 
-  # To look through all of the harness' tasks takes 15 seconds.
+  # Indexing all of the harness' tasks takes 15 seconds.
   small = lambda include_path, **_: real(include_path=include_path, include_defaults=False)  # noqa: E731
   real = lm_eval_tasks.TaskManager
   monkeypatch.setattr(lm_eval_tasks, "TaskManager", small)
@@ -175,7 +175,7 @@ def test_model_that_cannot(lm):
 
 @pytest.mark.processes
 def test_on_a_mesh_and_without_torch(lm, own_tasks, tmp_path):
-  """Four devices give one device's numbers; PyTorch is never imported."""
+  """Four devices give the numbers of one; PyTorch is never imported."""
   lm.save(str(tmp_path / "saved"))
   expected = harness.evaluate_tasks(
     lm, ["own"], include_path=own_tasks, batch_size=4, log_samples=True

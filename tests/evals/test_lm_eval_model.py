@@ -116,11 +116,11 @@ def test_rolling_windows(lm, model, monkeypatch):
   def answers(asked):
     seen.extend(asked)
     return (
-      (i, scoring.Answer(np.full(len(a.targets), -1.0), np.array([True])))
+      (i, scoring.TargetScores(np.full(len(a.targets), -1.0), np.array([True])))
       for i, a in enumerate(asked)
     )
 
-  monkeypatch.setattr(model._scorer, "answers", answers)
+  monkeypatch.setattr(model._scorer, "score", answers)
   monkeypatch.setattr(LmEvalModel, "max_length", 4)
   monkeypatch.setattr(LmEvalModel, "prefix_token_id", 99)
   monkeypatch.setattr(LmEvalModel, "tok_encode", lambda self, text: list(range(len(text))))

@@ -18,7 +18,7 @@ WORDS = "the quick brown fox jumps over a lazy dog ção 日本 while seven wiza
 
 
 class Windows(list):
-  """What EvaluationBatches are: batches, and what they hold of each document."""
+  """Batches as EvaluationBatches makes them, with the attributes of their documents."""
 
   subsets = ("Prose", "Verse", "Prose")
   bytes_per_document = (10, 4, 6)
@@ -53,7 +53,7 @@ def documents():
 
 @pytest.fixture(scope="module")
 def lm(documents):
-  """A model at random whose predictions are far from uniform, so that confidences differ."""
+  """A random model whose predictions are far from uniform, so that confidences differ."""
   lm = gptneo_jax.init(
     gptneo_jax.ModelConfig(
       vocab_size=300, max_position_embeddings=32, hidden_size=16, num_layers=2, num_heads=2,
@@ -66,7 +66,7 @@ def lm(documents):
 
 
 def token_by_token(lm, documents, stride):
-  """(document, inputs seen, nll, confidence, correct) of each token, by the definition."""
+  """(document, inputs seen, nll, confidence, correct) of each token, from the definition."""
   encoder = DocumentEncoder(lm.tokenizer)
   rows = []
   for number, ids in enumerate(encoder.encode([document.text for document in documents])):
@@ -136,7 +136,7 @@ class Stopped(Exception):
 
 
 def stop_after(monkeypatch, lm, count):
-  """The model's predictions fail at a batch, as if the machine did; returns the batches made."""
+  """Makes the model fail at batch `count`, as if the machine did; returns the batches before it."""
   made, predictions = [], lm.predictions
 
   def failing(batch):
@@ -152,9 +152,9 @@ def stop_after(monkeypatch, lm, count):
 @pytest.mark.parametrize("stopped_at", [1, 4])
 def test_an_interrupted_run_ends_in_the_same_bits(lm, documents, stopped_at, tmp_path, monkeypatch):
   def run(settings, documents=documents):
-    partial = ResumeFile(tmp_path / "report.json.partial", settings, seconds=0)
+    resume_file = ResumeFile(tmp_path / "report.json.partial", settings, seconds=0)
     options = {"seq_len": T, "batch_size": 2, "progress": False}
-    return perplexity.measure(lm, documents, **options, partial=partial)
+    return perplexity.measure(lm, documents, **options, resume_file=resume_file)
 
   whole = perplexity.measure(lm, documents, seq_len=T, batch_size=2, progress=False)
   with monkeypatch.context() as patched, pytest.raises(Stopped):
@@ -164,26 +164,26 @@ def test_an_interrupted_run_ends_in_the_same_bits(lm, documents, stopped_at, tmp
     made = stop_after(patched, lm, -1)
     assert run({"stride": None}) == whole
   total = math.ceil(sum(math.ceil(len(ids) / T) for ids in _encoded(lm, documents)) / 2)
-  assert len(made) == total - max(stopped_at - 1, 0)  # the last one was not yet added up
+  assert len(made) == total - max(stopped_at - 1, 0)  # the last was not yet in the sums
 
 
-def test_what_was_kept_is_not_mixed_with_other_settings_or_documents(
+def test_a_resume_file_of_other_settings_or_documents_is_not_used(
   lm, documents, tmp_path, monkeypatch, capsys
 ):
   path = tmp_path / "report.json.partial"
   options = {"seq_len": T, "batch_size": 2, "progress": False}
-  partial = lambda **settings: ResumeFile(path, settings, seconds=0)  # noqa: E731
+  resume_file = lambda **settings: ResumeFile(path, settings, seconds=0)  # noqa: E731
   with monkeypatch.context() as patched, pytest.raises(Stopped):
     stop_after(patched, lm, 3)
-    perplexity.measure(lm, documents, **options, partial=partial(dtype="float32"))
+    perplexity.measure(lm, documents, **options, resume_file=resume_file(dtype="float32"))
   others = [Document("other " + d.text, d.subset, d.location) for d in documents]
   with pytest.raises(UserError, match=r"are not those of .*report\.json\.partial; delete it"):
-    perplexity.measure(lm, others, **options, partial=partial(dtype="float32"))
-  assert partial(dtype="bfloat16", limit=1).read() is None
+    perplexity.measure(lm, others, **options, resume_file=resume_file(dtype="float32"))
+  assert resume_file(dtype="bfloat16", limit=1).read() is None
   assert "has other settings (dtype, limit): starting again" in capsys.readouterr().out
   path.write_text("{")
   with pytest.raises(UserError, match=r"report\.json\.partial cannot be read"):
-    partial(dtype="float32").read()
+    resume_file(dtype="float32").read()
 
 
 def test_no_text(lm):
@@ -191,8 +191,8 @@ def test_no_text(lm):
     perplexity.measure(lm, [Document("", "s", "here")], seq_len=T, progress=False)
 
 
-def test_words_without_end_have_no_perplexity(lm):
-  """A text of one word of many tokens: the exponential of its nats is beyond all floats."""
+def test_perplexity_of_a_very_long_word_is_none(lm):
+  """The exponential of the nats of one long word exceeds all floats."""
   got = perplexity.measure(lm, [Document("ção" * 200, "s", "here")], seq_len=T, progress=False)
   assert got["all"]["words"] == 1 and got["all"]["word_perplexity"] is None
   assert got["all"]["loss"] * got["all"]["tokens"] > 709

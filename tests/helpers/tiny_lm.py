@@ -32,6 +32,6 @@ def log_probabilities(lm, ids):
 def expected_score(lm, context, targets):
   """(log-probability, all greedy) of targets after a context, truncated on the left."""
   ids = [*context, *targets][-(TINY.max_position_embeddings + 1) :]
-  logprobs_KxV = log_probabilities(lm, ids[:-1])[-len(targets) :]
-  greedy = bool((logprobs_KxV.argmax(-1) == targets).all())
-  return logprobs_KxV[np.arange(len(targets)), targets].sum(), greedy
+  logprobs_NxV = log_probabilities(lm, ids[:-1])[-len(targets) :]
+  greedy = bool((logprobs_NxV.argmax(-1) == targets).all())
+  return logprobs_NxV[np.arange(len(targets)), targets].sum(), greedy
