@@ -14,9 +14,8 @@ import tqdm
 from gptneo_jax import cli, interop
 from gptneo_jax.checkpoints.lazy import LazyArray
 from gptneo_jax.cli import progress_bar
-from gptneo_jax.config import ModelConfig
+from gptneo_jax.config import FLOAT_TYPES, ModelConfig
 from gptneo_jax.interop import peft_files
-from gptneo_jax.interop.dtypes import FLOATS
 from gptneo_jax.model import lora
 
 _EXAMPLES = """\
@@ -171,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
   for added in (to_orbax, to_hf):
     added.add_argument(
       "--dtype",
-      choices=tuple(FLOATS),
+      choices=FLOAT_TYPES,
       help="type of the weights in DST; default the stored type",
     )
     added.add_argument(

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import logging
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 
+from gptneo_jax.config import FLOAT_TYPES
 from gptneo_jax.errors import UserError
 
-FLOATS = {
-  "float32": np.dtype(np.float32),
-  "bfloat16": np.dtype(ml_dtypes.bfloat16),
-  "float16": np.dtype(np.float16),
-}
+FLOATS = {name: jnp.dtype(name) for name in FLOAT_TYPES}
 
 _log = logging.getLogger(__name__)
 
