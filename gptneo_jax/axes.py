@@ -9,8 +9,8 @@ And in one room each:
   attention/   M segments of a row (M1: their M + 1 bounds) · b the size of a block
   model/       N tokens of any rows, flattened · R repeats of the attention pattern · J a layer's
                place in the pattern
-  evals/       N tokens of a batch, B · T · R rows of logits · C targets of a chunk, characters of
-               a text · K tokens of a continuation · W words · P pieces of a text
+  evals/       N scored tokens · M those whose logits exist at a time · R of these in each row
+               U code points · W words · G n-grams · X texts
   generation/  N new tokens, ids of a run · M beams · R rows and those of negative prompts
                W columns of the prompts · G draft tokens · E listed ids · C candidates, biased
                sequences · Q states of the stop strings · BT, BM one axis of both
