@@ -308,12 +308,12 @@ class _LocalJudge:
       num_return_sequences=1,
     )  # fmt: skip
     assert generated.logits is not None
-    logits_RxV = np.asarray(generated.logits[0], np.float64)
-    if not np.isfinite(logits_RxV).all():
+    logits_BxV = np.asarray(generated.logits[0], np.float64)
+    if not np.isfinite(logits_BxV).all():
       raise UserError("the judge's logits are not finite; try another model")
-    shifted_RxV = logits_RxV - logits_RxV.max(-1, keepdims=True)
-    logp_RxV = shifted_RxV - np.log(np.exp(shifted_RxV).sum(-1, keepdims=True))
-    after = dict(zip(self._prefixes, logp_RxV))
+    shifted_BxV = logits_BxV - logits_BxV.max(-1, keepdims=True)
+    logp_BxV = shifted_BxV - np.log(np.exp(shifted_BxV).sum(-1, keepdims=True))
+    after = dict(zip(self._prefixes, logp_BxV))
     return [self._logprob(number, after) for number in self._numbers]
 
   def _logprob(self, number: tuple[int, ...], after: dict[tuple[int, ...], np.ndarray]) -> float:
