@@ -35,3 +35,8 @@ ACT_EMBED = "act_embed"
 ACT_HEADS = "act_heads"
 ACT_MLP = "act_mlp"
 ACT_VOCAB = "act_vocab"
+
+
+def round_up(size: int, multiple: int) -> int:
+  """The size of a dimension padded to a multiple."""
+  return -(-size // multiple) * multiple

@@ -7,11 +7,11 @@ Face configs; GPT-2 sizes: openai/gpt-2.
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, Literal
 
 import numpy as np
 
+from gptneo_jax.axes import round_up
 from gptneo_jax.errors import did_you_mean
 
 # How a model is run, as opposed to what it is: two folders that differ only here hold the same
@@ -176,7 +176,7 @@ class ModelConfig:
 
   @property
   def padded_vocab_size(self) -> int:
-    return math.ceil(self.vocab_size / self.vocab_multiple) * self.vocab_multiple
+    return round_up(self.vocab_size, self.vocab_multiple)
 
   @property
   def attention_scale(self) -> float:

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gptneo_jax import data, model_io, steps
+from gptneo_jax.axes import round_up
 from gptneo_jax.checkpoints.folder import is_checkpoint_folder
 from gptneo_jax.config import ModelConfig, dtype_name
 from gptneo_jax.data import DocumentEncoder
@@ -249,8 +250,8 @@ class LanguageModel:
     batches = data.EvaluationBatches(
       documents,
       tokenizer,
-      batch_size=forward.round_up(min(_SCORED_ROWS, max(len(texts), 1)), ways),
-      seq_len=min(forward.round_up(longest, forward.BUCKET), self.config.max_position_embeddings),
+      batch_size=round_up(min(_SCORED_ROWS, max(len(texts), 1)), ways),
+      seq_len=min(round_up(longest, forward.BUCKET), self.config.max_position_embeddings),
     )
     nll = data.document_nll(lambda batch: self.predictions(batch).nll_BxT, batches)
     counts = zip(batches.tokens_per_document, batches.bytes_per_document)

@@ -25,11 +25,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from gptneo_jax import cli, data, engine, model_io, sharding
+from gptneo_jax.axes import round_up
 from gptneo_jax.errors import UserError, user_errors
 from gptneo_jax.evals import comparison, flags, perplexity, provenance, report, report_tables
 from gptneo_jax.evals.resume_file import ResumeFile
 from gptneo_jax.generation.requests import require_tokenizer
-from gptneo_jax.model.forward import round_up
 from gptneo_jax.sharding import batch_ways
 from gptneo_jax.training import config_file
 

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptneo_jax import axes, data, steps
+from gptneo_jax.axes import round_up
 from gptneo_jax.model import heads
-from gptneo_jax.model.forward import round_up
 from gptneo_jax.model.matmul import exact_products
 from gptneo_jax.sharding import batch_ways, constrain
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from gptneo_jax.axes import round_up
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.errors import UserError
 from gptneo_jax.model import decoder, heads
@@ -103,10 +103,6 @@ def hidden_states(module, params, ids_BxT, **options):
 @functools.partial(jax.jit, static_argnames="module")
 def attentions(module, params, ids_BxT, **options):
   return decoder.attentions(module, {"params": params}, ids_BxT, **options)
-
-
-def round_up(n: int, multiple: int) -> int:
-  return math.ceil(n / multiple) * multiple
 
 
 def _shaped(name: str, values: Any, B: int, T: int) -> np.ndarray:

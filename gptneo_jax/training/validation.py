@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +13,7 @@ import tqdm
 from ml_collections import ConfigDict
 
 from gptneo_jax import data, sharding
+from gptneo_jax.axes import round_up
 from gptneo_jax.engine import LanguageModel
 from gptneo_jax.errors import Stopped, UserError, first_line
 from gptneo_jax.evals import perplexity
@@ -47,7 +47,7 @@ class Validation:
     )
     config, ways = run.config, sharding.batch_ways(run.mesh)
     rows = config.eval.batch_size or config.batch_size // config.grad_accumulation
-    self._rows = math.ceil(rows / ways) * ways
+    self._rows = round_up(rows, ways)
     self._own_rows = multihost.local_rows(run.mesh, self._rows)
     self._missing: set[str] = set()  # tasks that cannot be had, of which it was said
     self._batches = None
