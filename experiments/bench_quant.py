@@ -1,4 +1,4 @@
-"""What quantised weights cost in quality, and give in size and speed.
+"""What quantized weights cost in quality, and give in size and speed.
 
   python experiments/bench_quant.py --checkpoint DIR --data VAL.jsonl.zst [--windows 64]
 
@@ -66,7 +66,9 @@ def main():
   parser.add_argument("--data", required=True)
   parser.add_argument("--windows", type=int, default=64)
   args = parser.parse_args()
-  models = {mode or "float32": gptneo_jax.load(args.checkpoint, quantise=mode) for mode in MODES}
+  models = {
+    mode or "float32": gptneo_jax.load(args.checkpoint, quantization=mode) for mode in MODES
+  }
   rows = windows(models["float32"], args.data, args.windows)
   ids = rows[:1, :64]
   generate = {

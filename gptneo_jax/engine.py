@@ -19,7 +19,7 @@ from gptneo_jax.axes import round_up
 from gptneo_jax.checkpoints.folder import is_checkpoint_folder
 from gptneo_jax.config import ModelConfig, dtype_name
 from gptneo_jax.data import DocumentEncoder
-from gptneo_jax.errors import UserError
+from gptneo_jax.errors import UserError, did_you_mean
 from gptneo_jax.generation import api, decode, model_defaults
 from gptneo_jax.generation.api import Generation
 from gptneo_jax.generation.requests import require_tokenizer
@@ -44,7 +44,8 @@ class Score(NamedTuple):
 
 def load(
   path_or_hub_id: str, dtype: Any = None, mesh: Mesh | None = None, *,
-  adapter: str | None = None, quantise: str | None = None, step: int | str | None = None,
+  adapter: str | None = None, quantization: str | None = None, step: int | str | None = None,
+  **unknown: Any,
 ) -> LanguageModel:  # fmt: skip
   """Opens a model: a checkpoint of a folder of ours, a Hugging Face folder, or a hub id.
 
@@ -55,34 +56,36 @@ def load(
       are used in float32.
     mesh: devices to split it over (`sharding.make_mesh`); default the first one.
     adapter: folder of a LoRA adapter in PEFT's form, which is merged into the weights.
-    quantise: 'int8', 'w8a8' or 'int4': weights for inference (generation/quantization.py). A folder
-    that a quantised
-      model was saved to is opened as such without it.
+    quantization: 'int8', 'w8a8' or 'int4': weights for inference (generation/quantization.py). A
+      folder that holds a quantized model is opened as one without it.
     step: which checkpoint of a folder of ours, a number or 'best' (lowest eval/loss).
 
   Raises:
     UserError: not there, damaged, not supported, or not divisible over the mesh; in one line.
   """
+  for name in unknown:
+    hint = did_you_mean(name, ("dtype", "mesh", "adapter", "quantization", "step"))
+    raise UserError(f"load: {name} is not supported{hint}")
   mesh = mesh or model_io.first_device()
   dtype = dtype_name(dtype)
-  stored = model_io.load_quantised(str(path_or_hub_id), mesh)
+  stored = model_io.load_quantized(str(path_or_hub_id), mesh)
   if stored is not None:
     changed = any(given is not None for given in (adapter, dtype, step))
-    if changed or quantise not in (None, stored.mode):
+    if changed or quantization not in (None, stored.mode):
       raise UserError(
-        f"{path_or_hub_id} holds weights quantised as {stored.mode}: they take no adapter, step,"
-        " other type or quantisation"
+        f"{path_or_hub_id} holds weights quantized as {stored.mode}: they take no adapter, step,"
+        " other type or quantization"
       )
-    return LanguageModel(stored.weights, mesh, quantised=stored)
+    return LanguageModel(stored.weights, mesh, quantized=stored)
   loaded = model_io.load(str(path_or_hub_id), dtype, mesh, step)
   if adapter is not None:
     merged = lora.merge(loaded.params, peft_files.read_adapter(adapter, loaded.config))
     # Laid out like the weights were: what is computed here is not.
     put = lambda new, old: jax.device_put(new, old.sharding)  # noqa: E731
     loaded = loaded._replace(params=jax.tree.map(put, merged, loaded.params))
-  if quantise is not None:
-    stored = model_io.quantise(loaded, quantise, mesh)
-    return LanguageModel(stored.weights, mesh, quantised=stored)
+  if quantization is not None:
+    stored = model_io.quantize(loaded, quantization, mesh)
+    return LanguageModel(stored.weights, mesh, quantized=stored)
   return LanguageModel(loaded, mesh)
 
 
@@ -97,12 +100,11 @@ class LanguageModel:
 
   Attributes:
     config: what it is.
-    params: its weights, jax arrays in the layout that model/decoder.py describes; of a quantised
-    model
-      what its weights stand for, made when first used. `lm.params = …` gives it others, of the same
-      names and shapes; they are put where the old ones were.
-    quantised: how its weights are quantised, None if they are not. `generate` computes with the
-      quantised weights themselves, and 'w8a8' rounds activations there only.
+    params: its weights, jax arrays in the layout that model/decoder.py describes; of a quantized
+      model the dequantized weights, made when first used. `lm.params = …` replaces them by others
+      of the same names and shapes, which are laid out over the devices as the old ones were.
+    quantization: how its weights are quantized, None if they are not. `generate` computes with the
+      quantized weights themselves, and 'w8a8' rounds activations there only.
     mesh: the devices it is on.
     tokenizer: a fast transformers tokenizer, read when first used; None if the folder has none.
     generation_config: defaults of `generate` that the model's files bring, by option, read when
@@ -116,26 +118,26 @@ class LanguageModel:
   """
 
   def __init__(
-    self, loaded: model_io.Weights, mesh: Mesh, quantised: model_io.QuantisedWeights | None = None
+    self, loaded: model_io.Weights, mesh: Mesh, quantized: model_io.QuantizedWeights | None = None
   ):
     self.config, self.mesh = loaded.config, mesh
     self._params = loaded.params
     self._loaded = loaded._replace(params=None)
-    self._quantised = quantised
+    self._quantized = quantized
     self._layered: tuple[Any, Any] | None = None
 
   @property
   def params(self) -> Any:
-    if self._params is None and self._quantised is not None:
-      self._params = model_io.dequantised(self._quantised, self.mesh)
+    if self._params is None and self._quantized is not None:
+      self._params = model_io.dequantized(self._quantized, self.mesh)
     return self._params
 
   @params.setter
   def params(self, params: Any) -> None:
-    if self._quantised is not None:
+    if self._quantized is not None:
       raise UserError(
-        f"the model computes with weights quantised as {self._quantised.mode}: load it without"
-        " quantise to give it others"
+        f"the model computes with weights quantized as {self._quantized.mode}: load it without"
+        " quantization to give it others"
       )
     refuse_traced("lm.params", params)
     self._params = model_io.placed_like(model_io.abstract_params(self.config, self.mesh), params)
@@ -145,7 +147,7 @@ class LanguageModel:
     head = "" if config.head == "lm" else f", head {config.head}"
     return (
       f"LanguageModel({config.model_type}, {config.num_params():,} parameters in"
-      f" {self.quantised or config.param_dtype}{head}, {config.num_layers} layers, vocabulary"
+      f" {self.quantization or config.param_dtype}{head}, {config.num_layers} layers, vocabulary"
       f" {config.vocab_size}, {config.max_position_embeddings} positions, on {self.mesh.size} x"
       f" {device.device_kind})"
     )
@@ -163,8 +165,8 @@ class LanguageModel:
     return self.logits(input_ids, attention_mask, position_ids, **options)
 
   @property
-  def quantised(self) -> str | None:
-    return None if self._quantised is None else self._quantised.mode
+  def quantization(self) -> str | None:
+    return None if self._quantized is None else self._quantized.mode
 
   @functools.cached_property
   def tokenizer(self) -> Any:
@@ -304,8 +306,8 @@ class LanguageModel:
   def layered(self) -> Any:
     """The weights as decoding takes them (generation/unstacked.py): a copy of `params`, made when
     first used."""
-    if self._quantised is not None:
-      return self._quantised.layered
+    if self._quantized is not None:
+      return self._quantized.layered
     leaves = jax.tree.leaves(self.params)
     if self._layered is None or any(a is not b for a, b in zip(self._layered[0], leaves)):
       with jax.set_mesh(self.mesh):
@@ -320,8 +322,8 @@ class LanguageModel:
     New rows are drawn around the mean of the old ones with 1e-9 of their covariance, as
     transformers does: so near the mean that no old token's probability changes much.
     """
-    if self._quantised is not None:
-      raise UserError("the model's weights are quantised; resize it before")
+    if self._quantized is not None:
+      raise UserError("the model's weights are quantized; resize it before")
     if size < 1:
       raise UserError(f"the vocabulary is to have {size} ids; it has at least 1")
     self.config, self._params = model_io.resize_vocabulary(
@@ -331,11 +333,11 @@ class LanguageModel:
   def save(self, path: str) -> None:
     """Writes a folder that stands alone: weights (step 0), config.json, tokenizer if there is one.
 
-    A quantised model is saved as it is, in quantised.safetensors. Raises UserError if `path` is
+    A quantized model is saved as it is, in quantised.safetensors. Raises UserError if `path` is
     there and not empty, is not local, or the disk is full.
     """
-    if self._quantised is not None:
-      model_io.save_quantised(path, self._quantised, self.tokenizer)
+    if self._quantized is not None:
+      model_io.save_quantized(path, self._quantized, self.tokenizer)
       return
     model_io.save(
       path, self._loaded._replace(config=self.config, params=self.params), self.tokenizer

@@ -128,12 +128,12 @@ def _data_config(**fields: Any) -> data.DataConfig:
 def _load(args: argparse.Namespace) -> engine.LanguageModel:
   """The model with its tokenizer. Raises UserError where it cannot be evaluated as asked."""
   lm = engine.load(
-    args.checkpoint, args.dtype, _mesh(args), adapter=args.adapter, quantise=args.quantization,
+    args.checkpoint, args.dtype, _mesh(args), adapter=args.adapter, quantization=args.quantization,
     step=args.step,
   )  # fmt: skip
   if args.tokenizer:
     lm.tokenizer = data.load_tokenizer(args.tokenizer)
-  if lm.quantised == "w8a8" and (args.data or args.tasks):
+  if lm.quantization == "w8a8" and (args.data or args.tasks):
     raise UserError(
       "w8a8 rounds activations only where text is generated: documents and tasks would be measured"
       " with int8 weights alone; give --quantization int8, or --answers"
@@ -156,9 +156,9 @@ def _load(args: argparse.Namespace) -> engine.LanguageModel:
 
 
 def _mesh(args: argparse.Namespace) -> Any:
-  """As --mesh says; else all devices on the axis `data`, but one for quantised weights."""
+  """As --mesh says; else all devices on the axis `data`, but one for quantized weights."""
   if args.mesh is None:
-    stored = pathlib.Path(args.checkpoint, model_io.QUANTISED_FILE).is_file()
+    stored = pathlib.Path(args.checkpoint, model_io.QUANTIZED_FILE).is_file()
     return None if args.quantization or stored else sharding.make_mesh()
   sizes = dict(re.findall(r"(\w+)=(-?\d+)(?:,|$)", args.mesh))
   written = ",".join(f"{axis}={size}" for axis, size in sizes.items())

@@ -85,7 +85,11 @@ def _run(args: argparse.Namespace) -> None:
     raise UserError("no prompt; give --prompt TEXT, --prompt - for standard input, or --prompts")
   prompts = [] if args.chat else list(_prompts(args))
   lm = engine.load(
-    args.checkpoint, args.dtype, adapter=args.adapter, quantise=args.quantise, step=args.step
+    args.checkpoint,
+    args.dtype,
+    adapter=args.adapter,
+    quantization=args.quantization,
+    step=args.step,
   )
   if args.tokenizer:
     lm.tokenizer = load_tokenizer(args.tokenizer)
@@ -272,7 +276,7 @@ def _parser() -> argparse.ArgumentParser:
   add("--assistant", metavar="DIR", help="a smaller model of the same vocabulary, which guesses")
   types = ("float32", "bfloat16", "float16")
   add("--dtype", choices=types, help="of weights and computation; default as stored")
-  add("--quantise", choices=("int8", "w8a8", "int4"), help="weights of 8 or 4 bits")
+  add("--quantization", choices=("int8", "w8a8", "int4"), help="weights of 8 or 4 bits")
   for name, text in _INTEGERS.items():
     add(f"--{name}", type=int, metavar="N", help=text)
   for name, text in _NUMBERS.items():

@@ -29,7 +29,7 @@ from gptneo_jax.interop.hf_import import GENERATION_CONFIG, HF_CONFIG
 from gptneo_jax.model import heads, parameters
 from gptneo_jax.sharding import make_mesh
 
-QUANTISED_FILE = "quantised.safetensors"
+QUANTIZED_FILE = "quantised.safetensors"  # as folders that exist have it
 
 _NEW_ROWS_SPREAD = (
   1e-9  # covariance of new embeddings over that of the old ones, as in transformers
@@ -49,8 +49,8 @@ class Weights(NamedTuple):
   kept_files: dict[str, str] = {}  # noqa: RUF012 (never changed)
 
 
-class QuantisedWeights(NamedTuple):
-  """A quantised model: `layered` as generation/quantization.py makes it; `weights` is the rest."""
+class QuantizedWeights(NamedTuple):
+  """A quantized model: `layered` as generation/quantization.py makes it; `weights` is the rest."""
 
   weights: Weights
   layered: Any
@@ -114,52 +114,52 @@ def save(path: str, weights: Weights, tokenizer: Any) -> None:
     write_params(folder, jax.tree.map(unstacked_leaf, weights.params))
 
 
-# --- quantised ------------------------------------------------------------------------------------
+# --- quantized ------------------------------------------------------------------------------------
 
 
-def quantise(loaded: Weights, mode: str, mesh: Mesh) -> QuantisedWeights:
-  """The model quantised for decoding, on one device. Raises UserError."""
+def quantize(loaded: Weights, mode: str, mesh: Mesh) -> QuantizedWeights:
+  """The model quantized for decoding, on one device. Raises UserError."""
   if mesh.size > 1:
-    raise UserError(f"quantised weights are for one device, and the mesh has {mesh.size}")
+    raise UserError(f"quantized weights are for one device, and the mesh has {mesh.size}")
   with jax.set_mesh(mesh):
-    layered = _quantization().quantise(decode.prepare(loaded.config, loaded.params), mode)
-  return QuantisedWeights(loaded._replace(params=None), layered, mode)
+    layered = _quantization().quantize(decode.prepare(loaded.config, loaded.params), mode)
+  return QuantizedWeights(loaded._replace(params=None), layered, mode)
 
 
-def dequantised(stored: QuantisedWeights, mesh: Mesh) -> Any:
-  """Parameters, as model/decoder.py lays them out, that quantised weights stand for."""
+def dequantized(stored: QuantizedWeights, mesh: Mesh) -> Any:
+  """Parameters, as model/decoder.py lays them out, that quantized weights stand for."""
   config = stored.weights.config
   like = jax.eval_shape(functools.partial(decode.prepare, config), abstract_params(config, mesh))
-  return unstacked.stack(config, _quantization().dequantise(stored.layered, like))
+  return unstacked.stack(config, _quantization().dequantize(stored.layered, like))
 
 
-def save_quantised(path: str, stored: QuantisedWeights, tokenizer: Any) -> None:
+def save_quantized(path: str, stored: QuantizedWeights, tokenizer: Any) -> None:
   """Writes a folder of ours with quantised.safetensors in place of a checkpoint."""
   quantization = _quantization()
   with new_folder(path, quantization.size(stored.layered)) as folder:
     _save_rest(folder, stored.weights, tokenizer)
-    quantization.save(folder / QUANTISED_FILE, stored.layered, stored.mode)
+    quantization.save(folder / QUANTIZED_FILE, stored.layered, stored.mode)
 
 
-def load_quantised(name: str, mesh: Mesh) -> QuantisedWeights | None:
-  """What `save_quantised` wrote; None where a folder holds no such weights. Raises UserError."""
-  path = pathlib.Path(name) / QUANTISED_FILE
+def load_quantized(name: str, mesh: Mesh) -> QuantizedWeights | None:
+  """What `save_quantized` wrote; None where a folder holds no such weights. Raises UserError."""
+  path = pathlib.Path(name) / QUANTIZED_FILE
   if not path.is_file():
     return None
   quantization = _quantization()
   mode, config = quantization.mode_of(path), load_config(name)
   if mesh.size > 1:
-    raise UserError(f"quantised weights are for one device, and the mesh has {mesh.size}")
+    raise UserError(f"quantized weights are for one device, and the mesh has {mesh.size}")
   like = jax.eval_shape(
-    lambda params: quantization.quantise(decode.prepare(config, params), mode),
+    lambda params: quantization.quantize(decode.prepare(config, params), mode),
     abstract_params(config, mesh),
   )
   rest = Weights(config, None, *_tokenizer_and_files(name))
-  return QuantisedWeights(rest, quantization.load(path, like), mode)
+  return QuantizedWeights(rest, quantization.load(path, like), mode)
 
 
 def _quantization():
-  """The module: qwix takes a second to import, and few models are quantised."""
+  """The module: qwix takes a second to import, and few models are quantized."""
   from gptneo_jax.generation import quantization
 
   return quantization

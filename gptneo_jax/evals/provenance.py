@@ -46,7 +46,7 @@ def of_checkpoint(
       about["step"] = step
       weights = list(_files_below(folder / str(step) / "params"))
     else:
-      weights = list(folder.glob("*.safetensors"))  # quantised
+      weights = list(folder.glob("*.safetensors"))  # quantized
   else:
     folder = epath.Path(hub.local_folder(name))
     file = weights_file({path.name for path in folder.iterdir()}) or ""
@@ -89,7 +89,7 @@ def of_tokenizer(lm: engine.LanguageModel) -> str | None:
 def of_model(lm: engine.LanguageModel) -> str:
   """A hash of a loaded model's config, weights and tokenizer: 16 hexadecimal digits."""
   digest = hashlib.blake2b(digest_size=8)
-  digest.update(json.dumps([lm.config.to_dict(), lm.quantised], sort_keys=True).encode())
+  digest.update(json.dumps([lm.config.to_dict(), lm.quantization], sort_keys=True).encode())
   if lm.tokenizer is not None:
     digest.update(DocumentEncoder(lm.tokenizer).fingerprint().encode())
   with jax.set_mesh(lm.mesh):

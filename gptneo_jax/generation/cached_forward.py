@@ -91,7 +91,7 @@ def project(dense: Any, x: jax.Array, dtype: Any, contracted: int = 1) -> jax.Ar
 def matmul(kernel: Any, x: jax.Array, dtype: Any, contracted: int = 1) -> jax.Array:
   """kernel (… , inner) · x (inner, N), in `dtype`, the kernel rounded to the type of x.
 
-  A quantised kernel (generation/quantization.py) knows its own product.
+  A quantized kernel (generation/quantization.py) knows its own product.
   """
   if hasattr(kernel, "product"):
     return kernel.product(x, dtype)

@@ -1,6 +1,6 @@
-"""Quantised weights for inference: 8 or 4 bits a weight, by qwix.
+"""Quantized weights for inference: 8 or 4 bits a weight, by qwix.
 
-`quantise` replaces the matrices of a layered tree (generation/unstacked.py), the table of the tied
+`quantize` replaces the matrices of a layered tree (generation/unstacked.py), the table of the tied
 head among them: by whole numbers of 8 bits and a scale for each output ('int8', 'w8a8'), or of 4
 bits and a scale for each output and group of 64 inputs ('int4'). 'w8a8' also rounds activations to
 8 bits, a scale for each token, so that its products are of whole numbers. Norms, biases, positions
@@ -33,7 +33,7 @@ _OUTPUT_AXES = {"qkv": 3}  # of a kernel; others have 1
   jax.tree_util.register_dataclass, data_fields=["weight"], meta_fields=["activations"]
 )
 @dataclasses.dataclass(frozen=True)
-class Quantised:
+class Quantized:
   """A matrix, … outputs x inputs. activations: whether what it meets is rounded to 8 bits too."""
 
   weight: qwix.QArray
@@ -62,41 +62,41 @@ class Quantised:
     return qwix.dequantize(taken)
 
 
-def quantise(layered: dict[str, Any], mode: str) -> dict[str, Any]:
-  """The tree with its matrices quantised. Raises UserError for a mode that there is not."""
+def quantize(layered: dict[str, Any], mode: str) -> dict[str, Any]:
+  """The tree with its matrices quantized. Raises UserError for a mode that there is not."""
   if mode not in MODES:
-    raise UserError(f"quantisation {mode!r}; there are {', '.join(MODES)}")
+    raise UserError(f"quantization {mode!r}; there are {', '.join(MODES)}")
 
   def visit(path: tuple, x: jax.Array) -> Any:
     names = [getattr(key, "key", "") for key in path]
     if names[-1] not in _MATRICES:
       return x
     outputs = _OUTPUT_AXES.get(names[-2], 1) if len(names) > 1 else 1
-    return _quantised(x.reshape(*x.shape[:outputs], -1), mode)
+    return _quantized(x.reshape(*x.shape[:outputs], -1), mode)
 
   return jax.tree_util.tree_map_with_path(visit, layered)
 
 
 @functools.partial(jax.jit, static_argnames="mode")
-def _quantised(x: jax.Array, mode: str) -> Quantised:
+def _quantized(x: jax.Array, mode: str) -> Quantized:
   x, outputs = x.astype(jnp.float32), tuple(range(x.ndim - 1))
   if mode != "int4":
-    return Quantised(qwix.quantize(x, jnp.int8, channelwise_axes=outputs), mode == "w8a8")
+    return Quantized(qwix.quantize(x, jnp.int8, channelwise_axes=outputs), mode == "w8a8")
   group = _GROUP if x.shape[-1] % _GROUP == 0 else x.shape[-1]
-  return Quantised(
+  return Quantized(
     qwix.quantize(x, jnp.int4, channelwise_axes=outputs, tiled_axes={x.ndim - 1: group})
   )
 
 
-def dequantise(layered: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
-  """The plain arrays that a quantised tree stands for, in the shapes and types of `like`."""
+def dequantize(layered: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
+  """The plain arrays that a quantized tree stands for, in the shapes and types of `like`."""
 
   def visit(x: Any, plain: Any) -> jax.Array:
-    if isinstance(x, Quantised):
+    if isinstance(x, Quantized):
       x = qwix.dequantize(x.weight)
     return x.reshape(plain.shape).astype(plain.dtype)
 
-  return jax.tree.map(visit, layered, like, is_leaf=lambda x: isinstance(x, Quantised))
+  return jax.tree.map(visit, layered, like, is_leaf=lambda x: isinstance(x, Quantized))
 
 
 def size(layered: dict[str, Any]) -> int:
@@ -121,19 +121,19 @@ def save(path: pathlib.Path, layered: dict[str, Any], mode: str) -> None:
 
 
 def mode_of(path: pathlib.Path) -> str:
-  """How the weights in a file are quantised. Raises UserError."""
+  """How the weights in a file are quantized. Raises UserError."""
   try:
     with safetensors.safe_open(path, framework="numpy") as file:
       mode = (file.metadata() or {}).get("quantisation")
   except (safetensors.SafetensorError, OSError) as error:
     raise UserError(f"{path} is damaged: {error}") from None
   if mode not in MODES:
-    raise UserError(f"{path} holds weights quantised as {mode!r}; there are {', '.join(MODES)}")
+    raise UserError(f"{path} holds weights quantized as {mode!r}; there are {', '.join(MODES)}")
   return mode
 
 
 def load(path: pathlib.Path, like: dict[str, Any]) -> dict[str, Any]:
-  """The quantised tree in a file; `like`: a tree of its shapes. Raises UserError."""
+  """The quantized tree in a file; `like`: a tree of its shapes. Raises UserError."""
 
   def visit(keys: tuple, plain: Any) -> jax.Array:
     name = jax.tree_util.keystr(keys, simple=True, separator="/")

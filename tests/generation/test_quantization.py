@@ -1,10 +1,11 @@
-"""Quantised weights: how far off, what is whole, and the same again from disk."""
+"""Quantized weights: how far off, what is whole, and the same again from disk."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gptneo_jax import evaluate, generate
 from gptneo_jax.errors import UserError
 from gptneo_jax.generation import cached_forward, kv_cache, quantization, unstacked
 from tests.helpers.small_models import NEO, random_params
@@ -31,7 +32,7 @@ def logits(config, layered, ids_BxT):
 @pytest.mark.parametrize("mode, rounding", [("int8", 1 / 127), ("w8a8", 1 / 127), ("int4", 1 / 7)])
 def test_each_weight_is_within_half_a_step(mode, rounding):
   layered = layered_of(GPT2)
-  whole = quantization.dequantise(quantization.quantise(layered, mode), layered)
+  whole = quantization.dequantize(quantization.quantize(layered, mode), layered)
   for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(layered), jax.tree.leaves(whole)):
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     if not name.endswith(("kernel", "wte")):
@@ -47,12 +48,12 @@ def test_each_weight_is_within_half_a_step(mode, rounding):
 @pytest.mark.parametrize("config", [CONFIG, GPT2], ids=["neo", "gpt2"])
 @pytest.mark.parametrize("mode", ["int8", "int4"])
 def test_weights_alone_are_what_they_stand_for(config, mode):
-  """The quantised tree computes what its dequantised one does."""
+  """The quantized tree computes what its dequantized one does."""
   layered = layered_of(config)
-  quantised = quantization.quantise(layered, mode)
+  quantized = quantization.quantize(layered, mode)
   ids_BxT = np.random.default_rng(0).integers(0, 64, (2, 9))
-  expected = logits(config, quantization.dequantise(quantised, layered), ids_BxT)
-  np.testing.assert_allclose(logits(config, quantised, ids_BxT), expected, atol=2e-4)
+  expected = logits(config, quantization.dequantize(quantized, layered), ids_BxT)
+  np.testing.assert_allclose(logits(config, quantized, ids_BxT), expected, atol=2e-4)
   if mode == "int8":
     plain = np.asarray(logits(config, layered, ids_BxT))
     assert np.abs(np.asarray(expected) - plain).max() < 0.1 * np.abs(plain).max()
@@ -62,7 +63,7 @@ def test_products_of_whole_numbers():
   """w8a8: the dot of int8 and int8 in int32, times both scales; nothing else is rounded."""
   rng = np.random.default_rng(0)
   weight, x_64x3 = (rng.normal(size=shape).astype(np.float32) for shape in ((32, 64), (64, 3)))
-  kernel = quantization.quantise({"kernel": jnp.asarray(weight)}, "w8a8")["kernel"]
+  kernel = quantization.quantize({"kernel": jnp.asarray(weight)}, "w8a8")["kernel"]
   # The largest of a token's activations is at the edge of the 255 steps.
   scale_3 = np.abs(x_64x3).max(0) / np.float32(127.5)
   whole_64x3 = np.clip(np.round(x_64x3 / scale_3), -128, 127).astype(np.int64)
@@ -76,14 +77,14 @@ def test_products_of_whole_numbers():
 
 @pytest.mark.parametrize("mode", quantization.MODES)
 def test_saved_and_loaded(mode, tmp_path):
-  quantised = quantization.quantise(layered_of(CONFIG), mode)
+  quantized = quantization.quantize(layered_of(CONFIG), mode)
   file = tmp_path / "weights.safetensors"
-  quantization.save(file, quantised, mode)
+  quantization.save(file, quantized, mode)
   assert quantization.mode_of(file) == mode
-  assert file.stat().st_size < 1.3 * quantization.size(quantised) + 8192
-  again = quantization.load(file, quantised)
-  jax.tree.map(np.testing.assert_array_equal, again, quantised)
-  other = quantization.quantise(layered_of(CONFIG.replace(num_layers=4)), mode)
+  assert file.stat().st_size < 1.3 * quantization.size(quantized) + 8192
+  again = quantization.load(file, quantized)
+  jax.tree.map(np.testing.assert_array_equal, again, quantized)
+  other = quantization.quantize(layered_of(CONFIG.replace(num_layers=4)), mode)
   with pytest.raises(UserError, match="holds no layers/2"):
     quantization.load(file, other)
   file.write_bytes(b"no")
@@ -93,10 +94,10 @@ def test_saved_and_loaded(mode, tmp_path):
 
 def test_unknown_mode():
   with pytest.raises(UserError, match="'int3'; there are int8, w8a8, int4"):
-    quantization.quantise(layered_of(CONFIG), "int3")
+    quantization.quantize(layered_of(CONFIG), "int3")
 
 
-def test_a_quantised_model(tmp_path):
+def test_a_quantized_model(tmp_path):
   """Generates, is saved and opened again the same, and says what its weights stand for."""
   import gptneo_jax
   from gptneo_jax import engine, model_io
@@ -105,18 +106,29 @@ def test_a_quantised_model(tmp_path):
     model_io.Weights(CONFIG, random_params(CONFIG)), model_io.first_device()
   )
   lm.save(str(tmp_path / "whole"))
-  small = gptneo_jax.load(str(tmp_path / "whole"), quantise="int8")
-  assert small.quantised == "int8"
+  small = gptneo_jax.load(str(tmp_path / "whole"), quantization="int8")
+  assert small.quantization == "int8"
   ids = [[5, 6, 7], [8]]
   got = small.generate(ids, max_new_tokens=8)
   small.save(str(tmp_path / "small"))
   again = gptneo_jax.load(str(tmp_path / "small"))
-  assert again.quantised == "int8" and again.config == lm.config
+  assert again.quantization == "int8" and again.config == lm.config
   np.testing.assert_array_equal(again.generate(ids, max_new_tokens=8).sequences, got.sequences)
   near, whole = np.asarray(again.logits([[5, 6, 7]])), np.asarray(lm.logits([[5, 6, 7]]))
   assert 0 < np.abs(near - whole).max() < 0.1 * np.abs(whole).max()
-  for other in ({"quantise": "int4"}, {"step": 0}):
-    with pytest.raises(UserError, match="quantised as int8: they take no adapter, step, other"):
+  for other in ({"quantization": "int4"}, {"step": 0}):
+    with pytest.raises(UserError, match="quantized as int8: they take no adapter, step, other"):
       gptneo_jax.load(str(tmp_path / "small"), **other)
-  with pytest.raises(UserError, match="quantised; resize it before"):
+  with pytest.raises(UserError, match="quantized; resize it before"):
     again.resize_vocabulary(70)
+
+
+def test_the_old_spelling_names_the_new_one():
+  import gptneo_jax
+
+  message = r"load: quantise is not supported; did you mean quantization\?"
+  with pytest.raises(UserError, match=message):
+    gptneo_jax.load("nowhere", quantise="int8")
+  for program in (generate, evaluate):
+    with pytest.raises(UserError, match=r"unknown flag --quantise; did you mean --quantization\?"):
+      program.main(["--checkpoint", "nowhere", "--quantise", "int8"])
