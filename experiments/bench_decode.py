@@ -131,14 +131,14 @@ def reading(lm, theirs, rounds: int) -> dict:
   import torch
 
   ids = prompts(1, 2048)
-  tensor, start_B = torch.tensor(ids, device=theirs.device), np.zeros(1, np.int32)
+  tensor, left_pad_B = torch.tensor(ids, device=theirs.device), np.zeros(1, np.int32)
 
   def reference():
     with torch.no_grad():
       return theirs(tensor, use_cache=True, logits_to_keep=1).logits.float().cpu().numpy()
 
   functions = {
-    "ours": lambda: decode.read_prompt(lm.config, lm.layered, ids, start_B, 2048),
+    "ours": lambda: decode.prefill(lm.config, lm.unstacked_params, ids, left_pad_B, 2048),
     "transformers": reference,
   }
   times = {name: row["median"] for name, row in bench.alternate(functions, rounds).items()}
@@ -149,7 +149,7 @@ def first_token(folder: str) -> dict:
   """A process of its own: load, then one token; twice with one cache of compiled functions."""
   code = f"""
 import time, numpy as np, gptneo_jax
-lm = gptneo_jax.load({folder!r}); lm.layered["wte"].block_until_ready()
+lm = gptneo_jax.load({folder!r}); lm.unstacked_params["wte"].block_until_ready()
 ids = np.random.default_rng(0).integers(0, 50257, (1, {PROMPT}))
 start = time.perf_counter(); lm.generate(ids, max_new_tokens=1, eos_token_id=-1)
 cold = time.perf_counter() - start

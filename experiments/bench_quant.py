@@ -44,18 +44,18 @@ def windows(lm, path: str, count: int) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def nll(config, layered, ids_BxT1):
+def nll(config, unstacked_params, ids_BxT1):
   B, T = ids_BxT1.shape[0], ids_BxT1.shape[1] - 1
-  hidden_DxBxT, _ = cached_forward.extend(
+  hidden_DxBxT, _ = cached_forward.forward_with_cache(
     config,
-    layered,
+    unstacked_params,
     kv_cache.make_cache(config, B, T),
     ids_BxT1[:, :-1],
     0,
     T,
     jnp.zeros(B, jnp.int32),
   )
-  logits_NxV = cached_forward.unembed(config, layered, hidden_DxBxT.reshape(-1, B * T))
+  logits_NxV = cached_forward.unembed(config, unstacked_params, hidden_DxBxT.reshape(-1, B * T))
   log_NxV = jax.nn.log_softmax(logits_NxV)
   return -jnp.take_along_axis(log_NxV, ids_BxT1[:, 1:].reshape(-1, 1), 1).mean()
 
@@ -78,7 +78,9 @@ def main():
   times = bench.alternate(generate, rounds=3)
   results = {}
   for name, lm in models.items():
-    losses = [nll(lm.config, lm.layered, rows[i : i + ROWS]) for i in range(0, len(rows), ROWS)]
+    losses = [
+      nll(lm.config, lm.unstacked_params, rows[i : i + ROWS]) for i in range(0, len(rows), ROWS)
+    ]
     loss = float(np.mean(losses))
     with tempfile.TemporaryDirectory() as folder:
       lm.save(f"{folder}/model")

@@ -1,4 +1,4 @@
-"""A loaded model and what it is asked: logits, hidden states, scores of texts, continuations.
+"""A loaded model and its uses: logits, hidden states, scores of texts, continuations.
 
 lm = gptneo_jax.load("EleutherAI/gpt-neo-125m")     # a hub id, a Hugging Face folder, or ours
 lm.generate("The dog", max_new_tokens=20).texts
@@ -20,7 +20,7 @@ from gptneo_jax.checkpoints.folder import is_checkpoint_folder
 from gptneo_jax.config import ModelConfig, dtype_name
 from gptneo_jax.data import DocumentEncoder
 from gptneo_jax.errors import UserError, did_you_mean
-from gptneo_jax.generation import api, decode, model_defaults
+from gptneo_jax.generation import api, model_defaults, unstacked
 from gptneo_jax.generation.api import Generation
 from gptneo_jax.generation.requests import require_tokenizer
 from gptneo_jax.interop import peft_files
@@ -99,7 +99,7 @@ class LanguageModel:
   """A model in memory. Made by `load` or `init`.
 
   Attributes:
-    config: what it is.
+    config: its ModelConfig.
     params: its weights, jax arrays in the layout that model/decoder.py describes; of a quantized
       model the dequantized weights, made when first used. `lm.params = …` replaces them by others
       of the same names and shapes, which are laid out over the devices as the old ones were.
@@ -107,14 +107,14 @@ class LanguageModel:
       quantized weights themselves, and 'w8a8' rounds activations there only.
     mesh: the devices it is on.
     tokenizer: a fast transformers tokenizer, read when first used; None if the folder has none.
-    generation_config: defaults of `generate` that the model's files bring, by option, read when
-      first used; {} for none of them.
+    generation_config: defaults of `generate` in the model's files, by option, read when first used;
+      set it to {} to ignore them.
 
-  Ids and masks are whatever NumPy makes arrays of. With an `attention_mask` (1 real, 0 padding, on
-  either side) real tokens see real tokens only and positions count from the first of them, unless
-  `position_ids` are given; what comes out at padding means nothing. Compiled functions are kept,
-  and lengths rounded up inside, so that only the first call of a kind is slow. Wrong input raises
-  UserError.
+  Ids and masks are anything that NumPy makes arrays of. With an `attention_mask` (1 real, 0 for
+  padding on either side) real tokens attend to real tokens only and positions count from the first
+  of them, unless `position_ids` are given; results at padding mean nothing. Compiled functions are
+  kept, and lengths rounded up inside, so that only the first call of a kind is slow. Wrong input
+  raises UserError.
   """
 
   def __init__(
@@ -124,7 +124,7 @@ class LanguageModel:
     self._params = loaded.params
     self._loaded = loaded._replace(params=None)
     self._quantized = quantized
-    self._layered: tuple[Any, Any] | None = None
+    self._unstacked: tuple[Any, Any] | None = None  # leaves of params, what was made of them
 
   @property
   def params(self) -> Any:
@@ -155,7 +155,7 @@ class LanguageModel:
   def __call__(
     self, input_ids: Any, attention_mask: Any = None, position_ids: Any = None, **options
   ) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """What `logits` gives; takes what a tokenizer returns, as lm(**tokenizer(texts))."""
+    """`logits` of what a tokenizer returns: lm(**tokenizer(texts))."""
     for name in options:
       if name != "mc_token_ids":
         raise UserError(
@@ -173,7 +173,7 @@ class LanguageModel:
     source = self._loaded.tokenizer_from
     if source is None:
       return None
-    # A folder of ours has its whole tokenizer in tokenizer.json, whatever config.json seems to say.
+    # In a folder of ours tokenizer.json is all of the tokenizer, whatever config.json seems to say.
     ours = data.saved_tokenizer(source) if is_checkpoint_folder(source) else None
     return ours or data.load_tokenizer(source)
 
@@ -193,7 +193,7 @@ class LanguageModel:
     *,
     mc_token_ids: Any = None,
   ) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """Next-token logits, float32 B x T x V (V: the true vocabulary); or what the head says.
+    """Next-token logits, float32 B x T x V (V: the true vocabulary); or the outputs of the head.
 
     sequence classification B x C · token classification B x T x C · question answering the pair
     (start, end), each B x T · double heads the pair of next-token logits … x T x V and choice
@@ -216,7 +216,7 @@ class LanguageModel:
     return jax.tree.map(lambda x: x[:, :T], outputs)
 
   def hidden_states(self, ids: Any, attention_mask: Any = None) -> tuple[jax.Array, ...]:
-    """Embeddings, then what each block gives, the last after the final norm: L + 1 of B x T x D."""
+    """Embeddings, then each block's output, the last after the final norm: L + 1 of B x T x D."""
     states, T = self._run(forward.hidden_states, ids, attention_mask)
     return tuple(x[:, :T] for x in states)
 
@@ -233,8 +233,8 @@ class LanguageModel:
   def score(self, texts: Sequence[str]) -> list[Score]:
     """Negative log-likelihood of each text, as perplexity is measured.
 
-    The end-of-text token stands before a text and is not scored; a text longer than the model is
-    taken in disjoint windows, each beginning with the last token of the one before. Sums are
+    The end-of-text token precedes each text and is not scored; a text longer than the model is
+    split into disjoint windows, each beginning with the last token of the one before. Sums are
     float64. An empty text has no tokens.
     """
     self._require_lm_head("score")
@@ -295,24 +295,31 @@ class LanguageModel:
     if prompts is not None and input_ids is not None:
       raise UserError("generate: prompts and input_ids are both given; they are the same")
     prompts = input_ids if prompts is None else prompts
-    return api.generate(self, prompts, attention_mask, seed, options)
+    call = api.prepare(self, prompts, attention_mask, seed, options)
+    return api.generate(self, self.unstacked_params, call)
 
   def stream(self, prompt: Any, seed: int = 0, **options) -> Iterator[str]:
-    """The new text of one prompt as it is made, whole characters only; options as `generate`'s."""
+    """The new text of one prompt as it is generated, in pieces of complete characters.
+
+    Options as `generate`'s.
+    """
     self._require_lm_head("generate")
-    return api.stream(self, prompt, seed, options)
+    call = api.prepare_stream(self, prompt, seed, options)
+    return api.stream(self, self.unstacked_params, call)
 
   @property
-  def layered(self) -> Any:
-    """The weights as decoding takes them (generation/unstacked.py): a copy of `params`, made when
-    first used."""
+  def unstacked_params(self) -> Any:
+    """The weights in the layout that decoding runs on (generation/unstacked.py).
+
+    A copy of `params`, made when first used and again after they have changed.
+    """
     if self._quantized is not None:
-      return self._quantized.layered
+      return self._quantized.unstacked_params
     leaves = jax.tree.leaves(self.params)
-    if self._layered is None or any(a is not b for a, b in zip(self._layered[0], leaves)):
+    if self._unstacked is None or any(a is not b for a, b in zip(self._unstacked[0], leaves)):
       with jax.set_mesh(self.mesh):
-        self._layered = (leaves, decode.prepare(self.config, self.params))
-    return self._layered[1]
+        self._unstacked = (leaves, unstacked.decoding_params(self.config, self.params))
+    return self._unstacked[1]
 
   # --- changes ------------------------------------------------------------------------------------
 
@@ -331,7 +338,7 @@ class LanguageModel:
     )
 
   def save(self, path: str) -> None:
-    """Writes a folder that stands alone: weights (step 0), config.json, tokenizer if there is one.
+    """Writes a self-contained folder: weights (step 0), config.json, tokenizer if there is one.
 
     A quantized model is saved as it is, in quantised.safetensors. Raises UserError if `path` is
     there and not empty, is not local, or the disk is full.

@@ -7,8 +7,8 @@
   python -m gptneo_jax.generate --checkpoint DIR --chat
 
 Prompts come from the command line, from standard input ('-'), or from a file of JSON lines: texts,
-or objects with "prompt". Options of generation have transformers' names and defaults; those that
-say how to sample mean that it is to be sampled.
+or objects with "prompt". Generation options have transformers' names and defaults; those that say
+how to sample turn sampling on.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from gptneo_jax.generation.api import Generation
 _BATCH = 8
 _INTEGERS = {
   "max_new_tokens": "new tokens at most; default 20",
-  "max_length": "prompt and new tokens at most",
-  "min_new_tokens": "no end of text before so many",
-  "min_length": "no end of text before prompt and new tokens are so many",
-  "num_beams": "beam search with so many",
+  "max_length": "tokens at most, prompt included",
+  "min_new_tokens": "no end of text before N new tokens",
+  "min_length": "no end of text before N tokens, prompt included",
+  "num_beams": "beam search with N beams",
   "num_return_sequences": "continuations of each prompt",
-  "no_repeat_ngram_size": "no run of so many tokens twice",
-  "pad_token_id": "what stands behind an end",
-  "forced_bos_token_id": "first new token behind a prompt of one",
+  "no_repeat_ngram_size": "no n-gram of N tokens twice",
+  "pad_token_id": "id after an end of text",
+  "forced_bos_token_id": "first new token after a prompt of one token",
   "forced_eos_token_id": "last token at max_length",
-  "prompt_lookup_num_tokens": "guess so many tokens from the text itself",
-  "num_assistant_tokens": "guesses of the assistant at a time; default 5",
-  "max_matching_ngram_size": "tokens that a looked-up guess follows; default 2",
+  "prompt_lookup_num_tokens": "speculation: propose N tokens that followed an earlier match",
+  "num_assistant_tokens": "speculation: propose N tokens of the assistant; default 5",
+  "max_matching_ngram_size": "speculation: tokens that match at most; default 2",
 }
 _NUMBERS = {
-  "repetition_penalty": "above 1: tokens that stand in the text become less likely",
-  "length_penalty": "beams: above 0 for longer texts",
+  "repetition_penalty": "above 1: tokens that occur in the text become less likely",
+  "length_penalty": "beams: above 0 favours longer texts",
   "guidance_scale": "above 1: away from the negative prompt",
 }
 _SAMPLING = {
@@ -53,21 +53,21 @@ _SAMPLING = {
   "top_k": (int, "sampling: only the K likeliest; default 50, 0: all"),
   "top_p": (float, "sampling: only the likeliest that make up this probability"),
   "top_h": (float, "sampling: only the likeliest up to this share of the entropy"),
-  "min_p": (float, "sampling: only what is at least this share of the likeliest"),
-  "typical_p": (float, "sampling: only what is about as surprising as expected"),
-  "epsilon_cutoff": (float, "sampling: only what is at least so likely"),
-  "eta_cutoff": (float, "sampling: as epsilon_cutoff, lower where much is likely"),
+  "min_p": (float, "sampling: only those at least this share as likely as the likeliest"),
+  "typical_p": (float, "sampling: only those about as surprising as expected, of this probability"),
+  "epsilon_cutoff": (float, "sampling: only those at least this likely"),
+  "eta_cutoff": (float, "sampling: as epsilon_cutoff, lower where the entropy is high"),
 }
 _LISTS = {
   "eos_token_id": (int, "ids that end a text; default the tokenizer's, -1: none"),
   "stop_strings": (str, "texts that end a text"),
-  "suppress_tokens": (int, "ids never to be chosen"),
-  "begin_suppress_tokens": (int, "ids not to be chosen first"),
+  "suppress_tokens": (int, "ids that are never chosen"),
+  "begin_suppress_tokens": (int, "ids that are not chosen first"),
 }
 _JSON = {
-  "bad_words_ids": "sequences of ids never to be made, as [[1, 2], [3]]",
-  "sequence_bias": "what is added to sequences of ids, as [[[1, 2], -5.0]]",
-  "exponential_decay_length_penalty": "lift of the end of text, as [start, factor]",
+  "bad_words_ids": "sequences of ids that are never generated, as [[1, 2], [3]]",
+  "sequence_bias": "added to the scores of sequences of ids, as [[[1, 2], -5.0]]",
+  "exponential_decay_length_penalty": "grows the score of the end of text, as [start, factor]",
 }
 
 
@@ -105,10 +105,10 @@ def _run(args: argparse.Namespace) -> None:
     _stream(lm, prompts, args.seed, options)
     return
   merged = {**lm.generation_config, **options}
-  guessed = "assistant_model" in merged or "prompt_lookup_num_tokens" in merged
+  speculates = "assistant_model" in merged or "prompt_lookup_num_tokens" in merged
   for start in range(0, len(prompts), args.batch_size):
     texts = [prompt.text for prompt in prompts[start : start + args.batch_size]]
-    logprobs = args.output == "jsonl" and not guessed
+    logprobs = args.output == "jsonl" and not speculates
     result = lm.generate(texts, seed=args.seed, output_logprobs=logprobs, **options)
     if args.output == "jsonl":
       _as_json(texts, result)
@@ -144,7 +144,7 @@ def _prompts(args: argparse.Namespace) -> Iterator[_Prompt]:
     yield _checked("--prompt", _read("-") if text == "-" else text)
   if not args.prompts:
     return
-  # Lines end at line feeds: other separators may stand inside JSON's strings.
+  # Lines end at line feeds alone: other line separators may occur inside JSON strings.
   for number, line in enumerate(_read(args.prompts).split("\n"), 1):
     if not line.strip():
       continue
@@ -200,15 +200,15 @@ def _check_lengths(lm: engine.LanguageModel, prompts: list[_Prompt], options: di
 
 def _stream(lm: engine.LanguageModel, prompts: list[_Prompt], seed: int, options: dict) -> None:
   for number, prompt in enumerate(prompts, 1):
-    _divide(number, len(prompts))
+    _print_separator(number, len(prompts))
     print(prompt.text, end="", flush=True)
     for piece in lm.stream(prompt.text, seed=seed, **options):
       print(piece, end="", flush=True)
     print(flush=True)
 
 
-def _divide(number: int, count: int) -> None:
-  """A line before each of several texts, which may hold any lines."""
+def _print_separator(number: int, count: int) -> None:
+  """Prints a separator before each of several texts, which may have lines of their own."""
   if count > 1:
     print(f"--- {number} of {count} ---", flush=True)
 
@@ -217,12 +217,12 @@ def _as_text(prompts: list[str], result: Generation, done: int, count: int) -> N
   assert result.texts is not None  # without a tokenizer a prompt of text is refused
   each = len(result.texts) // len(prompts)
   for b, text in enumerate(result.texts):
-    _divide(done * each + b + 1, count * each)
+    _print_separator(done * each + b + 1, count * each)
     print(prompts[b // each] + text, flush=True)
 
 
 def _as_json(prompts: list[str], result: Generation) -> None:
-  """One object a line: prompt, text, tokens, and their log-probabilities where they are known."""
+  """One object a line: prompt, text, tokens, and their log-probabilities if they are known."""
   assert result.texts is not None and result.lengths is not None
   each = len(result.texts) // len(prompts)
   width = result.sequences.shape[1] - int(result.lengths.max())
@@ -256,11 +256,11 @@ def _parser() -> argparse.ArgumentParser:
   add("--adapter", metavar="DIR", help="LoRA adapter in PEFT's form, merged into the weights")
   add("--prompt", action="append", metavar="TEXT", help="'-' reads standard input; may be repeated")
   add("--prompts", metavar="FILE", help="JSON lines: texts, or objects with \"prompt\"; '-' too")
-  add("--chat", action="store_true", help="talk in the terminal; /help lists commands")
+  add("--chat", action="store_true", help="chat in the terminal; /help lists commands")
   add(
     "--chat_format", default=chat.FORMAT, metavar="TEXT",
-    help="how a turn is put to the model, \\n for a new line; default 'User: {message}\\n"
-    "Assistant:{answer}\\n'; for models whose turns the end of text divides"
+    help="text of a turn, \\n for a new line; default 'User: {message}\\n"
+    "Assistant:{answer}\\n'; for models whose turns end with the end of text"
     " '{message}<|endoftext|>{answer}<|endoftext|>'",
   )  # fmt: skip
   add("--output", choices=("text", "jsonl", "stream"), default="text", help="default text")
@@ -268,12 +268,12 @@ def _parser() -> argparse.ArgumentParser:
   add("--do_sample", action=argparse.BooleanOptionalAction, help="draw tokens by their probability")
   add(
     "--ignore_generation_config", action="store_true",
-    help="without the defaults that the model's generation_config.json or config.json sets",
+    help="ignore the defaults in the model's generation_config.json or config.json",
   )  # fmt: skip
-  add("--seed", type=cli.seed, default=0, help="of sampling; default 0")
-  add("--negative_prompt", metavar="TEXT", help="of guidance_scale")
+  add("--seed", type=cli.seed, default=0, help="random seed of sampling; default 0")
+  add("--negative_prompt", metavar="TEXT", help="prompt that guidance_scale leads away from")
   add("--early_stopping", choices=("true", "false", "never"), help="of beam search")
-  add("--assistant", metavar="DIR", help="a smaller model of the same vocabulary, which guesses")
+  add("--assistant", metavar="DIR", help="a smaller model of the same vocabulary, for speculation")
   types = ("float32", "bfloat16", "float16")
   add("--dtype", choices=types, help="of weights and computation; default as stored")
   add("--quantization", choices=("int8", "w8a8", "int4"), help="weights of 8 or 4 bits")

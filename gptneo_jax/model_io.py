@@ -23,7 +23,7 @@ from gptneo_jax.checkpoints.reading import restore_params
 from gptneo_jax.checkpoints.step_folders import find_checkpoint
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.errors import UserError, user_errors
-from gptneo_jax.generation import decode, unstacked
+from gptneo_jax.generation import unstacked
 from gptneo_jax.interop.atomic_folder import new_folder
 from gptneo_jax.interop.hf_import import GENERATION_CONFIG, HF_CONFIG
 from gptneo_jax.model import heads, parameters
@@ -50,10 +50,10 @@ class Weights(NamedTuple):
 
 
 class QuantizedWeights(NamedTuple):
-  """A quantized model: `layered` as generation/quantization.py makes it; `weights` is the rest."""
+  """A quantized model: `weights` is all but its parameters (generation/quantization.py)."""
 
   weights: Weights
-  layered: Any
+  unstacked_params: Any
   mode: str
 
 
@@ -122,23 +122,26 @@ def quantize(loaded: Weights, mode: str, mesh: Mesh) -> QuantizedWeights:
   if mesh.size > 1:
     raise UserError(f"quantized weights are for one device, and the mesh has {mesh.size}")
   with jax.set_mesh(mesh):
-    layered = _quantization().quantize(decode.prepare(loaded.config, loaded.params), mode)
-  return QuantizedWeights(loaded._replace(params=None), layered, mode)
+    params = unstacked.decoding_params(loaded.config, loaded.params)
+    quantized = _quantization().quantize(params, mode)
+  return QuantizedWeights(loaded._replace(params=None), quantized, mode)
 
 
 def dequantized(stored: QuantizedWeights, mesh: Mesh) -> Any:
   """Parameters, as model/decoder.py lays them out, that quantized weights stand for."""
   config = stored.weights.config
-  like = jax.eval_shape(functools.partial(decode.prepare, config), abstract_params(config, mesh))
-  return unstacked.stack(config, _quantization().dequantize(stored.layered, like))
+  like = jax.eval_shape(
+    functools.partial(unstacked.decoding_params, config), abstract_params(config, mesh)
+  )
+  return unstacked.stack(config, _quantization().dequantize(stored.unstacked_params, like))
 
 
 def save_quantized(path: str, stored: QuantizedWeights, tokenizer: Any) -> None:
   """Writes a folder of ours with quantised.safetensors in place of a checkpoint."""
   quantization = _quantization()
-  with new_folder(path, quantization.size(stored.layered)) as folder:
+  with new_folder(path, quantization.size(stored.unstacked_params)) as folder:
     _save_rest(folder, stored.weights, tokenizer)
-    quantization.save(folder / QUANTIZED_FILE, stored.layered, stored.mode)
+    quantization.save(folder / QUANTIZED_FILE, stored.unstacked_params, stored.mode)
 
 
 def load_quantized(name: str, mesh: Mesh) -> QuantizedWeights | None:
@@ -151,7 +154,7 @@ def load_quantized(name: str, mesh: Mesh) -> QuantizedWeights | None:
   if mesh.size > 1:
     raise UserError(f"quantized weights are for one device, and the mesh has {mesh.size}")
   like = jax.eval_shape(
-    lambda params: quantization.quantize(decode.prepare(config, params), mode),
+    lambda params: quantization.quantize(unstacked.decoding_params(config, params), mode),
     abstract_params(config, mesh),
   )
   rest = Weights(config, None, *_tokenizer_and_files(name))

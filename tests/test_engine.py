@@ -1,43 +1,26 @@
-"""The loaded model: what it says, whatever the lengths, the padding, the mesh and the folder."""
+"""The loaded model: its outputs, whatever the lengths and the padding; scores and texts."""
 
 import copy
-import math
-import subprocess
-import sys
-import textwrap
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax._src.lax import lax
 
-import gptneo_jax
-from gptneo_jax import data, engine, model_io
-from gptneo_jax.data.documents import Document
+from gptneo_jax import data
 from gptneo_jax.errors import UserError
 from gptneo_jax.model import forward, heads
-
-TINY = gptneo_jax.ModelConfig(
-  vocab_size=280, max_position_embeddings=96, hidden_size=16, num_layers=2, num_heads=2,
-  window_size=6,
-)  # fmt: skip
-TEXT = "the quick brown fox jumps over the lazy dog, and the dog does not mind it at all. " * 20
+from tests.helpers.text_models import TEXT, TINY, make, make_tokenizer
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-  return data.load_tokenizer("train", documents=[Document(TEXT, "", "here")], vocab_size=280)
+  return make_tokenizer()
 
 
-def make(config, seed=0):
-  """A model at random, made without compiling `init`."""
-  mesh, rng = model_io.first_device(), np.random.default_rng(seed)
-  params = jax.tree.map(
-    lambda x: jax.device_put((0.3 * rng.standard_normal(x.shape)).astype(x.dtype), x.sharding),
-    model_io.abstract_params(config, mesh),
-  )
-  return engine.LanguageModel(model_io.Weights(config, params), mesh)
+@pytest.fixture(scope="module")
+def lm(tokenizer):
+  return make(tokenizer=tokenizer)
 
 
 def apply(lm, ids_BxT, method):
@@ -46,18 +29,11 @@ def apply(lm, ids_BxT, method):
   return jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})(lm.params)
 
 
-@pytest.fixture(scope="module")
-def lm(tokenizer):
-  lm = make(TINY, seed=3)
-  lm.tokenizer = tokenizer
-  return lm
-
-
 def ids(B=2, T=9, seed=0):
   return np.random.default_rng(seed).integers(0, 280, (B, T))
 
 
-# --- forward passes -----------------------------------------------------------------------------
+# --- forward passes -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -73,7 +49,7 @@ def test_float32_is_asked_for_to_its_own_digits(monkeypatch, dtype):
   for place in (lax, jax.lax):  # jax.numpy's products call the one, ours the other
     monkeypatch.setattr(place, "dot_general", spy)
   jax.clear_caches()
-  lm = make(TINY.replace(dtype=dtype))
+  lm = make(TINY.replace(dtype=dtype), seed=0)
   batch = dict.fromkeys(("inputs", "targets"), ids(2, 8).astype(np.int32))
   uses = {
     "logits": lambda: lm.logits(ids()),
@@ -155,7 +131,7 @@ def test_attentions_obey_the_window(lm):
 )
 def test_heads(head, shapes):
   config = TINY.replace(head=head, num_labels=3, pad_token_id=7)
-  lm = make(config)
+  lm = make(config, seed=0)
   rows = ids()
   rows[0, 5:] = 7
   outputs = lm.logits(rows)
@@ -170,7 +146,7 @@ def test_heads(head, shapes):
 
 
 def test_double_heads():
-  lm = make(TINY.replace(model_type="gpt2", head="double_heads"))
+  lm = make(TINY.replace(model_type="gpt2", head="double_heads"), seed=0)
   choices = ids(B=6).reshape(3, 2, 9)
   logits, scores = lm.logits(choices)
   assert (logits.shape, scores.shape) == ((3, 2, 9, 280), (3, 2))
@@ -180,7 +156,7 @@ def test_double_heads():
 
 
 def test_rows_without_padding_id_are_refused_together():
-  lm = make(TINY.replace(head="sequence_classification"))
+  lm = make(TINY.replace(head="sequence_classification"), seed=0)
   assert lm.logits(ids(B=1)).shape == (1, 2)
   with pytest.raises(UserError, match="2 rows, and the model has no padding token"):
     lm.logits(ids())
@@ -215,7 +191,7 @@ def test_new_lengths_do_not_recompile(lm):
   assert forward.outputs._cache_size() == before
 
 
-# --- texts --------------------------------------------------------------------------------------
+# --- texts ----------------------------------------------------------------------------------------
 
 
 def test_score(lm, tokenizer):
@@ -236,7 +212,7 @@ def test_score(lm, tokenizer):
 
 def test_scores_of_another_tokenizer_are_refused(tokenizer):
   """Ids without a row would give NaN."""
-  lm = make(TINY.replace(vocab_size=200))
+  lm = make(TINY.replace(vocab_size=200), seed=0)
   lm.tokenizer = tokenizer
   with pytest.raises(UserError, match="the tokenizer has 280 ids, but the model's vocabulary"):
     lm.score(["the dog"])
@@ -276,7 +252,7 @@ def test_end_of_text_stops_a_row(lm):
 
 
 def test_without_a_tokenizer():
-  lm = make(TINY)
+  lm = make(seed=0)
   assert lm.tokenizer is None
   assert lm.generate([[1, 2]], max_new_tokens=2).texts is None
   with pytest.raises(UserError, match="has no tokenizer"):
@@ -304,17 +280,6 @@ def test_what_a_tokenizer_returns_goes_in(lm, tokenizer):
     lm(encoded.input_ids, output_hidden_states=True)
 
 
-def test_types_of_jax_and_numpy_are_types(lm, tmp_path):
-  lm.save(str(tmp_path / "saved"))
-  for dtype, name in ((jnp.bfloat16, "bfloat16"), (np.float32, "float32")):
-    again = gptneo_jax.load(str(tmp_path / "saved"), dtype=dtype)
-    assert (again.config.dtype, again.config.param_dtype) == (name, name)
-    assert TINY.replace(dtype=dtype) == TINY.replace(dtype=name)
-  for wrong in (jnp.int32, 3):
-    with pytest.raises(UserError, match=r"param_dtype is .*; it must be one of float32"):
-      gptneo_jax.load(str(tmp_path / "saved"), dtype=wrong)
-
-
 def test_it_says_what_it_is(lm):
   text = repr(lm)
   assert text.startswith("LanguageModel(gpt_neo, 12,512 parameters in float32, 2 layers")
@@ -332,133 +297,6 @@ def test_functional_apply(lm):
   logits = jax.jit(lambda p, x: module.apply({"params": p}, x, method="logits"))(lm.params, ids())
   np.testing.assert_allclose(logits, lm.logits(ids()), atol=2e-5)
   for head in ("sequence_classification", "token_classification", "question_answering"):
-    headed = make(TINY.replace(head=head))
+    headed = make(TINY.replace(head=head), seed=0)
     with pytest.raises(ValueError, match=r"head is .* next-token logits: .*method='outputs'"):
       heads.build(headed.config).apply({"params": headed.params}, ids(), method="logits")
-
-
-def test_other_params(lm):
-  other, third = make(TINY, seed=5), make(TINY, seed=6)
-  before = other.generate([[1, 2, 3]], max_new_tokens=6).sequences
-  other.params = jax.tree.map(np.asarray, lm.params)
-  np.testing.assert_array_equal(other.logits(ids()), lm.logits(ids()))
-  after = other.generate([[1, 2, 3]], max_new_tokens=6, eos_token_id=-1).sequences
-  expected = lm.generate([[1, 2, 3]], max_new_tokens=6, eos_token_id=-1).sequences
-  np.testing.assert_array_equal(after, expected)
-  assert (after != before).any()
-  other.params["wte"] = third.params["wte"]  # in place: decoding's copy is made anew
-  third.params = {**lm.params, "wte": third.params["wte"]}
-  changed = [x.generate([[1, 2, 3]], max_new_tokens=6).sequences for x in (other, third)]
-  np.testing.assert_array_equal(*changed)
-  with pytest.raises(UserError, match=r"lm\.params: wpe is \(3, 16\), and the model's is \(96"):
-    other.params = {**lm.params, "wpe": np.zeros((3, 16))}
-  with pytest.raises(UserError, match=r"lm\.params: blocks/layer_0/attn/k/kernel is absent"):
-    other.params = {"params": lm.params}
-
-
-# --- folders and meshes -------------------------------------------------------------------------
-
-
-def test_save_and_load(lm, tmp_path):
-  lm.save(str(tmp_path / "saved"))
-  again = gptneo_jax.load(str(tmp_path / "saved"))
-  assert again.config == lm.config
-  jax.tree.map(np.testing.assert_array_equal, again.params, lm.params)
-  assert again.tokenizer.get_vocab() == lm.tokenizer.get_vocab()
-  assert again.generate("the dog").texts == lm.generate("the dog").texts
-  half = gptneo_jax.load(str(tmp_path / "saved"), dtype="bfloat16")
-  assert {x.dtype.name for x in jax.tree.leaves(half.params)} == {"bfloat16"}
-  assert half.logits(ids()).dtype == np.float32
-  with pytest.raises(UserError, match="not empty"):
-    lm.save(str(tmp_path / "saved"))
-  with pytest.raises(UserError, match="float8"):
-    gptneo_jax.load(str(tmp_path / "saved"), dtype="float8")
-  with pytest.raises(UserError, match="nowhere"):
-    gptneo_jax.load(str(tmp_path / "nowhere"))
-
-
-def test_resize_vocabulary():
-  """Old rows stay; new ones lie at the mean, a little apart; smaller again is as it was."""
-  lm = make(TINY.replace(tie_word_embeddings=False, vocab_multiple=8), seed=1)
-  before = lm.logits(ids())
-  tables = {name: np.asarray(lm.params[name])[:280] for name in ("wte", "lm_head")}
-  lm.resize_vocabulary(333)
-  assert (lm.config.vocab_size, lm.params["wte"].shape) == (333, (336, 16))
-  for name, old in tables.items():
-    new = np.asarray(lm.params[name])
-    np.testing.assert_array_equal(new[:280], old)
-    np.testing.assert_allclose(new[280:333], old.mean(0)[None].repeat(53, 0), atol=1e-3)
-    spread = (new[280:333] - old.mean(0)).std() / old.std()
-    assert spread == pytest.approx(math.sqrt(1e-9), rel=0.3)
-  after = lm.logits(ids())
-  assert after.shape == (2, 9, 333)
-  np.testing.assert_allclose(after[..., :280], before, atol=2e-6)
-  lm.resize_vocabulary(280)
-  np.testing.assert_allclose(lm.logits(ids()), before, atol=2e-6)
-
-
-def test_init_is_by_its_seed():
-  first, same, other = (gptneo_jax.init(TINY, seed=seed) for seed in (0, 0, 1))
-  jax.tree.map(np.testing.assert_array_equal, first.params, same.params)
-  assert np.abs(first.params["wte"] - other.params["wte"]).max() > 0
-  assert first.params["wte"].std() == pytest.approx(0.02, rel=0.1)
-
-
-def test_public_names():
-  assert gptneo_jax.__version__.count(".") == 2
-  assert set(gptneo_jax.__all__) <= set(dir(gptneo_jax))
-  with pytest.raises(AttributeError, match="'nothing'"):
-    gptneo_jax.nothing  # noqa: B018
-
-
-def run_python(code, **environment):
-  import os
-
-  command = [sys.executable, "-c", textwrap.dedent(code)]
-  done = subprocess.run(
-    command, capture_output=True, text=True, timeout=300, env={**os.environ, **environment}
-  )
-  assert done.returncode == 0, done.stderr[-2000:]
-  return done.stdout
-
-
-@pytest.mark.processes
-def test_needs_no_torch(lm, tmp_path):
-  """Where torch cannot be imported: load, run, score, generate, save."""
-  lm.save(str(tmp_path / "saved"))
-  out = run_python(f"""
-    import sys
-    sys.modules["torch"] = None  # importing it raises ImportError
-    import gptneo_jax
-    lm = gptneo_jax.load({str(tmp_path / "saved")!r})
-    lm.logits([[1, 2, 3]]), lm.score(["the dog"]), lm.generate("the dog", max_new_tokens=2)
-    lm.save({str(tmp_path / "again")!r})
-    print("done")
-  """)
-  assert out == "done\n"
-
-
-@pytest.mark.processes
-def test_on_a_mesh(lm, tmp_path):
-  """Four devices, and a vocabulary that they do not divide: the same numbers."""
-  lm.save(str(tmp_path / "saved"))
-  np.save(tmp_path / "logits.npy", lm.logits(ids(B=3)))
-  out = run_python(
-    f"""
-    import numpy as np
-    import gptneo_jax
-    from gptneo_jax.sharding import make_mesh
-    lm = gptneo_jax.load({str(tmp_path / "saved")!r})
-    lm.resize_vocabulary(281)
-    lm.save({str(tmp_path / "odd")!r})
-    lm = gptneo_jax.load({str(tmp_path / "odd")!r}, mesh=make_mesh(data=1, fsdp=2, tensor=2))
-    assert lm.params["wte"].shape == (282, 16) and len(lm.params["wte"].sharding.device_set) == 4
-    ids = np.random.default_rng(0).integers(0, 280, (3, 9))
-    logits = lm.logits(ids)
-    assert logits.shape == (3, 9, 281)
-    print(np.abs(logits[..., :280] - np.load({str(tmp_path / "logits.npy")!r})).max())
-    print(lm.score(["the dog"])[0].nll, lm.generate("the dog", max_new_tokens=3).texts)
-    """,
-    XLA_FLAGS="--xla_force_host_platform_device_count=4",
-  ).splitlines()
-  assert float(out[0]) < 2e-5

@@ -18,7 +18,7 @@ from gptneo_jax.generation import chat
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-  """A folder that stands alone: a tiny model at random, and a tokenizer."""
+  """A self-contained folder: a tiny model at random, and a tokenizer."""
   text = "the quick brown fox jumps over the lazy dog, and the dog does not mind it at all. " * 20
   lm = gptneo_jax.init(
     gptneo_jax.ModelConfig(

@@ -1,9 +1,11 @@
 """Beam search as transformers does it, as one compiled loop.
 
-Of every prompt M beams run. At each step the best K continuations over all beams are taken, K being
-enough for M that do not end; those among the first M that end are finished, and kept if they are
-among the best M by sum of log-probabilities / length^length_penalty. Source: transformers'
-GenerationMixin._beam_search.
+Every prompt has M running beams. Each step takes the best C candidates among all continuations of
+them, C being enough for M that do not end. Those among the first M that end join the finished
+beams, of which the best M by sum of log-probabilities / length^length_penalty are kept. Source:
+transformers' GenerationMixin._beam_search.
+
+Letters of this module: M beams · C candidates · W columns of the prompts · S the buffer's length.
 """
 
 from __future__ import annotations
@@ -16,10 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptneo_jax.config import ModelConfig
-from gptneo_jax.generation import kv_cache as caches
-from gptneo_jax.generation import sampling
-from gptneo_jax.generation.cached_forward import extend, unembed
-from gptneo_jax.generation.decode import BAD_LOGITS, BAD_SCORES, Task, not_finite, read_prompt
+from gptneo_jax.generation import kv_cache, sampling
+from gptneo_jax.generation.cached_forward import forward_with_cache, unembed
+from gptneo_jax.generation.decode import (
+  BAD_LOGITS,
+  BAD_SCORES,
+  GenerationRequest,
+  not_finite,
+  prefill,
+)
+from gptneo_jax.generation.kv_cache import KVCache
 from gptneo_jax.generation.sampling import History
 from gptneo_jax.generation.stop_strings import StopTable
 
@@ -27,18 +35,20 @@ _OUT = -1e9  # score of what may not be chosen
 
 
 class Beams(NamedTuple):
-  """Settings of the search; `returned` of the M are given back."""
+  """Settings of the search; of the beams of each prompt the best `returned` are returned."""
 
-  M: int
+  num_beams: int
   returned: int
   length_penalty: float
   early_stopping: bool | str
 
 
 class BeamContinuation(NamedTuple):
-  """The best first: new ids B·returned x N, padded behind count; sums divided by length^penalty.
+  """The `returned` best beams of each prompt, the best first; B counts those of all prompts.
 
-  kept: 'logprobs' of the chosen tokens, B·returned x N.
+  ids_BxN: new tokens, padded after count_B. scores_B: sum of log-probabilities / length^penalty.
+  kept: 'logprobs' of the tokens, B x N, if requested.
+  fault: as in decode.Continuation.
   """
 
   ids_BxN: np.ndarray
@@ -49,170 +59,224 @@ class BeamContinuation(NamedTuple):
 
 
 class _Settings(NamedTuple):
-  start_N: jax.Array  # N = B · M rows
+  left_pad_BM: jax.Array  # of the B · M rows of the cache
   prompt_width: jax.Array
   last: jax.Array  # columns at most
   eos_E: jax.Array
   keys_B: jax.Array
-  values: dict[str, Any]
+  values: dict[str, tuple]  # of the pipeline
   stops: StopTable | None
   length_penalty: jax.Array
 
 
 class _Sequences(NamedTuple):
-  """Beams of any number, in an axis after B: ids, new tokens, their log-probabilities, state of
-  stops."""
+  """Several sequences of each prompt: running beams, finished ones, or (as M) candidates."""
 
   ids_BxMxS: jax.Array
-  length_BxM: jax.Array
-  logprobs_BxMxS: jax.Array
-  stop_BxM: jax.Array
+  length_BxM: jax.Array  # new tokens
+  logprobs_BxMxS: jax.Array  # of the new tokens
+  stop_state_BxM: jax.Array
+
+
+class _Candidates(NamedTuple):
+  """The best continuations of the running beams, best first."""
+
+  sequences: _Sequences
+  sum_BxC: jax.Array  # of log-probabilities
+  parent_BxC: jax.Array  # the beam that each continues
+  ends_BxC: jax.Array
 
 
 class _State(NamedTuple):
-  end: jax.Array
+  end: jax.Array  # filled columns
   running: _Sequences
   running_score_BxM: jax.Array
   done: _Sequences
   done_score_BxM: jax.Array
   is_done_BxM: jax.Array
-  improvable_B: jax.Array
-  stuck: jax.Array  # no beam can go on
+  improvable_B: jax.Array  # whether a running beam may still beat a finished one
+  stuck: jax.Array  # whether every candidate has ended
   fault: jax.Array  # of the last step (generation/decode.py); the loop ends with one
-  cache: caches.Cache
+  cache: KVCache
 
 
-def run(config: ModelConfig, layered: Any, task: Task, beams: Beams) -> BeamContinuation:
-  """Searches to the end. Of task.outputs only 'logprobs' is kept."""
-  B, M, W = len(task.ids_BxW), beams.M, task.width
-  S = caches.capacity(W + task.new_tokens, config.max_position_embeddings)
-  cache = _repeat(read_prompt(config, layered, task.ids_BxW, task.start_B, S), M)
+def run(
+  config: ModelConfig, unstacked_params: Any, request: GenerationRequest, beams: Beams
+) -> BeamContinuation:
+  """Searches to the end. Of request.outputs only 'logprobs' is returned."""
+  M, W = beams.num_beams, request.width
+  S = kv_cache.bucketed_length(request.length, config.max_position_embeddings)
+  cache = prefill(config, unstacked_params, request.ids_BxW, request.left_pad_B, S)
   settings = _Settings(
-    jnp.repeat(jnp.asarray(task.start_B, jnp.int32), M), jnp.int32(W),
-    jnp.int32(W + task.new_tokens), jnp.array(task.eos or [-1], jnp.int32), task.keys_B,
-    task.plan.values, task.stops, jnp.float32(beams.length_penalty),
+    left_pad_BM=jnp.repeat(jnp.asarray(request.left_pad_B, jnp.int32), M),
+    prompt_width=jnp.int32(W),
+    last=jnp.int32(request.length),
+    eos_E=jnp.array(request.eos or [-1], jnp.int32),
+    keys_B=request.keys_B,
+    values=request.pipeline.values,
+    stops=request.stops,
+    length_penalty=jnp.float32(beams.length_penalty),
+  )
+  C = max(2, 1 + max(1, len(request.eos))) * M
+  done, score_BxM, fault = _search(
+    config, request.pipeline.processors, request.sample, C, beams.early_stopping,
+    unstacked_params, settings, _initial(request, M, S, _repeat(cache, M)),
   )  # fmt: skip
-  ids_BxMxS = np.full((B, M, S), task.pad, np.int32)
-  ids_BxMxS[:, :, :W] = task.ids_BxW[:, None]
-  stop_B = np.zeros(B, np.int32) if task.stop_state_B is None else task.stop_state_B
+  best = lambda x: np.asarray(x)[:, : beams.returned].reshape(-1, *x.shape[2:])  # noqa: E731
+  count_B = best(done.length_BxM)
+  N = int(count_B.max())
+  logprobs = {"logprobs": best(done.logprobs_BxMxS)[:, :N]}
+  return BeamContinuation(
+    ids_BxN=best(done.ids_BxMxS)[:, W : W + N],
+    count_B=count_B,
+    scores_B=best(score_BxM),
+    kept=logprobs if "logprobs" in request.outputs else {},
+    fault=int(fault),
+  )
 
-  def sequences():  # two of these are carried: each array is its own
+
+def _initial(request: GenerationRequest, M: int, S: int, cache: KVCache) -> _State:
+  """The state before the first new token; of the equal beams of a prompt only the first counts."""
+  B, W = request.ids_BxW.shape
+  ids_BxMxS = np.full((B, M, S), request.pad, np.int32)
+  ids_BxMxS[:, :, :W] = request.ids_BxW[:, None]
+  stop_state_B = request.stop_state_B
+  stop_state_B = np.zeros(B, np.int32) if stop_state_B is None else stop_state_B
+
+  def sequences():  # called twice, so that each array of the state is its own
     return _Sequences(
-      jnp.asarray(ids_BxMxS), jnp.zeros((B, M), jnp.int32), jnp.zeros((B, M, S)),
-      jnp.asarray(np.repeat(stop_B[:, None], M, 1)),
-    )  # fmt: skip
+      ids_BxMxS=jnp.asarray(ids_BxMxS),
+      length_BxM=jnp.zeros((B, M), jnp.int32),
+      logprobs_BxMxS=jnp.zeros((B, M, S)),
+      stop_state_BxM=jnp.asarray(np.repeat(stop_state_B[:, None], M, 1)),
+    )
 
-  state = _State(
-    jnp.int32(W), sequences(), jnp.full((B, M), _OUT).at[:, 0].set(0.0), sequences(),
-    jnp.full((B, M), _OUT), jnp.zeros((B, M), bool), jnp.ones(B, bool), jnp.array(False),
-    jnp.int32(0), cache,
-  )  # fmt: skip
-  eos = max(1, len(task.eos))
-  done, scores, fault = _search(
-    config, task.plan.stages, task.sample, M, max(2, 1 + eos) * M, beams.early_stopping, layered,
-    settings, state,
-  )  # fmt: skip
-  R = beams.returned
-  flat = lambda x: np.asarray(x)[:, :R].reshape(B * R, *x.shape[2:])  # noqa: E731
-  count_B = flat(done.length_BxM)
-  new = slice(W, W + int(count_B.max()))
-  kept = {}
-  if "logprobs" in task.outputs:
-    kept["logprobs"] = flat(done.logprobs_BxMxS)[:, : count_B.max()]
-  return BeamContinuation(flat(done.ids_BxMxS)[:, new], count_B, flat(scores), kept, int(fault))
+  return _State(
+    end=jnp.int32(W),
+    running=sequences(),
+    running_score_BxM=jnp.full((B, M), _OUT).at[:, 0].set(0.0),
+    done=sequences(),
+    done_score_BxM=jnp.full((B, M), _OUT),
+    is_done_BxM=jnp.zeros((B, M), bool),
+    improvable_B=jnp.ones(B, bool),
+    stuck=jnp.array(False),
+    fault=jnp.int32(0),
+    cache=cache,
+  )
 
 
 @functools.partial(jax.jit, static_argnames="times")
 def _repeat(cache, times):
-  return caches.repeat(cache, times)
+  return kv_cache.repeat(cache, times)
 
 
 @functools.partial(
-  jax.jit, static_argnames=("config", "stages", "sample", "M", "K", "early_stopping")
+  jax.jit, static_argnames=("config", "processors", "sample", "C", "early_stopping")
 )
-def _search(config, stages, sample, M, K, early_stopping, layered, settings, state):
+def _search(
+  config, processors, sample, C, early_stopping, unstacked_params, settings, state
+):  # fmt: skip
   def unfinished(state: _State):
     everything_done = state.is_done_BxM.all() & (early_stopping is True)
-    going_on = state.improvable_B.any() & ~everything_done & ~state.stuck
-    return going_on & (state.fault == 0)
+    continues = state.improvable_B.any() & ~everything_done & ~state.stuck
+    return continues & (state.fault == 0)
 
   def step(state: _State):
-    return _step(config, stages, sample, M, K, early_stopping, layered, settings, state)
+    logprobs_BxMxV, cache, fault = _next_logprobs(
+      config, processors, unstacked_params, settings, state
+    )
+    candidates = _candidates(sample, C, settings, state, logprobs_BxMxV)
+    return _selected(early_stopping, settings, state, candidates, cache, fault)
 
   state = jax.lax.while_loop(unfinished, step, state)
   return state.done, state.done_score_BxM, state.fault
 
 
-def _take(tree, index_BxK: jax.Array):
-  """Beams by their number, of each array of a tree."""
-  pick = jax.vmap(lambda leaf, index: leaf[index])
-  return jax.tree.map(lambda leaf: pick(leaf, index_BxK), tree)
-
-
-def _step(
-  config, stages, sample, M, K, early_stopping, layered, settings: _Settings, state: _State
-) -> _State:
-  B, _, S = state.running.ids_BxMxS.shape
-  V, column = config.vocab_size, state.end - 1
-  ids_NxS = state.running.ids_BxMxS.reshape(B * M, S)
-  last_Nx1 = jax.lax.dynamic_slice_in_dim(ids_NxS, column, 1, axis=1)
-  hidden_DxNx1, cache = extend(
-    config, layered, state.cache, last_Nx1, column, jnp.int32(1), settings.start_N
+def _next_logprobs(config, processors, unstacked_params, settings: _Settings, state: _State):
+  """Processed log-probabilities of the next token of each beam, the new cache, and the fault."""
+  B, M, S = state.running.ids_BxMxS.shape
+  column = state.end - 1
+  ids_BMxS = state.running.ids_BxMxS.reshape(B * M, S)
+  last_BMx1 = jax.lax.dynamic_slice_in_dim(ids_BMxS, column, 1, axis=1)
+  hidden_DxBMx1, cache = forward_with_cache(
+    config, unstacked_params, state.cache, last_BMx1, column, jnp.int32(1), settings.left_pad_BM
   )
-  logits_NxV = unembed(config, layered, hidden_DxNx1[:, :, 0])
-  log_NxV = jax.nn.log_softmax(logits_NxV)
-  history = History(ids_NxS, settings.start_N, state.end, settings.prompt_width)
-  log_NxV = sampling.apply(stages, settings.values, history, log_NxV)
-  token_BxMxV = log_NxV.reshape(B, M, V)
-  sum_BxMV = (token_BxMxV + state.running_score_BxM[:, :, None]).reshape(B, M * V)
-  best_B = sum_BxMV.max(-1)  # NaN if any is
+  logits_BMxV = unembed(config, unstacked_params, hidden_DxBMx1[:, :, 0])
+  history = History(
+    ids_BxS=ids_BMxS,
+    left_pad_B=settings.left_pad_BM,
+    end=state.end,
+    prompt_width=settings.prompt_width,
+  )
+  logprobs_BMxV = jax.nn.log_softmax(logits_BMxV)
+  logprobs_BMxV = sampling.process_logits(processors, settings.values, history, logprobs_BMxV)
+  logprobs_BxMxV = logprobs_BMxV.reshape(B, M, -1)
+  best_B = (logprobs_BxMxV + state.running_score_BxM[:, :, None]).max((1, 2))  # NaN if any is
   fault = jnp.where((jnp.isfinite(best_B) | ~state.improvable_B).all(), 0, BAD_SCORES)
-  fault = jnp.where(not_finite(stages, logits_NxV).any(), BAD_LOGITS, fault)
+  fault = jnp.where(not_finite(processors, logits_BMxV).any(), BAD_LOGITS, fault)
+  return logprobs_BxMxV, cache, fault
 
-  # The best K continuations, or K drawn without replacement.
+
+def _candidates(
+  sample: bool, C: int, settings: _Settings, state: _State, logprobs_BxMxV: jax.Array
+) -> _Candidates:
+  """The best C continuations, or C drawn without replacement."""
+  B, M, V = logprobs_BxMxV.shape
   number = state.end - settings.prompt_width
+  sum_BxMV = (logprobs_BxMxV + state.running_score_BxM[:, :, None]).reshape(B, M * V)
   if sample:
     keys_B = jax.vmap(jax.random.fold_in, (0, None))(settings.keys_B, number)
     noise_BxMV = jax.vmap(lambda key: jax.random.gumbel(key, (M * V,)))(keys_B)
-    _, flat_BxK = jax.lax.top_k(sum_BxMV + noise_BxMV, K)
-    sum_BxK = jnp.take_along_axis(sum_BxMV, flat_BxK, 1)
-    order_BxK = jnp.argsort(-sum_BxK, axis=1)
-    sum_BxK, flat_BxK = (jnp.take_along_axis(x, order_BxK, 1) for x in (sum_BxK, flat_BxK))
+    _, flat_BxC = jax.lax.top_k(sum_BxMV + noise_BxMV, C)
+    sum_BxC = jnp.take_along_axis(sum_BxMV, flat_BxC, 1)
+    order_BxC = jnp.argsort(-sum_BxC, axis=1)
+    sum_BxC, flat_BxC = (jnp.take_along_axis(x, order_BxC, 1) for x in (sum_BxC, flat_BxC))
   else:
-    sum_BxK, flat_BxK = jax.lax.top_k(sum_BxMV, K)
-  parent_BxK, new_BxK = flat_BxK // V, (flat_BxK % V).astype(jnp.int32)
-  logprob_BxK = jnp.take_along_axis(token_BxMxV.reshape(B, M * V), flat_BxK, 1)
-  top = _take(state.running, parent_BxK)
-  ends_BxK = (new_BxK[..., None] == settings.eos_E).any(-1) | (state.end + 1 >= settings.last)
-  stop_BxK = top.stop_BxM
+    sum_BxC, flat_BxC = jax.lax.top_k(sum_BxMV, C)
+  parent_BxC, new_BxC = flat_BxC // V, (flat_BxC % V).astype(jnp.int32)
+  logprob_BxC = jnp.take_along_axis(logprobs_BxMxV.reshape(B, M * V), flat_BxC, 1)
+  before = _take(state.running, parent_BxC)
+  ends_BxC = (new_BxC[..., None] == settings.eos_E).any(-1) | (state.end + 1 >= settings.last)
+  stop_state_BxC = before.stop_state_BxM
   if settings.stops is not None:
-    hit_BxK, stop_BxK = settings.stops.step(stop_BxK, new_BxK)
-    ends_BxK |= hit_BxK
-  top = _Sequences(
-    jax.lax.dynamic_update_slice_in_dim(top.ids_BxMxS, new_BxK[..., None], state.end, axis=2),
-    jnp.full_like(top.length_BxM, number + 1),
-    jax.lax.dynamic_update_slice_in_dim(top.logprobs_BxMxS, logprob_BxK[..., None], number, 2),
-    stop_BxK,
+    hit_BxC, stop_state_BxC = settings.stops.step(stop_state_BxC, new_BxC)
+    ends_BxC |= hit_BxC
+  put = jax.lax.dynamic_update_slice_in_dim
+  sequences = _Sequences(
+    ids_BxMxS=put(before.ids_BxMxS, new_BxC[..., None], state.end, axis=2),
+    length_BxM=jnp.full_like(before.length_BxM, number + 1),
+    logprobs_BxMxS=put(before.logprobs_BxMxS, logprob_BxC[..., None], number, axis=2),
+    stop_state_BxM=stop_state_BxC,
   )
+  return _Candidates(sequences, sum_BxC=sum_BxC, parent_BxC=parent_BxC, ends_BxC=ends_BxC)
 
-  # Beams that go on.
-  running_sum_BxK = jnp.where(ends_BxK, sum_BxK + _OUT, sum_BxK)
-  running_score_BxM, next_BxM = jax.lax.top_k(running_sum_BxK, M)
-  running = _take(top, next_BxM)
-  parent_N = (_take(parent_BxK, next_BxM) + M * jnp.arange(B)[:, None]).reshape(B * M)
 
-  # Beams that have ended, with those that had before.
-  just_done_BxK = ends_BxK & (jnp.arange(K) < M)
-  length = (number + 1).astype(jnp.float32)
-  final_BxK = sum_BxK / length**settings.length_penalty
+def _selected(
+  early_stopping: bool | str,
+  settings: _Settings,
+  state: _State,
+  candidates: _Candidates,
+  cache: KVCache,
+  fault: jax.Array,
+) -> _State:
+  """The next state: the best candidates that continue, and the best beams that have ended."""
+  B, M = state.is_done_BxM.shape
+  sequences, sum_BxC, parent_BxC, ends_BxC = candidates
+  running_sum_BxC = jnp.where(ends_BxC, sum_BxC + _OUT, sum_BxC)
+  running_score_BxM, next_BxM = jax.lax.top_k(running_sum_BxC, M)
+  parent_BM = (_take(parent_BxC, next_BxM) + M * jnp.arange(B)[:, None]).reshape(B * M)
+
+  # Candidates that end, together with the beams that ended before.
+  just_done_BxC = ends_BxC & (jnp.arange(ends_BxC.shape[1]) < M)
+  length = (state.end + 1 - settings.prompt_width).astype(jnp.float32)
+  final_BxC = sum_BxC / length**settings.length_penalty
   full_Bx1 = state.is_done_BxM.all(-1, keepdims=True) & (early_stopping is True)
-  final_BxK += jnp.where(full_Bx1, _OUT, 0.0)
-  final_BxK += jnp.where(state.improvable_B[:, None], 0.0, _OUT)
-  final_BxK += jnp.where(just_done_BxK, 0.0, _OUT)
+  final_BxC += jnp.where(full_Bx1, _OUT, 0.0)
+  final_BxC += jnp.where(state.improvable_B[:, None], 0.0, _OUT)
+  final_BxC += jnp.where(just_done_BxC, 0.0, _OUT)
   join = lambda a, b: jnp.concatenate([a, b], axis=1)  # noqa: E731
-  done_score_BxM, best_BxM = jax.lax.top_k(join(state.done_score_BxM, final_BxK), M)
-  done = _take(jax.tree.map(join, state.done, top), best_BxM)
-  is_done_BxM = _take(join(state.is_done_BxM, just_done_BxK), best_BxM)
+  done_score_BxM, best_BxM = jax.lax.top_k(join(state.done_score_BxM, final_BxC), M)
+  is_done_BxM = _take(join(state.is_done_BxM, just_done_BxC), best_BxM)
 
   # Whether the best running beam may still beat the worst finished one.
   at_most = settings.last - settings.prompt_width
@@ -220,8 +284,21 @@ def _step(
   hopeful_length = jnp.where(never, at_most.astype(jnp.float32), length)
   best_B = running_score_BxM[:, 0] / hopeful_length**settings.length_penalty
   worst_BxM = jnp.where(is_done_BxM, done_score_BxM.min(1, keepdims=True), _OUT)
-  improvable_B = state.improvable_B & (best_B[:, None] > worst_BxM).any(-1)
   return _State(
-    state.end + 1, running, running_score_BxM, done, done_score_BxM, is_done_BxM, improvable_B,
-    ends_BxK.all(), fault, caches.reorder(cache, parent_N),
-  )  # fmt: skip
+    end=state.end + 1,
+    running=_take(sequences, next_BxM),
+    running_score_BxM=running_score_BxM,
+    done=_take(jax.tree.map(join, state.done, sequences), best_BxM),
+    done_score_BxM=done_score_BxM,
+    is_done_BxM=is_done_BxM,
+    improvable_B=state.improvable_B & (best_B[:, None] > worst_BxM).any(-1),
+    stuck=ends_BxC.all(),
+    fault=fault,
+    cache=kv_cache.reorder(cache, parent_BM),
+  )
+
+
+def _take(tree, index_BxC: jax.Array):
+  """Sequences by their number, of each array of a tree."""
+  pick = jax.vmap(lambda leaf, index: leaf[index])
+  return jax.tree.map(lambda leaf: pick(leaf, index_BxC), tree)

@@ -1,4 +1,4 @@
-"""A talk with a model in the terminal: turns, what is kept of them, commands."""
+"""Chat with a model in the terminal: turns, the history that fits, commands."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from gptneo_jax.errors import UserError
 FORMAT = "User: {message}\nAssistant:{answer}\n"
 HELP = "/reset forgets what was said, /help shows this, Ctrl-D ends."
 
-_ROOM = 128  # new tokens of an answer, unless it is said otherwise
+_NEW_TOKENS = 128  # new tokens of an answer by default
 
 
 class Format(NamedTuple):
-  """How a turn is put to the model: before, the message, between, the answer, after."""
+  """The text of a turn: before the message, between message and answer, after the answer."""
 
   before: str
   between: str
@@ -23,8 +23,10 @@ class Format(NamedTuple):
 
   @classmethod
   def parse(cls, text: str) -> Format:
-    """Of a text with {message} and, unless the answer ends with its line, {answer}. Raises
-    UserError."""
+    """Reads a text with {message} and {answer}; without {answer} an answer ends with its line.
+
+    Raises UserError.
+    """
     before, message, rest = text.replace("\\n", "\n").partition("{message}")
     between, answer, after = rest.partition("{answer}")
     if not message or not between:
@@ -36,15 +38,15 @@ class Format(NamedTuple):
 
   @property
   def stop(self) -> str:
-    """What an answer ends with: what stands between it and the next message."""
+    """The stop string of an answer: the text between it and the next message."""
     following = self.after + self.before
     return following.rstrip() or following
 
 
-def talk(lm: Any, shape: Format, options: dict[str, Any], seed: int) -> None:
+def talk(lm: Any, turn: Format, options: dict[str, Any], seed: int) -> None:
   """Reads messages and prints answers until the input ends. Raises UserError.
 
-  The oldest turns are dropped where all do not fit the model's positions.
+  Drops the oldest turns where not all fit into the model's positions.
   """
   if "max_length" in options:
     raise UserError(
@@ -53,12 +55,12 @@ def talk(lm: Any, shape: Format, options: dict[str, Any], seed: int) -> None:
   limit = lm.config.max_position_embeddings
   room = options.get("max_new_tokens")
   if room is None:
-    room = min(lm.generation_config.get("max_new_tokens", _ROOM), limit // 2)
-  stops = [*options.get("stop_strings", []), *([shape.stop] if shape.stop else [])]
+    room = min(lm.generation_config.get("max_new_tokens", _NEW_TOKENS), limit // 2)
+  stops = [*options.get("stop_strings", []), *([turn.stop] if turn.stop else [])]
   options = {**options, "stop_strings": stops or None, "max_new_tokens": room}
   ask = _asker(sys.stdin.isatty())
   past: list[str] = []  # message, answer, message, …
-  turn = 0
+  answers = 0
   while (message := ask()) is not None:
     command = message.strip()
     if command == "/help":
@@ -66,22 +68,22 @@ def talk(lm: Any, shape: Format, options: dict[str, Any], seed: int) -> None:
     elif command == "/reset":
       past = []
     elif command:
-      kept = [*past, shape.before + message + shape.between]
+      kept = [*past, turn.before + message + turn.between]
       while len(kept) > 1 and _tokens(lm, kept) + room > limit:
         kept = kept[2:]
       if (tokens := _tokens(lm, kept)) + room > limit:
         _complain(f"the message makes {tokens} tokens, and {limit - room} is the most; shorten it")
         continue
-      said = _answer(lm, "".join(kept), shape.stop, {**options, "seed": seed + turn})
-      past, turn = [*kept, said + shape.after], turn + 1
+      said = _answer(lm, "".join(kept), turn.stop, {**options, "seed": seed + answers})
+      past, answers = [*kept, said + turn.after], answers + 1
 
 
 def _answer(lm: Any, prompt: str, stop: str, options: dict[str, Any]) -> str:
-  """Prints what the model says as it is made, up to the stop string; and returns it."""
+  """Prints the answer as it is generated, up to the stop string; and returns it."""
   said, shown = "", 0
   for piece in lm.stream(prompt, **options):
     said += piece
-    # What may become the next turn's beginning is not shown before it is known not to.
+    # What may be the beginning of the stop string is held back until it is known not to be.
     safe = max(shown, len(said) - _held(said, stop))
     print(said[shown:safe], end="", flush=True)
     shown = safe
@@ -91,7 +93,7 @@ def _answer(lm: Any, prompt: str, stop: str, options: dict[str, Any]) -> str:
 
 
 def _held(text: str, stop: str) -> int:
-  """How much of the end of `text` may be the beginning of `stop`."""
+  """The length of the longest end of `text` that `stop` begins with."""
   return next((n for n in range(len(stop), 0, -1) if text.endswith(stop[:n])), 0)
 
 
@@ -104,7 +106,7 @@ def _complain(text: str) -> None:
 
 
 def _asker(terminal: bool) -> Callable[[], str | None]:
-  """What gives the next message, None at the end of the input."""
+  """A function that returns the next message, None at the end of the input."""
 
   def line() -> str | None:
     if terminal:
@@ -117,7 +119,7 @@ def _asker(terminal: bool) -> Callable[[], str | None]:
       try:
         message = line()
         if message is not None:
-          message.encode()  # a terminal's bytes that are no text come as surrogates
+          message.encode()  # bytes that are not text come from a terminal as surrogates
         return message
       except EOFError:
         print()

@@ -1,9 +1,12 @@
-"""Continuing prompts on the device: the prompt in one pass, then a compiled loop, token by token.
+"""Greedy search and sampling on the device: the prompt first, then a compiled loop over tokens.
 
-Rows of a batch end together: shorter prompts are padded on the left, and begin at a later column
-(generation/kv_cache.py). The prompt but for its last token is read into the cache first; every step
-of the loop then reads the last token of each row and chooses the next. Buffers come in few sizes,
+Rows of a batch end together: shorter prompts are padded on the left (generation/kv_cache.py).
+`prefill` runs the prompts, all but their last token, through the model and fills the cache; each
+step of the loop then runs the last token of every row and chooses the next. Buffers have few sizes,
 and numbers such as a temperature are arguments, so that a new prompt rarely compiles anything.
+
+Letters of this module: W columns of the prompts · N new tokens · S the buffer's length · E ids that
+end a row · R rows of the batch and of the negative prompts.
 """
 
 from __future__ import annotations
@@ -18,34 +21,39 @@ import numpy as np
 
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.errors import UserError
-from gptneo_jax.generation import kv_cache as caches
-from gptneo_jax.generation import sampling, unstacked
-from gptneo_jax.generation.cached_forward import extend, unembed
-from gptneo_jax.generation.sampling import History, Plan
+from gptneo_jax.generation import kv_cache, sampling
+from gptneo_jax.generation.cached_forward import forward_with_cache, unembed
+from gptneo_jax.generation.kv_cache import KVCache
+from gptneo_jax.generation.sampling import History, LogitsPipeline, Processor
 from gptneo_jax.generation.stop_strings import StopTable
 from gptneo_jax.sharding import constrain
 
-_CHUNKS = (512, 64)  # tokens of a prompt read at once: of each length as many as fit
-# What may be wrong with a step: 0 is nothing.
-BAD_LOGITS, BAD_SCORES, BAD_GUESSES = 1, 2, 3
-_TOKENS_AT_ONCE = 8192  # of all rows: bounds the memory of their attention scores
+# Faults of a step, which end the loop; 0 is none.
+BAD_LOGITS, BAD_SCORES, BAD_DRAFTS = 1, 2, 3
+# Prompts run in chunks of these lengths, the largest first that fits and is within the limit of
+# tokens of all rows together, which bounds the memory of attention scores.
+_CHUNKS = (512, 64)
+_CHUNK_TOKENS = 8192
 
 
-class Task(NamedTuple):
-  """What is to be made of a batch of prompts.
+class GenerationRequest(NamedTuple):
+  """A batch of prompts and how to continue them, ready for the device.
 
-  ids_BxW: the prompts, padded on the left; row b begins at start_B[b].
-  new_tokens: at most so many. eos: ids that end a row. pad: what stands behind an end.
-  keys_B: for drawing, one key of each row. stops: of the stop strings, with the state of each row
-    behind its prompt.
-  negative: as many rows more (ids, start) that guidance leads away from.
-  outputs: of 'scores', 'logits', 'logprobs' what is to be kept.
+  ids_BxW: the prompts, padded on the left by left_pad_B columns each.
+  new_tokens: how many to generate at most.
+  pipeline: turns logits into the scores that tokens are chosen by.
+  keys_B: a random key for each row.
+  sample: whether tokens are drawn; else the best is taken.
+  eos: ids that end a row. pad: the id after an end.
+  stops: the automaton of the stop strings; stop_state_B: its state after each prompt.
+  negative: (ids_BxW, left_pad_B) of the negative prompts that guidance leads away from.
+  outputs: which of 'scores', 'logits' and 'logprobs' to return.
   """
 
   ids_BxW: np.ndarray
-  start_B: np.ndarray
+  left_pad_B: np.ndarray
   new_tokens: int
-  plan: Plan
+  pipeline: LogitsPipeline
   keys_B: Any
   sample: bool = False
   eos: tuple[int, ...] = ()
@@ -57,38 +65,46 @@ class Task(NamedTuple):
 
   @property
   def width(self) -> int:
+    """Columns of the prompts."""
     return self.ids_BxW.shape[1]
+
+  @property
+  def length(self) -> int:
+    """Columns of prompts and new tokens at most."""
+    return self.width + self.new_tokens
 
 
 class Settings(NamedTuple):
-  """What stays the same from step to step, and may differ from call to call without compiling."""
+  """Arrays that are the same in every step; other values of them do not compile again."""
 
-  start_R: jax.Array  # R rows: those of the batch, then those of the negative prompts
+  left_pad_R: jax.Array
   prompt_width: jax.Array
   eos_E: jax.Array
   pad: jax.Array
   keys_B: jax.Array
-  values: dict[str, Any]
+  values: dict[str, tuple]  # of the pipeline
   stops: StopTable | None
 
 
 class State(NamedTuple):
-  """Where the loop is. Kept outputs have one entry for each new token, in an axis of S."""
+  """What a step changes."""
 
   ids_RxS: jax.Array
-  end: jax.Array  # columns filled
+  end: jax.Array  # filled columns
   done_B: jax.Array
-  count_B: jax.Array  # new tokens of each row, its end of text included
-  stop_B: jax.Array  # state of the stop strings
-  kept: dict[str, jax.Array]  # logprobs S x B, scores and logits S x B x V
-  fault: jax.Array  # of the last step; the loop ends with one
-  cache: caches.Cache
+  count_B: jax.Array  # new tokens of each row, the end of text included
+  stop_state_B: jax.Array
+  kept: dict[str, jax.Array]  # logprobs S x B, scores and logits S x B x V; new token n is entry n
+  fault: jax.Array  # of the last step
+  cache: KVCache
 
 
 class Continuation(NamedTuple):
-  """New ids, B x N, padded behind count_B; and what was asked to be kept: B x N, or N x B x V.
+  """New tokens of each row.
 
-  fault: 0, or why the ids mean nothing: BAD_LOGITS, BAD_SCORES or BAD_GUESSES.
+  ids_BxN: padded after count_B tokens.
+  kept: the requested outputs, 'logprobs' B x N, 'scores' and 'logits' N x B x V.
+  fault: 0, or why the ids mean nothing: BAD_LOGITS, BAD_SCORES or BAD_DRAFTS.
   """
 
   ids_BxN: np.ndarray
@@ -97,54 +113,58 @@ class Continuation(NamedTuple):
   fault: int = 0
 
 
-class Stream:
-  """A task on its way: `advance` makes tokens, `read` shows those made so far."""
+class Decoding:
+  """A request in progress: `advance` generates tokens, `read` returns those generated so far."""
 
-  def __init__(self, config: ModelConfig, layered: Any, task: Task):
-    self._config, self._layered, self.task = config, layered, task
-    self._settings, self._state = _begin(config, layered, task)
-    self._end = task.width
+  def __init__(self, config: ModelConfig, unstacked_params: Any, request: GenerationRequest):
+    self._config, self._params, self._request = config, unstacked_params, request
+    self._settings = make_settings(request)
+    self._state = _prefilled(config, unstacked_params, request)
+    self._end = request.width
 
   @property
   def finished(self) -> bool:
     return (
-      self._end == self.task.width + self.task.new_tokens
+      self._end == self._request.length
       or bool(np.asarray(self._state.done_B).all())
       or bool(self._state.fault)
     )
 
   def advance(self, tokens: int | None = None) -> None:
-    """Up to so many tokens more; None: as many as there may be."""
-    last = self.task.width + self.task.new_tokens
+    """Generates `tokens` more tokens in each row, or None for all that the request asks for."""
+    last = self._request.length
     until = last if tokens is None else min(self._end + tokens, last)
     self._state = _advance(
-      self._config, self.task.plan.stages, self.task.sample, self._layered, self._settings,
-      self._state, np.int32(until),
+      self._config, self._request.pipeline.processors, self._request.sample, self._params,
+      self._settings, self._state, np.int32(until),
     )  # fmt: skip
     self._end = int(self._state.end)
 
   def read(self) -> Continuation:
-    width, end = self.task.width, self._end
-    B = len(self.task.ids_BxW)
-    new = end - width
-    kept = {name: np.asarray(x)[:new] for name, x in self._state.kept.items()}
+    B, width = self._request.ids_BxW.shape
+    kept = {name: np.asarray(x)[: self._end - width] for name, x in self._state.kept.items()}
     if "logprobs" in kept:
       kept["logprobs"] = kept["logprobs"].T
     return Continuation(
-      np.asarray(self._state.ids_RxS)[:B, width:end], np.asarray(self._state.count_B), kept,
-      int(self._state.fault),
-    )  # fmt: skip
+      ids_BxN=np.asarray(self._state.ids_RxS)[:B, width : self._end],
+      count_B=np.asarray(self._state.count_B),
+      kept=kept,
+      fault=int(self._state.fault),
+    )
 
 
-def run(config: ModelConfig, layered: Any, task: Task) -> Continuation:
-  """The whole of a task."""
-  stream = Stream(config, layered, task)
-  stream.advance()
-  return stream.read()
+def run(config: ModelConfig, unstacked_params: Any, request: GenerationRequest) -> Continuation:
+  """Generates all tokens of a request."""
+  decoding = Decoding(config, unstacked_params, request)
+  decoding.advance()
+  return decoding.read()
 
 
 def left_padded(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-  """Rows of ids as one array, int32 B x W, and the column at which each begins. Raises UserError"""
+  """Rows of ids as one array, int32 B x W, and the columns of padding before each, int32 B.
+
+  Raises UserError for an empty row.
+  """
   lengths_B = np.array([len(row) for row in rows])
   if lengths_B.min() == 0:
     raise UserError("the prompt is empty; begin with at least one token")
@@ -154,143 +174,153 @@ def left_padded(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
   return ids_BxW, (lengths_B.max() - lengths_B).astype(np.int32)
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def prepare(config: ModelConfig, params: Any) -> dict[str, Any]:
-  """The layered weights in the type of the computation: what a `Stream` runs on."""
-  layered = unstacked.unstack(config, params)
-  dtype = jnp.dtype(config.dtype)
-  is_norm = lambda path: any(getattr(key, "key", "").startswith("ln_") for key in path)  # noqa: E731
-  return jax.tree_util.tree_map_with_path(
-    lambda path, x: x if is_norm(path) else x.astype(dtype), layered
-  )
-
-
 # --- the prompt -----------------------------------------------------------------------------------
 
 
-def _begin(config: ModelConfig, layered: Any, task: Task) -> tuple[Settings, State]:
-  ids_RxW, start_R = task.ids_BxW, task.start_B
-  if task.negative is not None:
-    ids_RxW = np.concatenate([ids_RxW, task.negative[0]])
-    start_R = np.concatenate([start_R, task.negative[1]])
-  B, columns = len(task.ids_BxW), task.width + task.new_tokens
-  S = caches.capacity(columns, config.max_position_embeddings)
-  cache = read_prompt(config, layered, ids_RxW, start_R, S)
+def make_settings(request: GenerationRequest) -> Settings:
+  left_pad_R = request.left_pad_B
+  if request.negative is not None:
+    left_pad_R = np.concatenate([left_pad_R, request.negative[1]])
+  return Settings(
+    left_pad_R=jnp.asarray(left_pad_R, jnp.int32),
+    prompt_width=jnp.int32(request.width),
+    eos_E=jnp.array(request.eos or [-1], jnp.int32),
+    pad=jnp.int32(request.pad),
+    keys_B=request.keys_B,
+    values=request.pipeline.values,
+    stops=request.stops,
+  )
+
+
+def _prefilled(config: ModelConfig, unstacked_params: Any, request: GenerationRequest) -> State:
+  """The state before the first new token."""
+  ids_RxW, left_pad_R, B = request.ids_BxW, request.left_pad_B, len(request.ids_BxW)
+  if request.negative is not None:
+    ids_RxW = np.concatenate([ids_RxW, request.negative[0]])
+    left_pad_R = np.concatenate([left_pad_R, request.negative[1]])
+  S = kv_cache.bucketed_length(request.length, config.max_position_embeddings)
+  ids_RxS = np.full((len(ids_RxW), S), request.pad, np.int32)
+  ids_RxS[:, : request.width] = ids_RxW
+  stop_state_B = request.stop_state_B
   shapes = {"logprobs": (S, B), "scores": (S, B, config.vocab_size)}
   shapes["logits"] = shapes["scores"]
-  ids_RxS = np.full((len(ids_RxW), S), task.pad, np.int32)
-  ids_RxS[:, : task.width] = ids_RxW
-  settings = make_settings(task)
-  stop_state_B = np.zeros(B, np.int32) if task.stop_state_B is None else task.stop_state_B
-  state = State(
-    jnp.asarray(ids_RxS), jnp.int32(task.width), jnp.zeros(B, bool), jnp.zeros(B, jnp.int32),
-    jnp.asarray(stop_state_B), {name: jnp.zeros(shapes[name]) for name in sorted(task.outputs)},
-    jnp.int32(0), cache,
-  )  # fmt: skip
-  return settings, state
+  return State(
+    ids_RxS=jnp.asarray(ids_RxS),
+    end=jnp.int32(request.width),
+    done_B=jnp.zeros(B, bool),
+    count_B=jnp.zeros(B, jnp.int32),
+    stop_state_B=jnp.asarray(np.zeros(B, np.int32) if stop_state_B is None else stop_state_B),
+    kept={name: jnp.zeros(shapes[name]) for name in sorted(request.outputs)},
+    fault=jnp.int32(0),
+    cache=prefill(config, unstacked_params, ids_RxW, left_pad_R, S),
+  )
 
 
-def make_settings(task: Task) -> Settings:
-  start_R = task.start_B
-  if task.negative is not None:
-    start_R = np.concatenate([start_R, task.negative[1]])
-  return Settings(
-    jnp.asarray(start_R, jnp.int32), jnp.int32(task.width), jnp.array(task.eos or [-1], jnp.int32),
-    jnp.int32(task.pad), task.keys_B, task.plan.values, task.stops,
-  )  # fmt: skip
-
-
-def read_prompt(
-  config: ModelConfig, layered: Any, ids_RxW: np.ndarray, start_R: np.ndarray, columns: int
-) -> caches.Cache:
-  """A cache of so many columns that has read all but the last column of ids_RxW."""
-  cache = _empty(config, len(ids_RxW), columns)
-  column, unread = 0, ids_RxW.shape[1] - 1
-  while unread:
-    fits = [n for n in _CHUNKS if n <= unread and n * len(ids_RxW) <= _TOKENS_AT_ONCE]
+def prefill(
+  config: ModelConfig,
+  unstacked_params: Any,
+  ids_BxW: np.ndarray,
+  left_pad_B: np.ndarray,
+  length: int,
+) -> KVCache:
+  """A cache of `length` columns that holds all but the last column of ids_BxW."""
+  cache = _empty(config, len(ids_BxW), length)
+  column, rest = 0, ids_BxW.shape[1] - 1
+  while rest:
+    fits = [n for n in _CHUNKS if n <= rest and n * len(ids_BxW) <= _CHUNK_TOKENS]
     size = fits[0] if fits else _CHUNKS[-1]
-    count = min(size, unread)
-    chunk_RxT = np.zeros((len(ids_RxW), size), np.int32)
-    chunk_RxT[:, :count] = ids_RxW[:, column : column + count]
-    cache = _read(config, layered, cache, chunk_RxT, np.int32(column), np.int32(count), start_R)
-    column, unread = column + count, unread - count
+    count = min(size, rest)
+    chunk_BxT = np.zeros((len(ids_BxW), size), np.int32)
+    chunk_BxT[:, :count] = ids_BxW[:, column : column + count]
+    cache = _prefill_chunk(
+      config, unstacked_params, cache, chunk_BxT, np.int32(column), np.int32(count), left_pad_B
+    )
+    column, rest = column + count, rest - count
   return cache
 
 
-@functools.partial(jax.jit, static_argnames=("config", "batch", "columns"))
-def _empty(config, batch, columns):
-  return caches.make_cache(config, batch, columns)
+@functools.partial(jax.jit, static_argnames=("config", "batch", "length"))
+def _empty(config, batch, length):
+  return kv_cache.make_cache(config, batch, length)
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
-def _read(config, layered, cache, ids_RxT, column, count, start_R):
-  return extend(config, layered, cache, ids_RxT, column, count, start_R)[1]
+def _prefill_chunk(config, unstacked_params, cache, ids_BxT, column, count, left_pad_B):
+  return forward_with_cache(config, unstacked_params, cache, ids_BxT, column, count, left_pad_B)[1]
 
 
 # --- the loop -------------------------------------------------------------------------------------
 
 
-@functools.partial(jax.jit, static_argnames=("config", "stages", "sample"), donate_argnames="state")
-def _advance(config, stages, sample, layered, settings, state, until):
-  """Steps until column `until` is reached, or every row is done."""
+@functools.partial(
+  jax.jit, static_argnames=("config", "processors", "sample"), donate_argnames="state"
+)
+def _advance(config, processors, sample, unstacked_params, settings, state, until):
+  """Steps until column `until` is reached, every row is done, or there is a fault."""
 
   def unfinished(state: State):
     return (state.end < until) & ~state.done_B.all() & (state.fault == 0)
 
-  step = functools.partial(_step, config, stages, sample, layered, settings)
+  step = functools.partial(_step, config, processors, sample, unstacked_params, settings)
   state = jax.lax.while_loop(unfinished, step, state)
-  # Whole on every device, so that each host can read it.
-  whole = lambda x: constrain(x, *[None] * x.ndim)  # noqa: E731
-  return jax.tree.map(whole, state._replace(cache=()))._replace(cache=state.cache)
+  # Replicated over the mesh, so that each host can read the results.
+  replicated = lambda x: constrain(x, *[None] * x.ndim)  # noqa: E731
+  return jax.tree.map(replicated, state._replace(cache=()))._replace(cache=state.cache)
 
 
-def _step(config, stages, sample, layered, settings: Settings, state: State) -> State:
-  """Reads the last column and fills the next."""
+def _step(config, processors, sample, unstacked_params, settings: Settings, state: State) -> State:
+  """Runs the token in the last column of every row, and fills the next column."""
   B = state.done_B.shape[0]
   column = state.end - 1
   last_Rx1 = jax.lax.dynamic_slice_in_dim(state.ids_RxS, column, 1, axis=1)
-  hidden_DxRx1, cache = extend(
-    config, layered, state.cache, last_Rx1, column, jnp.int32(1), settings.start_R
+  hidden_DxRx1, cache = forward_with_cache(
+    config, unstacked_params, state.cache, last_Rx1, column, jnp.int32(1), settings.left_pad_R
   )
-  logits_RxV = unembed(config, layered, hidden_DxRx1[:, :, 0])
-  logits_BxV, unguided = logits_RxV[:B], logits_RxV[B:]
-  history = History(state.ids_RxS[:B], settings.start_R[:B], state.end, settings.prompt_width)
-  scores_BxV = sampling.apply(stages, settings.values, history, logits_BxV, unguided)
+  logits_RxV = unembed(config, unstacked_params, hidden_DxRx1[:, :, 0])
+  logits_BxV = logits_RxV[:B]
+  history = History(
+    ids_BxS=state.ids_RxS[:B],
+    left_pad_B=settings.left_pad_R[:B],
+    end=state.end,
+    prompt_width=settings.prompt_width,
+    negative_logits_BxV=logits_RxV[B:] if len(logits_RxV) > B else None,
+  )
+  scores_BxV = sampling.process_logits(processors, settings.values, history, logits_BxV)
   alive_B = ~state.done_B
-  bad_logits = not_finite(stages, logits_RxV) & jnp.tile(alive_B, len(logits_RxV) // B)
+  bad_logits_R = not_finite(processors, logits_RxV) & jnp.tile(alive_B, len(logits_RxV) // B)
   fault = jnp.where((~jnp.isfinite(scores_BxV.max(-1)) & alive_B).any(), BAD_SCORES, 0)
-  fault = jnp.where(bad_logits.any(), BAD_LOGITS, fault)
+  fault = jnp.where(bad_logits_R.any(), BAD_LOGITS, fault)
   number = state.end - settings.prompt_width
   keys_B = jax.vmap(jax.random.fold_in, (0, None))(settings.keys_B, number)
-  token_B = sampling.choose(keys_B, scores_BxV, sample)
+  token_B = sampling.sample_token(keys_B, scores_BxV, sample)
   token_B = jnp.where(state.done_B, settings.pad, token_B)
   kept = dict(state.kept)
-  for name, value in (("scores", scores_BxV), ("logits", logits_BxV)):
+  for name, value_BxV in (("scores", scores_BxV), ("logits", logits_BxV)):
     if name in kept:
-      kept[name] = kept[name].at[number].set(value)
+      kept[name] = kept[name].at[number].set(value_BxV)
   if "logprobs" in kept:
     log_BxV = jax.nn.log_softmax(scores_BxV)
     kept["logprobs"] = kept["logprobs"].at[number].set(log_BxV[jnp.arange(B), token_B])
   ends_B = (token_B[:, None] == settings.eos_E).any(-1)
-  stop_B = state.stop_B
+  stop_state_B = state.stop_state_B
   if settings.stops is not None:
-    hit_B, stop_B = settings.stops.step(stop_B, token_B)
+    hit_B, stop_state_B = settings.stops.step(stop_state_B, token_B)
     ends_B |= hit_B
   new_R = jnp.tile(token_B, state.ids_RxS.shape[0] // B)
   return State(
-    jax.lax.dynamic_update_slice_in_dim(state.ids_RxS, new_R[:, None], state.end, axis=1),
-    state.end + 1,
-    state.done_B | ends_B,
-    state.count_B + ~state.done_B,
-    stop_B,
-    kept,
-    fault,
-    cache,
+    ids_RxS=jax.lax.dynamic_update_slice_in_dim(state.ids_RxS, new_R[:, None], state.end, axis=1),
+    end=state.end + 1,
+    done_B=state.done_B | ends_B,
+    count_B=state.count_B + ~state.done_B,
+    stop_state_B=stop_state_B,
+    kept=kept,
+    fault=fault,
+    cache=cache,
   )
 
 
-def not_finite(stages: Sequence[sampling.Stage], logits_NxV: jax.Array) -> jax.Array:
-  """Which rows have NaN, or infinity for their largest logit, bool N; none if a stage mends it."""
-  if any(stage.name == "remove_invalid_values" for stage in stages):
-    return jnp.zeros(len(logits_NxV), bool)
-  return ~jnp.isfinite(logits_NxV.max(-1))
+def not_finite(processors: Sequence[Processor], logits_BxV: jax.Array) -> jax.Array:
+  """Rows with a NaN, or whose largest logit is infinite, bool B; none if a processor repairs it."""
+  if any(processor.name == "remove_invalid_values" for processor in processors):
+    return jnp.zeros(len(logits_BxV), bool)
+  return ~jnp.isfinite(logits_BxV.max(-1))

@@ -1,4 +1,4 @@
-"""From ids back to text: what new tokens add to a prompt, whole or while they are made."""
+"""From ids back to text: what new tokens add to the text of a prompt, at once or as a stream."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-# Decoders that turn each token into text by itself, but for bytes that are parts of a character.
+# Decoders that turn each token into text by itself, except for bytes of one character.
 _APPENDING = {
   "ByteLevel", "ByteFallback", "Fuse", "Metaspace", "Replace", "Sequence", "Strip",
 }  # fmt: skip
-_HELD_WORDS = 2  # a clean-up joins a word with what is around it: "don ' t" becomes "don't"
+_HELD_WORDS = 2  # cleaning up spaces joins a word with its neighbours: "don ' t" becomes "don't"
 
 
 def new_text(tokenizer: Any, prompt: Sequence[int], ids: Sequence[int]) -> str:
@@ -22,12 +22,12 @@ def new_text(tokenizer: Any, prompt: Sequence[int], ids: Sequence[int]) -> str:
   join a token with the one before it.
   """
   before = tokenizer.decode(prompt, skip_special_tokens=True)
-  whole = tokenizer.decode([*prompt, *ids], skip_special_tokens=True)
-  return _after(before, whole)
+  both = tokenizer.decode([*prompt, *ids], skip_special_tokens=True)
+  return _after(before, both)
 
 
 def _after(beginning: str, text: str) -> str:
-  """What is left of a text after what it has in common with a beginning."""
+  """A text without the prefix that it has in common with `beginning`."""
   if text.startswith(beginning):
     return text[len(beginning) :]
   return text[next(i for i, (a, b) in enumerate(zip(beginning + "\0", text + "\0")) if a != b) :]
@@ -42,8 +42,8 @@ class TextStream:
 
   def __init__(self, tokenizer: Any, prompt: Sequence[int]):
     self._tokenizer, self._prompt = tokenizer, list(prompt)
-    # Bytes that stand for themselves are read as one run, in which special tokens leave no gap:
-    # what it spells may change up to its end.
+    # Adjacent byte tokens are decoded together, across special tokens: the text of such a run may
+    # change until it ends.
     self._in_run = set(byte_tokens(tokenizer))
     if self._in_run:
       self._in_run |= set(tokenizer.all_special_ids)
@@ -52,7 +52,7 @@ class TextStream:
     self._shown = ""
 
   def push(self, ids: Sequence[int], finished: bool) -> str:
-    """What is to be shown beyond the pieces before, now that these are all new ids so far."""
+    """The next piece of text; `ids` are all new ids so far."""
     if finished:
       text = new_text(self._tokenizer, self._prompt, ids)
     else:
@@ -75,7 +75,7 @@ class TextStream:
 
 
 def byte_tokens(tokenizer: Any) -> dict[int, int]:
-  """The bytes of those tokens that stand for one by its number, such as <0xE7>, by id."""
+  """The byte of each token that is written as one, such as <0xE7>, by id."""
   if "ByteFallback" not in _types(_decoder(tokenizer)):
     return {}
   found = ((i, _BYTE_TOKEN.fullmatch(token)) for token, i in tokenizer.get_vocab().items())
@@ -83,8 +83,10 @@ def byte_tokens(tokenizer: Any) -> dict[int, int]:
 
 
 def token_bytes(tokenizer: Any) -> list[bytes]:
-  """The UTF-8 bytes that each token stands for, by id; those of a byte-level BPE may be parts of
-  characters. Ids without a token have none."""
+  """The UTF-8 bytes of each token, by id; with byte-level BPE they may be parts of characters.
+
+  Ids without a token have none.
+  """
   vocabulary = tokenizer.get_vocab()
   spelled = [b""] * (max(vocabulary.values()) + 1)
   byte_level = "ByteLevel" in _types(_decoder(tokenizer))
@@ -95,7 +97,7 @@ def token_bytes(tokenizer: Any) -> list[bytes]:
     elif byte_level and all(character in alphabet for character in token):
       spelled[i] = bytes(alphabet[character] for character in token)
     else:
-      # After another token, because the first of a text may lose its space.
+      # Decode the token twice and take the second: the first of a text may lose its space.
       both, one = (tokenizer.decode(ids) for ids in ([i, i], [i]))
       spelled[i] = both[len(one) :].encode() if both.startswith(one) else one.encode()
   return spelled
@@ -115,7 +117,7 @@ def _decoder(tokenizer: Any) -> dict[str, Any] | None:
 
 
 def _types(decoder: dict[str, Any] | None) -> list[str]:
-  """The kinds of a decoder and of those that it is made of; ['None'] where there is none."""
+  """The types of a decoder and of its parts; ['None'] for no decoder."""
   if decoder is None:
     return ["None"]
   inner = [kind for part in decoder.get("decoders", []) for kind in _types(part)]

@@ -1,11 +1,11 @@
-"""Keys and values of the tokens so far, in buffers made once.
+"""Keys and values of the tokens so far, in buffers that are allocated once.
 
-A global layer keeps every column of the batch; a local layer a ring of the window and a few more
-slots, in which column c has slot c mod R. So a GPT-Neo of 2048 positions needs little more than
-half of what keeping everything takes.
+A global layer stores every column of the batch. A local layer is a ring buffer of its window and a
+few more slots, in which column c has slot c mod the ring's length. So a GPT-Neo of 2048 positions
+needs little more than half of the memory that storing everything takes.
 
-Columns are the places of a batch whose rows end together: shorter rows begin later, at column
-start_B[b], and what stands before is padding that no row sees.
+A column is a place along the length of the batch. Rows end together: shorter ones are padded on the
+left, row b by left_pad_B[b] columns, which no token of the row attends to.
 """
 
 from __future__ import annotations
@@ -20,107 +20,113 @@ from gptneo_jax import axes
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.sharding import constrain
 
-# Up to so many tokens of a local layer may be written at once and taken back again, by moving the
-# next column back: they lie in slots of columns that have left the window already.
-SPARE_SLOTS = 16
+# Draft tokens that a local layer can take back at most: written into slots of columns that have
+# left the window already, they are undone by moving the next column back.
+SPECULATION_SLOTS = 16
 
 
 class LayerCache(NamedTuple):
-  """Keys and values of one layer, each B x H x S x K, or H x S x K for a batch of one row.
+  """Keys and values of one layer as they are stored; `view` gives them as B x H x S x K.
 
-  S is R, the ring's length, if the layer is local. An axis of 1 would make XLA on CPU copy the
-  buffers at every step: it drops the axis for products and keeps it for the loop.
+  S is the number of slots. A batch of one row is stored without its axis, as H x S x K: of an axis
+  of 1, which the loop keeps and the products drop, XLA on CPU copies the buffers at every step.
   """
 
-  k: jax.Array
-  v: jax.Array
+  keys: jax.Array
+  values: jax.Array
 
 
-Cache = tuple[LayerCache, ...]
+KVCache = tuple[LayerCache, ...]
 
 
-def layer_slots(config: ModelConfig, kind: str, columns: int) -> int:
-  """Slots that one layer needs for so many columns."""
-  return columns if kind == "global" else min(columns, config.window_size + SPARE_SLOTS)
+def layer_slots(config: ModelConfig, kind: str, length: int) -> int:
+  """Slots that one layer, 'global' or 'local', needs for `length` columns."""
+  return length if kind == "global" else min(length, config.window_size + SPECULATION_SLOTS)
 
 
-def make_cache(config: ModelConfig, batch: int, columns: int) -> Cache:
-  """An empty cache in the model's compute type, sharded by the table where a mesh is set."""
+def make_cache(config: ModelConfig, batch: int, length: int) -> KVCache:
+  """An empty cache of `length` columns in the model's compute type, sharded over a mesh if set."""
 
-  def layer(kind: str) -> LayerCache:
-    S = layer_slots(config, kind, columns)
-    shape = (config.num_heads, S, config.head_dim)
-    shape = shape if batch == 1 else (batch, *shape)
-    # Two arrays, not one twice: each is updated in place.
-    return LayerCache(*(_laid_out(jnp.zeros(shape, config.dtype)) for _ in range(2)))
+  def empty(kind: str) -> jax.Array:
+    S = layer_slots(config, kind, length)
+    return _stored(jnp.zeros((batch, config.num_heads, S, config.head_dim), config.dtype))
 
-  return tuple(layer(kind) for kind in config.attention_layers)
+  # Two arrays each, not one twice: each is updated in place.
+  return tuple(LayerCache(keys=empty(kind), values=empty(kind)) for kind in config.attention_layers)
 
 
-def cache_bytes(config: ModelConfig, batch: int, columns: int) -> int:
-  """Bytes of `make_cache`'s arrays."""
-  slots = sum(layer_slots(config, kind, columns) for kind in config.attention_layers)
-  return 2 * batch * slots * config.hidden_size * jnp.dtype(config.dtype).itemsize
+def view(cache: LayerCache) -> tuple[jax.Array, jax.Array]:
+  """Keys and values of one layer, each B x H x S x K."""
+  return _batched(cache.keys), _batched(cache.values)
 
 
-def _laid_out(x_HxSxK: jax.Array) -> jax.Array:
-  batch = (axes.BATCH,) if x_HxSxK.ndim == 4 else ()
-  return constrain(x_HxSxK, *batch, axes.ACT_HEADS, None, None)
+def _stored(x_BxHxSxK: jax.Array) -> jax.Array:
+  x = x_BxHxSxK[0] if len(x_BxHxSxK) == 1 else x_BxHxSxK
+  return constrain(x, *(axes.BATCH, axes.ACT_HEADS, None, None)[-x.ndim :])
 
 
-def ring_columns(R: int, last: jax.Array) -> jax.Array:
-  """The column that each slot of a ring holds when `last` was written last, int32 R; < 0: none."""
-  return last - (last - jnp.arange(R)) % R
+def _batched(stored: jax.Array) -> jax.Array:
+  return stored if stored.ndim == 4 else stored[None]
+
+
+def ring_columns(slots: int, last: jax.Array) -> jax.Array:
+  """The column in each slot of a ring after column `last` is written, int32; below 0: none."""
+  return last - (last - jnp.arange(slots)) % slots
 
 
 def write(
   cache: LayerCache,
-  k_HxTxK: jax.Array,
-  v_HxTxK: jax.Array,
+  k_BxHxTxK: jax.Array,
+  v_BxHxTxK: jax.Array,
   column: jax.Array,
   count: jax.Array,
   *,
   ring: bool,
 ) -> LayerCache:
-  """The cache with tokens in columns `column` on; of T given, the first `count` are kept.
+  """Stores T tokens in the columns from `column` on, of which the first `count` are real.
 
-  A whole (not ring) cache may be written T columns: what is past `count` is written over later, and
-  seen by nobody until then. A ring must not take them, for it has no room to spare. Keys and values
-  have a batch axis in front where the cache has one.
+  The buffer of a global layer may take all T: those after `count` are overwritten later, and
+  attended to by no token until then. A ring takes only the real ones, as it has no slots to spare.
   """
-  T, S = k_HxTxK.shape[-2], cache.k.shape[-2]
 
-  def place(old_HxSxK: jax.Array, new_HxTxK: jax.Array) -> jax.Array:
-    new_HxTxK = new_HxTxK.astype(old_HxSxK.dtype)
+  def updated(stored: jax.Array, new_BxHxTxK: jax.Array) -> jax.Array:
+    new = (new_BxHxTxK[0] if stored.ndim == 3 else new_BxHxTxK).astype(stored.dtype)
+    S, T = stored.shape[-2], new.shape[-2]
     if T == 1 or not ring:
       slot = column % S if ring else column
-      return jax.lax.dynamic_update_slice_in_dim(old_HxSxK, new_HxTxK, slot, axis=-2)
-    column_S = ring_columns(S, column + count - 1)
-    taken_HxSxK = jnp.take(new_HxTxK, jnp.clip(column_S - column, 0, T - 1), axis=-2)
-    return jnp.where((column_S >= column)[:, None], taken_HxSxK, old_HxSxK)
+      written = jax.lax.dynamic_update_slice_in_dim(stored, new, slot, axis=-2)
+    else:
+      column_S = ring_columns(S, column + count - 1)
+      taken = jnp.take(new, jnp.clip(column_S - column, 0, T - 1), axis=-2)
+      written = jnp.where((column_S >= column)[:, None], taken, stored)
+    return _stored(_batched(written))
 
-  return LayerCache(_laid_out(place(cache.k, k_HxTxK)), _laid_out(place(cache.v, v_HxTxK)))
-
-
-def repeat(cache: Cache, times: int) -> Cache:
-  """Each row `times` over, one after another: a prompt is read once, and continued several ways."""
-  batched = lambda x: x if x.ndim == 4 else x[None]  # noqa: E731
-  return jax.tree.map(lambda x: _laid_out(jnp.repeat(batched(x), times, axis=0)), cache)
-
-
-def reorder(cache: Cache, row_B: jax.Array) -> Cache:
-  """Row b becomes what row_B[b] was."""
-  return jax.tree.map(lambda x: _laid_out(jnp.take(x, row_B, axis=0)), cache)
+  new_cache = LayerCache(
+    keys=updated(cache.keys, k_BxHxTxK), values=updated(cache.values, v_BxHxTxK)
+  )
+  # One array, read where it is: XLA on CPU might otherwise write it twice, once for the loop to
+  # carry and once for the product.
+  return jax.lax.optimization_barrier(new_cache)
 
 
-def capacity(columns: int, limit: int) -> int:
-  """The buffer's length for so many columns: one of few, so that new lengths rarely recompile.
+def repeat(cache: KVCache, times: int) -> KVCache:
+  """Each row `times` over, one after another: one prompt, continued several ways."""
+  return jax.tree.map(lambda x: _stored(jnp.repeat(_batched(x), times, axis=0)), cache)
 
-  64, 128, and from there on steps of 3/2 and 4/3: 192, 256, 384, 512, …; at most `limit`, the
-  model's positions, rounded up to 64.
+
+def reorder(cache: KVCache, row_B: jax.Array) -> KVCache:
+  """Row b becomes a copy of row row_B[b]."""
+  return jax.tree.map(lambda x: _stored(jnp.take(_batched(x), row_B, axis=0)), cache)
+
+
+def bucketed_length(length: int, limit: int) -> int:
+  """The smallest of a few buffer lengths with room for `length`: new lengths rarely recompile.
+
+  64, 128, then alternating steps of 3/2 and 4/3: 192, 256, 384, 512, …; at most `limit`, the
+  model's positions, rounded up to a multiple of 64.
   """
   size = 64
-  while size < columns:
+  while size < length:
     power_of_two = size & (size - 1) == 0
     size = 128 if size == 64 else size * 3 // 2 if power_of_two else size * 4 // 3
   return min(size, math.ceil(limit / 64) * 64)

@@ -1,10 +1,10 @@
 """Quantized weights for inference: 8 or 4 bits a weight, by qwix.
 
-`quantize` replaces the matrices of a layered tree (generation/unstacked.py), the table of the tied
-head among them: by whole numbers of 8 bits and a scale for each output ('int8', 'w8a8'), or of 4
-bits and a scale for each output and group of 64 inputs ('int4'). 'w8a8' also rounds activations to
-8 bits, a scale for each token, so that its products are of whole numbers. Norms, biases, positions
-stay.
+`quantize` replaces the matrices of unstacked parameters (generation/unstacked.py), the table of the
+tied head included: by 8-bit integers and a scale for each output ('int8', 'w8a8'), or by 4-bit
+integers and a scale for each output and group of 64 inputs ('int4'). 'w8a8' also rounds activations
+to 8 bits with a scale for each token, so that its products are of integers. Norms, biases and
+positions are left as they are.
 """
 
 from __future__ import annotations
@@ -34,36 +34,36 @@ _OUTPUT_AXES = {"qkv": 3}  # of a kernel; others have 1
 )
 @dataclasses.dataclass(frozen=True)
 class Quantized:
-  """A matrix, … outputs x inputs. activations: whether what it meets is rounded to 8 bits too."""
+  """A matrix, … outputs x inputs. activations: whether its products round them to 8 bits too."""
 
   weight: qwix.QArray
   activations: bool = False
 
-  def product(self, x: jax.Array, dtype: Any) -> jax.Array:
-    """W · x, … outputs x N, for x of … inputs x N."""
-    x_DxN = x.reshape(self.weight.shape[-1], x.shape[-1])
-    # Tied to x, or XLA would widen the weights once, before the loop that decodes, and keep them.
-    weight, x_DxN = jax.lax.optimization_barrier((self.weight, x_DxN))
+  def matmul(self, x: jax.Array, dtype: Any) -> jax.Array:
+    """W · x, … outputs x BT, for x of … inputs x BT."""
+    x_DxBT = x.reshape(self.weight.shape[-1], x.shape[-1])
+    # Tied to x: else XLA would dequantize once, before the loop, and keep the plain weights.
+    weight, x_DxBT = jax.lax.optimization_barrier((self.weight, x_DxBT))
     numbers = (((weight.ndim - 1,), (0,)), ((), ()))
     if self.activations:
-      x_DxN = qwix.quantize(x_DxN.astype(jnp.float32), jnp.int8, channelwise_axes=(1,))
-      return qwix.dot_general(weight, x_DxN, numbers).astype(dtype)
+      x_DxBT = qwix.quantize(x_DxBT.astype(jnp.float32), jnp.int8, channelwise_axes=(1,))
+      return qwix.dot_general(weight, x_DxBT, numbers).astype(dtype)
     if weight.scale.shape[-1] > 1:  # groups of inputs
       plain = qwix.dequantize(weight).astype(x.dtype)
-      return jax.lax.dot_general(plain, x_DxN, numbers, preferred_element_type=dtype)
+      return jax.lax.dot_general(plain, x_DxBT, numbers, preferred_element_type=dtype)
     y = jax.lax.dot_general(
-      weight.qvalue.astype(x.dtype), x_DxN, numbers, preferred_element_type=jnp.float32
+      weight.qvalue.astype(x.dtype), x_DxBT, numbers, preferred_element_type=jnp.float32
     )
     return (y * weight.scale).astype(dtype)
 
-  def rows(self, ids: jax.Array) -> jax.Array:
-    """Rows of a table, … x inputs."""
+  def take_rows(self, ids: jax.Array) -> jax.Array:
+    """The rows of a table with these ids, … x inputs."""
     taken = jax.tree.map(lambda x: jnp.take(x, ids, axis=0), self.weight)
     return qwix.dequantize(taken)
 
 
-def quantize(layered: dict[str, Any], mode: str) -> dict[str, Any]:
-  """The tree with its matrices quantized. Raises UserError for a mode that there is not."""
+def quantize(unstacked_params: dict[str, Any], mode: str) -> dict[str, Any]:
+  """The parameters with their matrices quantized. Raises UserError for an unknown mode."""
   if mode not in MODES:
     raise UserError(f"quantization {mode!r}; there are {', '.join(MODES)}")
 
@@ -74,7 +74,7 @@ def quantize(layered: dict[str, Any], mode: str) -> dict[str, Any]:
     outputs = _OUTPUT_AXES.get(names[-2], 1) if len(names) > 1 else 1
     return _quantized(x.reshape(*x.shape[:outputs], -1), mode)
 
-  return jax.tree_util.tree_map_with_path(visit, layered)
+  return jax.tree_util.tree_map_with_path(visit, unstacked_params)
 
 
 @functools.partial(jax.jit, static_argnames="mode")
@@ -88,32 +88,32 @@ def _quantized(x: jax.Array, mode: str) -> Quantized:
   )
 
 
-def dequantize(layered: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
-  """The plain arrays that a quantized tree stands for, in the shapes and types of `like`."""
+def dequantize(quantized_params: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
+  """Quantized parameters as plain arrays, in the shapes and types of `like`."""
 
   def visit(x: Any, plain: Any) -> jax.Array:
     if isinstance(x, Quantized):
       x = qwix.dequantize(x.weight)
     return x.reshape(plain.shape).astype(plain.dtype)
 
-  return jax.tree.map(visit, layered, like, is_leaf=lambda x: isinstance(x, Quantized))
+  return jax.tree.map(visit, quantized_params, like, is_leaf=lambda x: isinstance(x, Quantized))
 
 
-def size(layered: dict[str, Any]) -> int:
-  """Bytes of the weights, two of 4 bits in one."""
+def size(quantized_params: dict[str, Any]) -> int:
+  """Bytes of the weights on disk, two 4-bit integers in one."""
   return sum(
     x.size // 2 if x.dtype == jnp.int4 else x.size * x.dtype.itemsize
-    for x in jax.tree.leaves(layered)
+    for x in jax.tree.leaves(quantized_params)
   )
 
 
 # --- on disk --------------------------------------------------------------------------------------
 
 
-def save(path: pathlib.Path, layered: dict[str, Any], mode: str) -> None:
-  """Writes the tree to a safetensors file."""
+def save(path: pathlib.Path, quantized_params: dict[str, Any], mode: str) -> None:
+  """Writes the parameters to a safetensors file, with the mode in its metadata."""
   tensors = {}
-  for keys, x in jax.tree_util.tree_leaves_with_path(layered):
+  for keys, x in jax.tree_util.tree_leaves_with_path(quantized_params):
     name = jax.tree_util.keystr(keys, simple=True, separator="/")
     tensors[name] = _packed(np.asarray(x)) if x.dtype == jnp.int4 else np.asarray(x)
   metadata = {"format": "gptneo_jax", "quantisation": mode}
@@ -121,7 +121,7 @@ def save(path: pathlib.Path, layered: dict[str, Any], mode: str) -> None:
 
 
 def mode_of(path: pathlib.Path) -> str:
-  """How the weights in a file are quantized. Raises UserError."""
+  """The mode that a file of weights is quantized in. Raises UserError."""
   try:
     with safetensors.safe_open(path, framework="numpy") as file:
       mode = (file.metadata() or {}).get("quantisation")
@@ -133,7 +133,7 @@ def mode_of(path: pathlib.Path) -> str:
 
 
 def load(path: pathlib.Path, like: dict[str, Any]) -> dict[str, Any]:
-  """The quantized tree in a file; `like`: a tree of its shapes. Raises UserError."""
+  """Reads the parameters in a file, with the shapes and types of `like`. Raises UserError."""
 
   def visit(keys: tuple, plain: Any) -> jax.Array:
     name = jax.tree_util.keystr(keys, simple=True, separator="/")
@@ -143,7 +143,7 @@ def load(path: pathlib.Path, like: dict[str, Any]) -> dict[str, Any]:
     array = _unpacked(array) if plain.dtype == jnp.int4 else array
     if array.shape != plain.shape or array.dtype != plain.dtype:
       raise UserError(
-        f"{path}: {name} is {array.dtype} {array.shape}, and the model takes {plain.dtype}"
+        f"{path}: {name} is {array.dtype} {array.shape}, but the model takes {plain.dtype}"
         f" {plain.shape}"
       )
     return jnp.asarray(array)
@@ -156,7 +156,7 @@ def load(path: pathlib.Path, like: dict[str, Any]) -> dict[str, Any]:
 
 
 def _packed(x: np.ndarray) -> np.ndarray:
-  """Two numbers of 4 bits in a byte, the first in the lower half."""
+  """Two 4-bit integers in a byte, the first in the lower half."""
   pairs = x.astype(np.int8).view(np.uint8).reshape(*x.shape[:-1], -1, 2)
   return (pairs[..., 0] & 15) | (pairs[..., 1] << 4)
 

@@ -1,4 +1,4 @@
-"""From prompts and options to a task for the device. What cannot be done is refused here."""
+"""From prompts and options to a generation request. What cannot be done is refused here."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from gptneo_jax.sharding import batch_ways
 
 
 class Prompts(NamedTuple):
-  """Prompts as ids without padding, and the width of `sequences` that they take up.
+  """Prompts as ids without padding, and the columns that they take up in `sequences`.
 
-  width: columns of the prompts in `sequences`: of ids that came as B x T it is T, else the length
-    of the longest. `max_length`, `min_length` and `forced_eos_token_id` count from it.
-  given_BxT: the ids as they came, padding included, where it was all on the left.
+  width: T for ids given as B x T, else the length of the longest. `max_length`, `min_length` and
+    `forced_eos_token_id` count from it.
+  given_BxT: the ids as they were given, padding included, if all of it was on the left.
   """
 
   rows: list[list[int]]
@@ -40,7 +40,7 @@ class Prompts(NamedTuple):
     return Prompts([row for row in self.rows for _ in range(times)], self.width, given_BxT)
 
   def padded(self, pad: int) -> np.ndarray:
-    """B x width, int32, padded on the left: the ids as they came where that is how they came."""
+    """B x width, int32, padded on the left; ids that were given so are returned as they were."""
     if self.given_BxT is not None:
       return self.given_BxT.astype(np.int32)
     ids_BxW = np.full((len(self.rows), self.width), pad, np.int32)
@@ -50,7 +50,10 @@ class Prompts(NamedTuple):
 
 
 class Model(Protocol):
-  """What is needed of a language model; `layered` is what `decode.prepare` makes of its weights."""
+  """What is needed of a language model besides its unstacked parameters.
+
+  params: looked at only to name a weight that is not finite.
+  """
 
   config: ModelConfig
   mesh: Mesh
@@ -64,95 +67,111 @@ class Model(Protocol):
   @property
   def params(self) -> Any: ...
 
-  @property
-  def layered(self) -> Any: ...
 
-
-def make_task(model: Model, prompts: Prompts, options: GenerationOptions, seed: int) -> decode.Task:
-  """The task of a batch of prompts. Raises UserError for what cannot be done, before it is run."""
+def make_request(
+  model: Model, prompts: Prompts, options: GenerationOptions, seed: int
+) -> decode.GenerationRequest:
+  """The request of a batch of prompts. Raises UserError for what cannot be done."""
   try:
-    return _task(model, prompts, options, seed)
+    return _request(model, prompts, options, seed)
   except UserError as error:
     raise blaming(error, options.inherited) from None
 
 
-def _task(model: Model, prompts: Prompts, options: GenerationOptions, seed: int) -> decode.Task:
+def _request(
+  model: Model, prompts: Prompts, options: GenerationOptions, seed: int
+) -> decode.GenerationRequest:
   config, rows = model.config, prompts.rows
-  ids_BxW, start_B = decode.left_padded(rows)
+  ids_BxW, left_pad_B = decode.left_padded(rows)
   width = ids_BxW.shape[1]
   left_out = prompts.width - width  # columns that are padding in every row are not computed
   new_tokens = options.new_tokens(width, config.max_position_embeddings, left_out)
   eos = _eos(model, options)
-  pad = options.pad_token_id
-  if pad is not None and pad >= config.vocab_size:
-    if "pad_token_id" not in options.inherited:
-      raise UserError(f"generate: pad_token_id is {pad}; the model has {config.vocab_size} ids")
-    pad = None
-  pad = (eos[0] if eos else 0) if pad is None else pad
   negative, added = None, 0
   if options.guidance_scale not in (None, 1.0):
     negative, added = _negative(model, rows, options, width)
-    widest = width + added + new_tokens
-    if added and widest > config.max_position_embeddings:
+    total = width + added + new_tokens
+    if added and total > config.max_position_embeddings:
       raise UserError(
         f"generate: a negative prompt of {width + added} tokens and {new_tokens} new ones make"
-        f" {widest}, {widest - config.max_position_embeddings} more than the model's"
+        f" {total}, {total - config.max_position_embeddings} more than the model's"
         f" {config.max_position_embeddings} positions"
       )
     ids_BxW = np.pad(ids_BxW, ((0, 0), (added, 0)))
-    start_B = start_B + added
-  plan = sampling.make_plan(
+    left_pad_B = left_pad_B + added
+  pipeline = sampling.make_pipeline(
     options, vocab_size=config.vocab_size, eos=eos, prompt_width=prompts.width,
     max_length=prompts.width + new_tokens,
   )  # fmt: skip
-  plan = _shifted(plan, added - left_out)
   stops, stop_state_B = None, None
   if options.stops:
     stops, stop_state_B = _stops(model, options.stops, rows)
-  outputs = {
-    name for name in ("scores", "logits", "logprobs") if getattr(options, f"output_{name}")
-  }
-  task = decode.Task(
-    ids_BxW, start_B, new_tokens, plan, row_keys(rows, seed), options.do_sample, eos, pad, stops,
-    stop_state_B, negative, frozenset(outputs),
-  )  # fmt: skip
-  return _filled(task, -len(rows) % batch_ways(model.mesh))
-
-
-def make_guesser(
-  model: Model, options: GenerationOptions
-) -> speculative.Lookup | speculative.Draft:
-  assistant = options.assistant_model
-  guesses = (
-    options.num_assistant_tokens if assistant is not None else options.prompt_lookup_num_tokens
+  request = decode.GenerationRequest(
+    ids_BxW=ids_BxW,
+    left_pad_B=left_pad_B,
+    new_tokens=new_tokens,
+    pipeline=_shifted(pipeline, added - left_out),
+    keys_B=row_keys(rows, seed),
+    sample=options.do_sample,
+    eos=eos,
+    pad=_pad(model, options, eos),
+    stops=stops,
+    stop_state_B=stop_state_B,
+    negative=negative,
+    outputs=frozenset(
+      name for name in ("scores", "logits", "logprobs") if getattr(options, f"output_{name}")
+    ),
   )
-  assert guesses is not None
-  if guesses > kv_cache.SPARE_SLOTS:
-    raise UserError(f"generate: {guesses} guesses at a time; at most {kv_cache.SPARE_SLOTS} go")
+  return _filled(request, -len(rows) % batch_ways(model.mesh))
+
+
+def make_drafter(
+  model: Model, options: GenerationOptions
+) -> speculative.PromptLookup | speculative.DraftModel:
+  """What proposes draft tokens. Raises UserError where it cannot for this model."""
+  assistant = options.assistant_model
+  name = "prompt_lookup_num_tokens" if assistant is None else "num_assistant_tokens"
+  draft_tokens = getattr(options, name)
+  if draft_tokens > kv_cache.SPECULATION_SLOTS:
+    raise UserError(
+      f"generate: {name} is {draft_tokens}; it is at most {kv_cache.SPECULATION_SLOTS}"
+    )
   if batch_ways(model.mesh) > 1:
-    raise UserError("generate: speculation goes row by row; the mesh is to have data and fsdp 1")
+    raise UserError("generate: speculation runs row by row; make a mesh with data=1, fsdp=1")
   if assistant is None:
-    return speculative.Lookup(guesses, options.max_matching_ngram_size)
-  if not hasattr(assistant, "layered"):
+    return speculative.PromptLookup(draft_tokens, options.max_matching_ngram_size)
+  if not hasattr(assistant, "unstacked_params"):
     raise UserError(f"generate: assistant_model is not a model but {assistant!r}")
   ours, theirs = model.config, assistant.config
-  for name in ("vocab_size", "max_position_embeddings"):
-    if getattr(theirs, name) < getattr(ours, name) or theirs.vocab_size != ours.vocab_size:
+  for field in ("vocab_size", "max_position_embeddings"):
+    if getattr(theirs, field) < getattr(ours, field) or theirs.vocab_size != ours.vocab_size:
       raise UserError(
-        f"generate: the assistant's {name} is {getattr(theirs, name)}, the model's"
-        f" {getattr(ours, name)}"
+        f"generate: the assistant's {field} is {getattr(theirs, field)}, the model's"
+        f" {getattr(ours, field)}"
       )
   if model.tokenizer is not None and assistant.tokenizer is not None:
     if model.tokenizer.get_vocab() != assistant.tokenizer.get_vocab():
       raise UserError("generate: the assistant's tokenizer is not the model's")
-  return speculative.Draft(guesses, theirs, assistant.layered)
+  return speculative.DraftModel(draft_tokens, theirs, assistant.unstacked_params)
+
+
+def row_of(request: decode.GenerationRequest, b: int) -> decode.GenerationRequest:
+  """The request of one of the rows."""
+  return request._replace(**{name: x[b : b + 1] for name, x in _per_row(request).items()})
+
+
+def _per_row(request: decode.GenerationRequest) -> dict[str, Any]:
+  """The fields that have an entry for each row."""
+  names = ("ids_BxW", "left_pad_B", "keys_B", "stop_state_B")
+  fields = {name: getattr(request, name) for name in names}
+  return {name: x for name, x in fields.items() if x is not None}
 
 
 def row_keys(rows: Sequence[Sequence[int]], seed: int) -> jax.Array:
-  """A key for each row: the seed's, and which of the rows with the same prompt it is.
+  """A random key for each row: of the seed, and its number among the rows with the same prompt.
 
-  So what a prompt gives does not depend on what else is in the batch, and the same prompt several
-  times over gives several texts.
+  So the text of a prompt does not depend on the other prompts of the batch, and the same prompt
+  several times over has several texts.
   """
   seen: dict[tuple[int, ...], int] = {}
   numbers = []
@@ -168,7 +187,7 @@ def read_prompts(model: Model, prompts: Any, attention_mask: Any, name: str) -> 
   prompts = _listed(prompts, name)
   if isinstance(prompts[0], str):
     if attention_mask is not None:
-      raise UserError("generate: an attention_mask belongs to ids, and the prompts are texts")
+      raise UserError("generate: an attention_mask belongs to ids, but the prompts are texts")
     rows = _encoded(model, prompts, name)
   else:
     nested = not isinstance(prompts[0], int | np.integer) and np.ndim(prompts[0]) > 0
@@ -212,7 +231,7 @@ def _listed(prompts: Any, name: str) -> list[Any]:
 
 
 def _encoded(model: Model, texts: list[Any], name: str) -> list[list[int]]:
-  """Ids of each text; of an empty one the token that texts begin with, where there is one."""
+  """Ids of each text; an empty one becomes the beginning-of-text token if there is one."""
   tokenizer = require_tokenizer(model, "generate from text")
   begin = model.generation_config.get("bos_token_id", tokenizer.bos_token_id)
   empty = [begin] if begin is not None and 0 <= begin < model.config.vocab_size else []
@@ -234,13 +253,13 @@ def require_tokenizer(model: Model, what: str) -> Any:
   return model.tokenizer
 
 
-# --- parts of a task ------------------------------------------------------------------------------
+# --- parts of a request ---------------------------------------------------------------------------
 
 
 def _eos(model: Model, options: GenerationOptions) -> tuple[int, ...]:
   """The ids that end a text: the caller's, the model's, or else the tokenizer's.
 
-  Ids that the model has no row for cannot come; only the caller is told so (`make_plan`).
+  Ids beyond the vocabulary are an error if the caller gave them (`make_pipeline`), else left out.
   """
   eos = options.eos_token_id
   if eos is None and model.tokenizer is not None:
@@ -251,35 +270,50 @@ def _eos(model: Model, options: GenerationOptions) -> tuple[int, ...]:
   return tuple(int(i) for i in ids if i != -1)
 
 
+def _pad(model: Model, options: GenerationOptions, eos: tuple[int, ...]) -> int:
+  """The id after an end of text: the caller's, the model's, or else the first end of text."""
+  pad = options.pad_token_id
+  if pad is not None and pad >= model.config.vocab_size:
+    if "pad_token_id" not in options.inherited:
+      raise UserError(
+        f"generate: pad_token_id is {pad}; the model has {model.config.vocab_size} ids"
+      )
+    pad = None
+  return (eos[0] if eos else 0) if pad is None else pad
+
+
 def _negative(
   model: Model, rows: Sequence[Sequence[int]], options: GenerationOptions, width: int
 ) -> tuple[tuple[np.ndarray, np.ndarray], int]:
-  """The negative prompts, as many as rows, and by how much they are wider than the prompts."""
+  """The negative prompt of each row, as `GenerationRequest.negative` has them.
+
+  Returns as well by how many columns they are wider than the prompts.
+  """
   if options.negative_prompt is None:
-    negative = [row[-1:] for row in rows]  # as transformers: nothing but the last token
+    negative = [row[-1:] for row in rows]  # as in transformers: the last token alone
   else:
     negative = read_prompts(model, options.negative_prompt, None, "negative_prompt").rows
     if len(negative) == 1:
       negative = list(negative) * len(rows)
-    elif len(negative) * options.num_return_sequences == len(rows):  # rows stand several times
-      negative = [row for row in negative for _ in range(options.num_return_sequences)]
+    elif len(negative) * (times := options.num_return_sequences) == len(rows):
+      negative = [row for row in negative for _ in range(times)]  # as the prompts are repeated
     if len(negative) != len(rows):
       raise UserError(
         f"generate: there are {len(negative)} negative prompts and {len(rows)} prompts"
       )
-  ids_BxN, start_B = decode.left_padded(negative)
-  missing = max(width - ids_BxN.shape[1], 0)
-  ids_BxN = np.pad(ids_BxN, ((0, 0), (missing, 0)))
-  return (ids_BxN, start_B + missing), ids_BxN.shape[1] - width
+  ids_BxW, left_pad_B = decode.left_padded(negative)
+  missing = max(width - ids_BxW.shape[1], 0)
+  ids_BxW = np.pad(ids_BxW, ((0, 0), (missing, 0)))
+  return (ids_BxW, left_pad_B + missing), ids_BxW.shape[1] - width
 
 
-def _shifted(plan: sampling.Plan, columns: int) -> sampling.Plan:
-  """A plan for prompts with so many more columns of padding; fewer where it is negative."""
-  values = dict(plan.values)
+def _shifted(pipeline: sampling.LogitsPipeline, columns: int) -> sampling.LogitsPipeline:
+  """The pipeline for prompts with `columns` more columns of padding (fewer if negative)."""
+  values = dict(pipeline.values)
   for name in ("min_length", "forced_eos"):
     if name in values:
       values[name] = (values[name][0] + np.int32(columns), *values[name][1:])
-  return plan._replace(values=values)
+  return pipeline._replace(values=values)
 
 
 def _stops(
@@ -298,17 +332,15 @@ def _stop_table(strings: tuple[str, ...], tokenizer: Any, size: int) -> StopTabl
   return make_stop_table(strings, spelled + [b""] * (size - len(spelled)))
 
 
-def _filled(task: decode.Task, rows: int) -> decode.Task:
-  """The task with so many rows more, copies of its last, so that the mesh divides the batch."""
+def _filled(request: decode.GenerationRequest, rows: int) -> decode.GenerationRequest:
+  """The request with `rows` more rows, copies of its last, so that the mesh divides the batch."""
   if not rows:
-    return task
+    return request
 
   def fill(x_B: Any) -> Any:
-    return jax.numpy.concatenate([x_B, jax.numpy.repeat(x_B[-1:], rows, axis=0)])
+    filled = jax.numpy.concatenate([x_B, jax.numpy.repeat(x_B[-1:], rows, axis=0)])
+    is_key = jax.dtypes.issubdtype(filled.dtype, jax.dtypes.prng_key)
+    return filled if is_key else np.asarray(filled)
 
-  per_row = ("ids_BxW", "start_B", "keys_B", "stop_state_B")
-  changed = {name: getattr(task, name) for name in per_row}
-  filled = jax.tree.map(fill, (changed, task.negative))
-  to_numpy = lambda x: x if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else np.asarray(x)  # noqa: E731
-  changed, negative = jax.tree.map(to_numpy, filled)
-  return task._replace(**changed, negative=negative)
+  changed, negative = jax.tree.map(fill, (_per_row(request), request.negative))
+  return request._replace(**changed, negative=negative)

@@ -1,20 +1,21 @@
-"""The model's weights layer by layer, as decoding wants them, and back.
+"""The model's parameters as a list of layers, the layout that decoding runs on, and back.
 
-Training scans over stacked layers (model/decoder.py); decoding runs unrolled over a list of them. A
-tree of the second form, `layered`, is
+Training scans over stacked layers (model/decoder.py); decoding runs unrolled over a list of them.
+`unstacked_params` is the tree
 
   wte (V, D) · wpe (P, D) · ln_f/{scale,bias} (D) · lm_head (V, D) if untied · layers, a tuple of
     ln_1, ln_2/{scale,bias} (D)
     qkv/kernel (3, H, K, D), and bias (3, H, K) in GPT-2 · out/kernel (D, H, K), bias (D)
     c_fc/kernel (F, D), bias (F) · c_proj/kernel (D, F), bias (D)
 
-Kernels have their outputs first: the product of one row with such a matrix reads it in the order in
-which it lies in memory, and so does that of a few rows, for which XLA on CPU is twice as fast this
-way as the other (experiments/bench_decode.py).
+Kernels have their outputs first: the product with one column reads such a matrix in the order of
+memory, and so does the product with a few columns, which XLA on CPU computes twice as fast as that
+of the other layout (experiments/bench_decode.py).
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -31,10 +32,21 @@ _OUTPUTS_FIRST = {
 }
 
 
-def unstack(config: ModelConfig, params: Any) -> dict[str, Any]:
-  """The layered tree of a decoder's parameters. Heads other than the language model's are left out.
+@functools.partial(jax.jit, static_argnames="config")
+def decoding_params(config: ModelConfig, params: Any) -> dict[str, Any]:
+  """The parameters unstacked, matrices in the type of the computation: what decoding runs on."""
+  dtype = jnp.dtype(config.dtype)
+  is_norm = lambda path: any(getattr(key, "key", "").startswith("ln_") for key in path)  # noqa: E731
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x: x if is_norm(path) else x.astype(dtype), unstack(config, params)
+  )
 
-  Sharded as the table says where a mesh is set; to be jitted, or it goes array by array.
+
+def unstack(config: ModelConfig, params: Any) -> dict[str, Any]:
+  """The parameters of a decoder with its layers in a list, heads but the language model's left out.
+
+  Sharded by the table of sharding.py if a mesh is set. Call it under jit: else it runs array by
+  array.
   """
   tables = ("wte", "wpe", "lm_head", "ln_f")
   blocks = params["blocks"]
@@ -48,14 +60,14 @@ def unstack(config: ModelConfig, params: Any) -> dict[str, Any]:
   }
 
 
-def stack(config: ModelConfig, layered: dict[str, Any]) -> dict[str, Any]:
-  """The decoder's parameters of a layered tree: undoes `unstack`."""
-  layers = [_unlayer(layer) for layer in layered["layers"]]
+def stack(config: ModelConfig, unstacked_params: dict[str, Any]) -> dict[str, Any]:
+  """The inverse of `unstack`."""
+  layers = [_block(layer) for layer in unstacked_params["layers"]]
   blocks = {
     f"layer_{j}": jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers[j :: config.period])
     for j in range(config.period)
   }
-  return {**{k: v for k, v in layered.items() if k != "layers"}, "blocks": blocks}
+  return {**{k: v for k, v in unstacked_params.items() if k != "layers"}, "blocks": blocks}
 
 
 def _layer(block: dict[str, Any]) -> dict[str, Any]:
@@ -74,7 +86,7 @@ def _layer(block: dict[str, Any]) -> dict[str, Any]:
   return {"ln_1": block["ln_1"], "ln_2": block["ln_2"], "qkv": qkv, **rest}
 
 
-def _unlayer(layer: dict[str, Any]) -> dict[str, Any]:
+def _block(layer: dict[str, Any]) -> dict[str, Any]:
   inputs_first = {
     name: {**layer[name], "kernel": jnp.moveaxis(layer[name]["kernel"], 0, -1)}
     for name in _OUTPUTS_FIRST

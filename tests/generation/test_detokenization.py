@@ -1,4 +1,4 @@
-"""New text beside its prompt, whole and in pieces, with decoders of every kind."""
+"""The new text of a prompt, at once and in pieces, with decoders of every kind."""
 
 import numpy as np
 import pytest
@@ -66,7 +66,7 @@ TOKENIZERS = {
 
 @pytest.mark.parametrize("make", TOKENIZERS.values(), ids=TOKENIZERS)
 def test_pieces_joined_are_the_whole(make):
-  """Random ids after random prompts, looked at every so many tokens."""
+  """Random ids after random prompts, in pieces of a few tokens."""
   tokenizer = make()
   rng = np.random.default_rng(0)
   V, early = len(tokenizer), 0

@@ -79,7 +79,7 @@ def test_where_ends_come_from(make, parts):
 
 
 def test_an_end_that_the_tokenizer_has_not(make, parts):
-  """Without one, or with one that the model has no row for, a text goes on to its length."""
+  """Without one, or with one that the model has no row for, a text continues to its length."""
   lm = make(None, {"eos_token_id": new(make(), eos_token_id=-1)[1]})
   lm.tokenizer = type(parts[2])(tokenizer_object=parts[2].backend_tokenizer)
   assert len(new(lm)) <= 2

@@ -1,4 +1,4 @@
-"""Options that are refused, plans, and choices that depend on nothing but their key."""
+"""Options that are refused, pipelines, and choices that depend on nothing but their key."""
 
 import jax
 import jax.numpy as jnp
@@ -91,7 +91,7 @@ def test_lengths_that_do_not_fit(options, width, message):
 )
 def test_ids_that_do_not_exist(options, message):
   with pytest.raises(UserError, match=message):
-    sampling.make_plan(
+    sampling.make_pipeline(
       GenerationOptions.from_dict(options), vocab_size=50, eos=(1,), prompt_width=3, max_length=9
     )
 
@@ -101,26 +101,26 @@ def test_values_do_not_compile_again():
   traced = []
 
   def make(**options):
-    return sampling.make_plan(
+    return sampling.make_pipeline(
       GenerationOptions.from_dict({"do_sample": True, **options}), vocab_size=50, eos=(1,),
       prompt_width=3, max_length=9,
     )  # fmt: skip
 
-  stages = make(temperature=0.5, top_p=0.5).stages
+  processors = make(temperature=0.5, top_p=0.5).processors
 
   @jax.jit
   def run(values, scores_BxV):
     traced.append(1)
     history = sampling.History(jnp.zeros((2, 9), jnp.int32), jnp.zeros(2, jnp.int32), 4, 3)
-    return sampling.apply(stages, values, history, scores_BxV)
+    return sampling.process_logits(processors, values, history, scores_BxV)
 
   scores_BxV = np.random.default_rng(0).normal(size=(2, 50)).astype(np.float32)
-  plans = [make(temperature=t, top_p=p) for t, p in ((0.5, 0.5), (2.0, 0.9))]
-  outputs = [run(plan.values, scores_BxV) for plan in plans]
-  assert plans[0].stages == plans[1].stages and len(traced) == 1
+  pipelines = [make(temperature=t, top_p=p) for t, p in ((0.5, 0.5), (2.0, 0.9))]
+  outputs = [run(pipeline.values, scores_BxV) for pipeline in pipelines]
+  assert pipelines[0].processors == pipelines[1].processors and len(traced) == 1
   assert (np.isfinite(outputs[0]).sum(), np.isfinite(outputs[1]).sum()) > (1, 1)
   assert np.isfinite(outputs[0]).sum() < np.isfinite(outputs[1]).sum()
-  assert make(temperature=0.5).stages != plans[0].stages
+  assert make(temperature=0.5).processors != pipelines[0].processors
 
 
 def test_a_user_s_processor_comes_before_the_filters():
@@ -130,13 +130,15 @@ def test_a_user_s_processor_comes_before_the_filters():
     seen.append(scores_BxV)
     return jnp.where(jnp.arange(scores_BxV.shape[1]) % 2 == 0, scores_BxV, -jnp.inf)
 
-  plan = sampling.make_plan(
+  pipeline = sampling.make_pipeline(
     GenerationOptions(do_sample=True, temperature=2.0, top_k=3, logits_processor=(only_even,)),
     vocab_size=10, eos=(1,), prompt_width=1, max_length=9,
   )  # fmt: skip
   scores_BxV = np.arange(10, dtype=np.float32)[None]
   history = sampling.History(np.zeros((1, 9), np.int32), np.zeros(1, np.int32), 1, 1)
-  out = np.asarray(sampling.apply(plan.stages, plan.values, history, scores_BxV))
+  out = np.asarray(
+    sampling.process_logits(pipeline.processors, pipeline.values, history, scores_BxV)
+  )
   assert np.flatnonzero(np.isfinite(out[0])).tolist() == [4, 6, 8]
   np.testing.assert_array_equal(out[0, [4, 6, 8]], [2, 3, 4])
   np.testing.assert_array_equal(seen[0], scores_BxV)
@@ -145,7 +147,11 @@ def test_a_user_s_processor_comes_before_the_filters():
 def test_a_row_s_draw_depends_on_its_key_alone():
   scores_BxV = np.random.default_rng(0).normal(size=(4, 50)).astype(np.float32)
   keys = jax.random.split(jax.random.key(0), 4)
-  together = np.asarray(sampling.choose(keys, scores_BxV, True))
-  alone = [int(sampling.choose(keys[b : b + 1], scores_BxV[b : b + 1], True)[0]) for b in range(4)]
+  together = np.asarray(sampling.sample_token(keys, scores_BxV, True))
+  alone = [
+    int(sampling.sample_token(keys[b : b + 1], scores_BxV[b : b + 1], True)[0]) for b in range(4)
+  ]
   assert together.tolist() == alone
-  np.testing.assert_array_equal(sampling.choose(keys, scores_BxV, False), scores_BxV.argmax(-1))
+  np.testing.assert_array_equal(
+    sampling.sample_token(keys, scores_BxV, False), scores_BxV.argmax(-1)
+  )

@@ -68,24 +68,26 @@ def theirs(options, ids_BxT, prompt_width, max_length, mask_BxT=None):
   )
 
 
-def both(options, ids_BxT, scores_BxV, prompt_width, max_length=20, start_B=None):
+def both(options, ids_BxT, scores_BxV, prompt_width, max_length=20, left_pad_B=None):
   """Scores after their processors and after ours."""
   B, T = ids_BxT.shape
-  start_B = np.zeros(B, np.int32) if start_B is None else start_B
-  mask_BxT = (np.arange(T) >= start_B[:, None]).astype(int)
+  left_pad_B = np.zeros(B, np.int32) if left_pad_B is None else left_pad_B
+  mask_BxT = (np.arange(T) >= left_pad_B[:, None]).astype(int)
   processors = theirs(options, ids_BxT, prompt_width, max_length, mask_BxT)
   try:
     expected = processors(torch.tensor(ids_BxT), torch.tensor(scores_BxV)).numpy()
   except ValueError:  # their top_h does not take the NaN that their exponential decay makes of -inf
     reject()
-  plan = sampling.make_plan(
+  pipeline = sampling.make_pipeline(
     sampling.GenerationOptions.from_dict(options), vocab_size=V, eos=EOS,
     prompt_width=prompt_width, max_length=max_length,
   )  # fmt: skip
-  buffer_BxS = np.full((B, S), 1, np.int32)  # what is behind the end must not matter
+  buffer_BxS = np.full((B, S), 1, np.int32)  # what is after the end must not matter
   buffer_BxS[:, :T] = ids_BxT
-  history = sampling.History(buffer_BxS, start_B, np.int32(T), np.int32(prompt_width))
-  return expected, np.asarray(sampling.apply(plan.stages, plan.values, history, scores_BxV))
+  history = sampling.History(buffer_BxS, left_pad_B, np.int32(T), np.int32(prompt_width))
+  return expected, np.asarray(
+    sampling.process_logits(pipeline.processors, pipeline.values, history, scores_BxV)
+  )
 
 
 def draw(seed, B=3, T=None):
@@ -144,13 +146,13 @@ def test_several_together(seed, names, beams):
 
 
 def test_order():
-  """The whole list, as transformers builds it."""
+  """The list of all processors, as transformers builds it."""
   options = {name: values[0] for name, values in {**ALONE, **SAMPLED}.items()}
   del options["min_length"]
   options |= {"do_sample": True, "guidance_scale": 1.5}
   ids_BxT = np.ones((1, 1), int)  # a prompt of one token: forced_bos_token_id is for it only
   classes = [type(p).__name__ for p in theirs(options, ids_BxT, 1, 20)]
-  plan = sampling.make_plan(
+  pipeline = sampling.make_pipeline(
     sampling.GenerationOptions.from_dict(options), vocab_size=V, eos=EOS, prompt_width=1,
     max_length=20,
   )  # fmt: skip
@@ -169,14 +171,14 @@ def test_order():
   stripped = [c.removesuffix("LogitsProcessor").removesuffix("LogitsWarper") for c in classes]
   # transformers sets min_length as well where min_new_tokens is given; the two say the same.
   stripped = [c for c in stripped if c != "MinLength"]
-  assert [names[stage.name] for stage in plan.stages] == stripped
+  assert [names[stage.name] for stage in pipeline.processors] == stripped
 
 
 def test_penalty_leaves_padding_out():
   ids_BxT, scores_BxV, _ = draw(1, T=9)
   ids_BxT[:, :4] = 20
-  start_B = np.array([0, 4, 6], np.int32)
-  expected, ours = both({"repetition_penalty": 1.7}, ids_BxT, scores_BxV, 9, start_B=start_B)
+  left_pad_B = np.array([0, 4, 6], np.int32)
+  expected, ours = both({"repetition_penalty": 1.7}, ids_BxT, scores_BxV, 9, left_pad_B=left_pad_B)
   assert_same(ours, expected, "padding")
 
 
@@ -189,7 +191,7 @@ def test_padding_is_no_part_of_a_row(name):
       alone = both({name: value}, ids_BxT, scores_BxV, 3)[0]
       for pad in range(4):
         padded_BxT = np.pad(ids_BxT, ((0, 0), (4, 0)), constant_values=pad)
-        ours = both({name: value}, padded_BxT, scores_BxV, 7, start_B=np.array([4], np.int32))[1]
+        ours = both({name: value}, padded_BxT, scores_BxV, 7, left_pad_B=np.array([4], np.int32))[1]
         assert_same(ours, alone, (name, value, pad))
 
 
@@ -211,7 +213,7 @@ def test_distribution_of_draws(options):
   options = {"do_sample": True, **options}
   scores_1xV, _ = both(options, ids_BxT, scores_BxV, width)
   probs_V = torch.tensor(scores_1xV).double().softmax(-1).numpy()[0]
-  plan = sampling.make_plan(
+  pipeline = sampling.make_pipeline(
     sampling.GenerationOptions.from_dict(options), vocab_size=V, eos=EOS, prompt_width=width,
     max_length=20,
   )  # fmt: skip
@@ -220,8 +222,8 @@ def test_distribution_of_draws(options):
 
   @jax.jit
   def draws(keys_N):
-    scores = sampling.apply(plan.stages, plan.values, history, scores_BxV)
-    return sampling.choose(keys_N, jax.numpy.broadcast_to(scores, (N, V)), True)
+    scores = sampling.process_logits(pipeline.processors, pipeline.values, history, scores_BxV)
+    return sampling.sample_token(keys_N, jax.numpy.broadcast_to(scores, (N, V)), True)
 
   counts_V = np.bincount(np.asarray(draws(jax.random.split(jax.random.key(0), N))), minlength=V)
   assert counts_V[probs_V == 0].sum() == 0

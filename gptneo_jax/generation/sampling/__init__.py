@@ -1,16 +1,22 @@
 """From logits to tokens: options, processors and filters, named and ordered as transformers'."""
 
 from gptneo_jax.generation.sampling.options import GenerationOptions, LogitsProcessor
-from gptneo_jax.generation.sampling.pipeline import Plan, Stage, apply, choose, make_plan
+from gptneo_jax.generation.sampling.pipeline import (
+  LogitsPipeline,
+  Processor,
+  make_pipeline,
+  process_logits,
+  sample_token,
+)
 from gptneo_jax.generation.sampling.processors import History
 
 __all__ = [
   "GenerationOptions",
   "History",
+  "LogitsPipeline",
   "LogitsProcessor",
-  "Plan",
-  "Stage",
-  "apply",
-  "choose",
-  "make_plan",
+  "Processor",
+  "make_pipeline",
+  "process_logits",
+  "sample_token",
 ]

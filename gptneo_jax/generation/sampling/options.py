@@ -20,7 +20,7 @@ LogitsProcessor = Callable[[History, jax.Array], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class GenerationOptions:
-  """How to continue a prompt. Raises UserError if options are out of range or contradict.
+  """How to continue a prompt. Raises UserError for options out of range, or that contradict others.
 
   max_length, min_length and forced_eos_token_id count the columns of `sequences`: the longest
   prompt, and so the padding of shorter ones, included. Without max_new_tokens and max_length, 20
@@ -74,14 +74,14 @@ class GenerationOptions:
   output_scores: bool = False
   output_logits: bool = False
   output_logprobs: bool = False
-  # Those of the above that the model's own files gave, and not the caller
+  # Names of the options above that come from the model's files, not from the caller
   inherited: frozenset[str] = frozenset()
 
   @classmethod
   def from_dict(
     cls, options: dict[str, Any], defaults: Mapping[str, Any] | None = None
   ) -> GenerationOptions:
-    """Options of a call, and the model's own defaults of those that it does not give.
+    """The options of a call, with the model's defaults for those that it does not give.
 
     Raises UserError for an option that does not exist, with the nearest name.
     """
@@ -105,10 +105,11 @@ class GenerationOptions:
 
   @staticmethod
   def that_apply(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a model's defaults that a call with these options obeys.
+    """The defaults of a model that apply to a call with the given options.
 
-    As in transformers a default for sampling, or for beams, is passed over where there is none.
-    Otherwise than there, a length that the caller gives counts, whatever name the default has.
+    As in transformers, defaults for sampling are ignored without sampling, and those for beams
+    without beams. Unlike there, a length that the caller gives replaces the default under either of
+    its names.
     """
     own = {name: value for name, value in defaults.items() if name not in given}
     for new, total in (("max_new_tokens", "max_length"), ("min_new_tokens", "min_length")):
@@ -118,11 +119,11 @@ class GenerationOptions:
         own.pop(total, None)
     merged = {**own, **given}
     sampled, beams = merged.get("do_sample", False), merged.get("num_beams", 1) != 1
-    passed_over = {
+    ignored = {
       *(() if sampled else _SAMPLING_ONLY), *(() if beams else _BEAMS_ONLY),
       *(() if sampled or beams else ["num_return_sequences"]),
     }  # fmt: skip
-    return {name: value for name, value in own.items() if name not in passed_over}
+    return {name: value for name, value in own.items() if name not in ignored}
 
   def __post_init__(self):
     _check_types(self)
@@ -141,9 +142,9 @@ class GenerationOptions:
     return (self.stop_strings,) if isinstance(self.stop_strings, str) else tuple(self.stop_strings)
 
   def new_tokens(self, prompt_width: int, limit: int, padding: int = 0) -> int:
-    """How many to make at most after the longest prompt. Raises UserError.
+    """The new tokens at most, for the longest prompt. Raises UserError.
 
-    limit: positions of the model. padding: columns before the longest prompt, which lengths count.
+    limit: positions of the model. padding: columns before the longest prompt, included in lengths.
     """
     columns = prompt_width + padding
     room = limit - prompt_width
@@ -179,7 +180,7 @@ class GenerationOptions:
 
 
 def blaming(error: UserError, own: Iterable[str]) -> UserError:
-  """The error, with a word on those options in it that came with the model."""
+  """The error, saying which of the options it names come from the model's files."""
   named = [name for name in own if name in str(error)]
   if not named:
     return error
@@ -189,7 +190,7 @@ def blaming(error: UserError, own: Iterable[str]) -> UserError:
   )
 
 
-_INSTEAD = {  # what is given to transformers' generate as well, and what to do here
+_INSTEAD = {  # arguments of transformers' generate that are no options here, and what to do
   "token_type_ids": "tokenizer(texts, return_token_type_ids=False) leaves them out",
   "generation_config": "give its options by name, or set lm.generation_config",
 }
@@ -201,7 +202,7 @@ _BOOLS = (
   "do_sample", "remove_invalid_values", "renormalize_logits", "output_scores", "output_logits",
   "output_logprobs",
 )  # fmt: skip
-_INTEGERS = {  # name: the least it may be
+_INTEGERS = {  # name: minimum
   "max_new_tokens": 1,
   "max_length": 1,
   "min_new_tokens": 0,
@@ -230,7 +231,7 @@ _RANGES = {  # name: (rule in words, rule)
 }
 
 
-def _is_whole(x: Any) -> bool:
+def _is_integer(x: Any) -> bool:
   return isinstance(x, numbers.Integral) and not isinstance(x, bool)
 
 
@@ -239,31 +240,31 @@ def _is_number(x: Any) -> bool:
 
 
 def _are(rule: Callable[[Any], bool]) -> Callable[[Any], bool]:
-  """Whether something is a list, tuple or array of what the rule says."""
+  """A rule for lists, tuples, sets and arrays whose elements all obey the rule."""
   return lambda x: isinstance(x, Sequence | np.ndarray | set) and all(map(rule, x))
 
 
-_are_ids = _are(_is_whole)
+_are_ids = _are(_is_integer)
 
 
 def _is_bias(x: Any) -> bool:
   def pairs(pair: Any) -> bool:
-    whole = isinstance(pair, Sequence) and len(pair) == 2
-    return whole and _are_ids(pair[0]) and _is_number(pair[1])
+    is_pair = isinstance(pair, Sequence) and len(pair) == 2
+    return is_pair and _are_ids(pair[0]) and _is_number(pair[1])
 
   return _are(pairs)(list(x.items()) if isinstance(x, dict) else x)
 
 
 _SHAPES = {  # name: (what it is in words, rule)
-  "eos_token_id": ("an id or a list of ids", lambda x: _is_whole(x) or _are_ids(x)),
-  "forced_eos_token_id": ("an id or a list of ids", lambda x: _is_whole(x) or _are_ids(x)),
+  "eos_token_id": ("an id or a list of ids", lambda x: _is_integer(x) or _are_ids(x)),
+  "forced_eos_token_id": ("an id or a list of ids", lambda x: _is_integer(x) or _are_ids(x)),
   "suppress_tokens": ("a list of ids", _are_ids),
   "begin_suppress_tokens": ("a list of ids", _are_ids),
   "bad_words_ids": ("a list of lists of ids, as [[1, 2], [3]]", _are(_are_ids)),
   "sequence_bias": ("a list of pairs of ids and a number, as [[[1, 2], -5.0]]", _is_bias),
   "exponential_decay_length_penalty": (
     "a pair, the new tokens that it begins after and a factor, as [10, 1.05]",
-    lambda x: _are(_is_number)(x) and len(x) == 2 and _is_whole(x[0]) and x[1] > 0,
+    lambda x: _are(_is_number)(x) and len(x) == 2 and _is_integer(x[0]) and x[1] > 0,
   ),
   "stop_strings": (
     "a text or a list of texts",
@@ -279,7 +280,7 @@ def _check_types(options: GenerationOptions) -> None:
       raise UserError(f"generate: {name} is {getattr(options, name)!r}; it is True or False")
   for name, least in _INTEGERS.items():
     value = getattr(options, name)
-    if value is not None and not (_is_whole(value) and int(value) >= least):
+    if value is not None and not (_is_integer(value) and int(value) >= least):
       raise UserError(f"generate: {name} is {value!r}; it is a whole number, at least {least}")
   for name in _RANGES:
     value = getattr(options, name)

@@ -1,9 +1,11 @@
 """Logits processors and sampling filters: pure functions of the tokens so far and their scores.
 
-Each takes scores, float32 B x V, and returns them changed; values are arrays or numbers and may be
-traced, so that another temperature does not compile again. The rules are those of transformers'
-LogitsProcessor classes of the same names, with one difference: padding on the left is no part of a
-row here, so that a row gets in a batch what it gets alone.
+Each is f(history, scores_BxV, *arguments) and returns new scores, float32 B x V. Array arguments
+may be traced, so that another temperature does not compile again. The rules are those of
+transformers' LogitsProcessor classes of the same names, with one difference: padding on the left is
+no part of a row here, so that a row gets the same scores in a batch as alone.
+
+Letters of this module: E listed ids · C sequences that have a bias · N ids of a short run.
 """
 
 from __future__ import annotations
@@ -18,29 +20,31 @@ _NEVER = -jnp.inf
 
 
 class History(NamedTuple):
-  """The tokens that stand before the one to be chosen.
+  """The tokens before the one to be chosen.
 
-  ids_BxS: a buffer, filled up to column `end`; row b begins at column start_B[b], and what stands
-    before is padding.
-  end: columns filled, the same for all rows.
+  ids_BxS: a buffer, filled up to column `end`.
+  left_pad_B: columns of padding before each row.
+  end: filled columns, the same for all rows.
   prompt_width: columns of the prompt, padding included: end - prompt_width tokens are new.
+  negative_logits_BxV: logits after the negative prompts, if there are any (guidance_scale).
   """
 
   ids_BxS: jax.Array
-  start_B: jax.Array
+  left_pad_B: jax.Array
   end: jax.Array
   prompt_width: jax.Array
+  negative_logits_BxV: jax.Array | None = None
 
   @property
   def real_BxS(self) -> jax.Array:
     column_S = jnp.arange(self.ids_BxS.shape[1])
-    return (column_S >= self.start_B[:, None]) & (column_S < self.end)
+    return (column_S >= self.left_pad_B[:, None]) & (column_S < self.end)
 
   def last_BxN(self, n: int) -> jax.Array:
     """The last n ids of each row; -1 where the row is shorter."""
     column_N = self.end - n + jnp.arange(n)
     ids_BxN = jnp.take(self.ids_BxS, jnp.maximum(column_N, 0), axis=1)
-    return jnp.where(column_N >= self.start_B[:, None], ids_BxN, -1)
+    return jnp.where(column_N >= self.left_pad_B[:, None], ids_BxN, -1)
 
 
 def _is_one_of(ids_E: jax.Array, V: int) -> jax.Array:
@@ -49,7 +53,7 @@ def _is_one_of(ids_E: jax.Array, V: int) -> jax.Array:
 
 
 def _marked(ids_BxS: jax.Array, marked_BxS: jax.Array, V: int) -> jax.Array:
-  """Which of V ids stand at a marked place of each row, bool B x V."""
+  """Which of V ids occur at a marked place of each row, bool B x V."""
   B = ids_BxS.shape[0]
   ids_BxS = jnp.where(marked_BxS, ids_BxS, V)
   found_BxV = jnp.zeros((B, V), bool)
@@ -59,44 +63,45 @@ def _marked(ids_BxS: jax.Array, marked_BxS: jax.Array, V: int) -> jax.Array:
 # --- processors, in the order in which they are applied -------------------------------------------
 
 
-def guidance(scores_BxV: jax.Array, unguided_BxV: jax.Array, scale: jax.Array) -> jax.Array:
-  """Classifier-free guidance: away from the log-probabilities that the negative prompt gives."""
-  scores_BxV, unguided_BxV = jax.nn.log_softmax(scores_BxV), jax.nn.log_softmax(unguided_BxV)
-  return scale * (scores_BxV - unguided_BxV) + unguided_BxV
+def guidance(history: History, scores_BxV: jax.Array, scale: jax.Array) -> jax.Array:
+  """Classifier-free guidance: away from the log-probabilities after the negative prompt."""
+  assert history.negative_logits_BxV is not None
+  negative_BxV = jax.nn.log_softmax(history.negative_logits_BxV)
+  return scale * (jax.nn.log_softmax(scores_BxV) - negative_BxV) + negative_BxV
 
 
 def sequence_bias(
   history: History, scores_BxV: jax.Array, groups: list[tuple[jax.Array, jax.Array, jax.Array]]
 ) -> jax.Array:
-  """Adds a bias to the last id of a sequence where the ids before it stand already.
+  """Adds a bias to the last id of a sequence where the row ends with the ids before it.
 
-  groups: by the length N of what comes before, (prefixes_GxN, last_G, bias_G); N may be 0.
+  groups: (prefixes_CxN, last_C, bias_C) for each number N of ids before the last, which may be 0.
   """
   bias_BxV = jnp.zeros_like(scores_BxV)
-  for prefixes_GxN, last_G, bias_G in groups:
-    last_BxN = history.last_BxN(prefixes_GxN.shape[1])
-    matches_BxG = (last_BxN[:, None] == prefixes_GxN).all(-1)
-    bias_BxV = bias_BxV.at[:, last_G].add(jnp.where(matches_BxG, bias_G, 0.0))
+  for prefixes_CxN, last_C, bias_C in groups:
+    last_BxN = history.last_BxN(prefixes_CxN.shape[1])
+    matches_BxC = (last_BxN[:, None] == prefixes_CxN).all(-1)
+    bias_BxV = bias_BxV.at[:, last_C].add(jnp.where(matches_BxC, bias_C, 0.0))
   return scores_BxV + bias_BxV
 
 
 def repetition_penalty(history: History, scores_BxV: jax.Array, penalty: jax.Array) -> jax.Array:
-  """Divides positive and multiplies negative scores of ids that stand in the row, once each."""
+  """Divides positive and multiplies negative scores of ids that occur in the row, once each."""
   seen_BxV = _marked(history.ids_BxS, history.real_BxS, scores_BxV.shape[1])
-  penalised_BxV = jnp.where(scores_BxV < 0, scores_BxV * penalty, scores_BxV / penalty)
-  return jnp.where(seen_BxV, penalised_BxV, scores_BxV)
+  penalized_BxV = jnp.where(scores_BxV < 0, scores_BxV * penalty, scores_BxV / penalty)
+  return jnp.where(seen_BxV, penalized_BxV, scores_BxV)
 
 
 def no_repeat_ngram(history: History, scores_BxV: jax.Array, size: int) -> jax.Array:
-  """Forbids ids that would complete a run of `size` ids which the row holds already."""
+  """Forbids ids that would complete an n-gram of `size` ids which the row has already."""
   S = history.ids_BxS.shape[1]
   if size > S:
     return scores_BxV
-  first_N = jnp.arange(S - size + 1)  # columns at which a run may begin
-  matches_BxN = (first_N >= history.start_B[:, None]) & (first_N + size - 1 < history.end)
-  last_BxM = history.last_BxN(size - 1)
+  first_N = jnp.arange(S - size + 1)  # columns at which an n-gram may begin
+  matches_BxN = (first_N >= history.left_pad_B[:, None]) & (first_N + size - 1 < history.end)
+  prefix_BxN = history.last_BxN(size - 1)
   for i in range(size - 1):
-    matches_BxN &= history.ids_BxS[:, i : i + len(first_N)] == last_BxM[:, i, None]
+    matches_BxN &= history.ids_BxS[:, i : i + len(first_N)] == prefix_BxN[:, i, None]
   banned_BxV = _marked(history.ids_BxS[:, size - 1 :], matches_BxN, scores_BxV.shape[1])
   return jnp.where(banned_BxV, _NEVER, scores_BxV)
 
@@ -129,12 +134,12 @@ def forced_bos(history: History, scores_BxV: jax.Array, id_E: jax.Array) -> jax.
 def forced_eos(
   history: History, scores_BxV: jax.Array, max_length: jax.Array, ids_E: jax.Array
 ) -> jax.Array:
-  """Only these ids at the last place there is."""
+  """Only these ids as the last token that max_length allows."""
   return _forced(scores_BxV, ids_E, history.end == max_length - 1)
 
 
-def remove_invalid_values(scores_BxV: jax.Array) -> jax.Array:
-  """NaN becomes 0, infinities the largest and least float32."""
+def remove_invalid_values(history: History, scores_BxV: jax.Array) -> jax.Array:
+  """NaN becomes 0, infinities the largest and smallest float32."""
   largest = jnp.finfo(scores_BxV.dtype).max
   scores_BxV = jnp.where(jnp.isnan(scores_BxV), 0.0, scores_BxV)
   return jnp.clip(scores_BxV, -largest, largest)
@@ -143,7 +148,7 @@ def remove_invalid_values(scores_BxV: jax.Array) -> jax.Array:
 def exponential_decay_length_penalty(
   history: History, scores_BxV: jax.Array, start: jax.Array, factor: jax.Array, eos_E: jax.Array
 ) -> jax.Array:
-  """Lifts the ends of text by |score| · (factor^n - 1), n new tokens beyond `start`."""
+  """Adds |score| · (factor^n - 1) to the ends of text, n being the new tokens beyond `start`."""
   beyond = history.end - history.prompt_width - start
   lift_BxV = jnp.abs(scores_BxV) * (jnp.power(factor, beyond.astype(jnp.float32)) - 1)
   lift_BxV = jnp.where(jnp.isfinite(scores_BxV), lift_BxV, 0.0)
@@ -151,7 +156,7 @@ def exponential_decay_length_penalty(
   return jnp.where(lifted_V, scores_BxV + lift_BxV, scores_BxV)
 
 
-def suppress_tokens(scores_BxV: jax.Array, ids_E: jax.Array) -> jax.Array:
+def suppress_tokens(history: History, scores_BxV: jax.Array, ids_E: jax.Array) -> jax.Array:
   return jnp.where(_is_one_of(ids_E, scores_BxV.shape[1]), _NEVER, scores_BxV)
 
 
@@ -160,25 +165,25 @@ def begin_suppress_tokens(
 ) -> jax.Array:
   """Forbids ids as new token number `begin`."""
   now = history.end == history.prompt_width + begin
-  return jnp.where(now, suppress_tokens(scores_BxV, ids_E), scores_BxV)
+  return jnp.where(now, suppress_tokens(history, scores_BxV, ids_E), scores_BxV)
 
 
-def renormalize(scores_BxV: jax.Array) -> jax.Array:
+def renormalize(history: History, scores_BxV: jax.Array) -> jax.Array:
   return jax.nn.log_softmax(scores_BxV)
 
 
 # --- sampling filters, in the order in which they are applied -------------------------------------
 
 
-def temperature(scores_BxV: jax.Array, value: jax.Array) -> jax.Array:
+def temperature(history: History, scores_BxV: jax.Array, value: jax.Array) -> jax.Array:
   return scores_BxV / value
 
 
-def top_h(scores_BxV: jax.Array, share: jax.Array) -> jax.Array:
+def top_h(history: History, scores_BxV: jax.Array, share: jax.Array) -> jax.Array:
   """Keeps the likeliest ids whose entropies sum to at most `share` of that of the top 100."""
   top_BxN, id_BxN = jax.lax.top_k(scores_BxV, min(100, scores_BxV.shape[1]))
   probs_BxN, log_BxN = jax.nn.softmax(top_BxN), jax.nn.log_softmax(top_BxN)
-  # The sums from rounded probabilities, the whole from their logarithms: as transformers does.
+  # The partial sums from probabilities, the total from log-probabilities: as transformers does.
   terms_BxN = jnp.where(probs_BxN > 0, -probs_BxN * jnp.log(probs_BxN), 0.0)
   entropy_Bx1 = -jnp.where(probs_BxN > 0, probs_BxN * log_BxN, 0.0).sum(-1, keepdims=True)
   sum_BxN = jnp.cumsum(terms_BxN, axis=-1)
@@ -188,16 +193,16 @@ def top_h(scores_BxV: jax.Array, share: jax.Array) -> jax.Array:
 
 
 def _ordered(scores_BxV: jax.Array) -> jax.Array:
-  """Whole numbers, uint32, in the order of the scores."""
+  """Integers, uint32, in the order of the scores."""
   bits_BxV = jax.lax.bitcast_convert_type(scores_BxV.astype(jnp.float32) + 0.0, jnp.uint32)  # no -0
   negative_BxV = bits_BxV >> 31 == 1
   return jnp.where(negative_BxV, ~bits_BxV, bits_BxV | jnp.uint32(1 << 31))
 
 
 def _largest_that(holds: Callable[[jax.Array], jax.Array], B: int) -> jax.Array:
-  """The largest uint32, B x 1, of which `holds` says True, as it does of all smaller ones.
+  """The largest uint32, B x 1, for which `holds` is True, as it is for all smaller ones.
 
-  32 passes over the vocabulary: a tenth of the time that XLA on CPU takes to sort it.
+  A binary search of 32 passes over the vocabulary: a tenth of the time of XLA's sort on CPU.
   """
 
   def set_bit(i: jax.Array, bound_Bx1: jax.Array) -> jax.Array:
@@ -218,27 +223,27 @@ def _in_top(scores_BxV: jax.Array, k: int) -> jax.Array:
   return ordered_BxV >= kth_Bx1
 
 
-def top_k(scores_BxV: jax.Array, k: int, min_keep: int) -> jax.Array:
-  """Keeps what is not below the k-th largest score: ties with it stay."""
+def top_k(history: History, scores_BxV: jax.Array, k: int, min_keep: int) -> jax.Array:
+  """Keeps scores not below the k-th largest, ties included."""
   return jnp.where(_in_top(scores_BxV, max(k, min_keep)), scores_BxV, _NEVER)
 
 
-def top_p(scores_BxV: jax.Array, mass: jax.Array, min_keep: int) -> jax.Array:
+def top_p(history: History, scores_BxV: jax.Array, mass: jax.Array, min_keep: int) -> jax.Array:
   """Drops the unlikeliest ids whose probabilities sum to at most 1 - mass.
 
-  Ids of equal probability stay or go together; transformers, which sorts, may part them.
+  Ids of equal probability are kept or dropped together; transformers, which sorts, may split them.
   """
   ordered_BxV, probs_BxV = _ordered(scores_BxV), jax.nn.softmax(scores_BxV)
 
-  def may_go(bound_Bx1: jax.Array) -> jax.Array:
+  def may_be_dropped(bound_Bx1: jax.Array) -> jax.Array:
     below_BxV = jnp.where(ordered_BxV < bound_Bx1, probs_BxV, 0.0)
     return below_BxV.sum(-1, keepdims=True) <= 1 - mass
 
-  keep_BxV = ordered_BxV >= _largest_that(may_go, len(scores_BxV))
+  keep_BxV = ordered_BxV >= _largest_that(may_be_dropped, len(scores_BxV))
   return jnp.where(keep_BxV | _in_top(scores_BxV, min_keep), scores_BxV, _NEVER)
 
 
-def min_p(scores_BxV: jax.Array, share: jax.Array, min_keep: int) -> jax.Array:
+def min_p(history: History, scores_BxV: jax.Array, share: jax.Array, min_keep: int) -> jax.Array:
   """Drops ids less likely than `share` of the likeliest."""
   probs_BxV = jax.nn.softmax(scores_BxV)
   drop_BxV = probs_BxV < share * probs_BxV.max(-1, keepdims=True)
@@ -247,8 +252,8 @@ def min_p(scores_BxV: jax.Array, share: jax.Array, min_keep: int) -> jax.Array:
   return jnp.where(drop_BxV & ~kept_BxV, _NEVER, scores_BxV)
 
 
-def typical_p(scores_BxV: jax.Array, mass: jax.Array, min_keep: int) -> jax.Array:
-  """Keeps ids whose surprise is nearest to the entropy, up to `mass` of probability."""
+def typical_p(history: History, scores_BxV: jax.Array, mass: jax.Array, min_keep: int) -> jax.Array:
+  """Keeps ids whose surprisal is nearest to the entropy, up to `mass` of probability."""
   log_BxV = jax.nn.log_softmax(scores_BxV)
   entropy_Bx1 = -jnp.nansum(jnp.exp(log_BxV) * log_BxV, -1, keepdims=True)
   distance_BxV = jnp.abs(-log_BxV - entropy_Bx1)
@@ -261,17 +266,21 @@ def typical_p(scores_BxV: jax.Array, mass: jax.Array, min_keep: int) -> jax.Arra
   return jnp.where(_marked(order_BxV, drop_BxV, scores_BxV.shape[1]), _NEVER, scores_BxV)
 
 
-def epsilon_cutoff(scores_BxV: jax.Array, epsilon: jax.Array, min_keep: int) -> jax.Array:
+def epsilon_cutoff(
+  history: History, scores_BxV: jax.Array, epsilon: jax.Array, min_keep: int
+) -> jax.Array:
   """Drops ids less likely than epsilon."""
   drop_BxV = (jax.nn.softmax(scores_BxV) < epsilon) & ~_in_top(scores_BxV, min_keep)
   return jnp.where(drop_BxV, _NEVER, scores_BxV)
 
 
-def eta_cutoff(scores_BxV: jax.Array, epsilon: jax.Array, min_keep: int) -> jax.Array:
-  """Drops ids less likely than the lesser of epsilon and √epsilon · e^-entropy."""
+def eta_cutoff(
+  history: History, scores_BxV: jax.Array, epsilon: jax.Array, min_keep: int
+) -> jax.Array:
+  """Drops ids less likely than the smaller of epsilon and √epsilon · e^-entropy."""
   log_BxV = jax.nn.log_softmax(scores_BxV)
-  # As transformers counts it: what has no probability adds nothing.
+  # As in transformers: ids of probability 0 add nothing.
   terms_BxV = jnp.where(jnp.exp(log_BxV) > 0, jnp.exp(log_BxV) * log_BxV, 0.0)
   entropy_Bx1 = -terms_BxV.sum(-1, keepdims=True)
   eta_Bx1 = jnp.minimum(epsilon, jnp.sqrt(epsilon) * jnp.exp(-entropy_Bx1))
-  return epsilon_cutoff(scores_BxV, eta_Bx1, min_keep)
+  return epsilon_cutoff(history, scores_BxV, eta_Bx1, min_keep)
