@@ -66,7 +66,7 @@ def first_half(lm):
   half = lm.config.num_layers // lm.config.period // 2
   config = lm.config.replace(num_layers=half * lm.config.period)
   params = {**lm.params, "blocks": jax.tree.map(lambda x: x[:half], lm.params["blocks"])}
-  draft = engine.LanguageModel(model_io.Weights(config, params), lm.mesh)
+  draft = engine.LanguageModel(model_io.LoadedModel(config, params), lm.mesh)
   draft.tokenizer = lm.tokenizer
   return draft
 

@@ -118,7 +118,10 @@ class LanguageModel:
   """
 
   def __init__(
-    self, loaded: model_io.Weights, mesh: Mesh, quantized: model_io.QuantizedWeights | None = None
+    self,
+    loaded: model_io.LoadedModel,
+    mesh: Mesh,
+    quantized: model_io.QuantizedWeights | None = None,
   ):
     self.config, self.mesh = loaded.config, mesh
     self._params = loaded.params

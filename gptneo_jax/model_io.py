@@ -31,12 +31,11 @@ from gptneo_jax.sharding import make_mesh
 
 QUANTIZED_FILE = "quantised.safetensors"  # as folders that exist have it
 
-_NEW_ROWS_SPREAD = (
-  1e-9  # covariance of new embeddings over that of the old ones, as in transformers
-)
+# Covariance of new embeddings over that of the old ones, as in transformers.
+_NEW_ROWS_SPREAD = 1e-9
 
 
-class Weights(NamedTuple):
+class LoadedModel(NamedTuple):
   """Loaded parameters with their config, the place of the tokenizer, and Hugging Face's files.
 
   tokenizer_from: the folder that holds a tokenizer, or None.
@@ -52,12 +51,12 @@ class Weights(NamedTuple):
 class QuantizedWeights(NamedTuple):
   """A quantized model: `weights` is all but its parameters (generation/quantization.py)."""
 
-  weights: Weights
+  weights: LoadedModel
   unstacked_params: Any
   mode: str
 
 
-def load(name: str, dtype: str | None, mesh: Mesh, step: int | str | None = None) -> Weights:
+def load(name: str, dtype: str | None, mesh: Mesh, step: int | str | None = None) -> LoadedModel:
   """Reads a checkpoint folder, a Hugging Face folder or a model of the hub.
 
   Args:
@@ -98,26 +97,26 @@ def start_from(name: str, config: ModelConfig, mesh: Mesh) -> Any:
   return _placed(functools.partial(_leaf, opened.params), abstract)
 
 
-def init(config: ModelConfig, seed: int, mesh: Mesh) -> Weights:
+def init(config: ModelConfig, seed: int, mesh: Mesh) -> LoadedModel:
   """Random weights, initialized on the devices that hold them."""
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_params(config, mesh))
   make = functools.partial(parameters.init_params, heads.build(config))
-  return Weights(config, jax.jit(make, out_shardings=shardings)(jax.random.key(seed)))
+  return LoadedModel(config, jax.jit(make, out_shardings=shardings)(jax.random.key(seed)))
 
 
-def save(path: str, weights: Weights, tokenizer: Any) -> None:
+def save(path: str, loaded: LoadedModel, tokenizer: Any) -> None:
   """Writes a checkpoint folder: step 0, config.json, and the tokenizer unless it is None."""
   unstacked_leaf = lambda x: LazyArray(x.shape, np.dtype(x.dtype), False, lambda _: np.asarray(x))  # noqa: E731
-  size = sum(leaf.nbytes for leaf in jax.tree.leaves(weights.params))
+  size = sum(leaf.nbytes for leaf in jax.tree.leaves(loaded.params))
   with new_folder(path, size) as folder:
-    _save_rest(folder, weights, tokenizer)
-    write_params(folder, jax.tree.map(unstacked_leaf, weights.params))
+    _save_rest(folder, loaded, tokenizer)
+    write_params(folder, jax.tree.map(unstacked_leaf, loaded.params))
 
 
 # --- quantized ------------------------------------------------------------------------------------
 
 
-def quantize(loaded: Weights, mode: str, mesh: Mesh) -> QuantizedWeights:
+def quantize(loaded: LoadedModel, mode: str, mesh: Mesh) -> QuantizedWeights:
   """The model quantized for decoding, on one device. Raises UserError."""
   if mesh.size > 1:
     raise UserError(f"quantized weights are for one device, and the mesh has {mesh.size}")
@@ -157,7 +156,7 @@ def load_quantized(name: str, mesh: Mesh) -> QuantizedWeights | None:
     lambda params: quantization.quantize(unstacked.decoding_params(config, params), mode),
     abstract_params(config, mesh),
   )
-  rest = Weights(config, None, *_tokenizer_and_files(name))
+  rest = LoadedModel(config, None, *_tokenizer_and_files(name))
   return QuantizedWeights(rest, quantization.load(path, like), mode)
 
 
@@ -212,10 +211,10 @@ def first_device() -> Mesh:
   return make_mesh(devices=jax.local_devices()[:1])
 
 
-def _save_rest(folder: Any, weights: Weights, tokenizer: Any) -> None:
+def _save_rest(folder: Any, loaded: LoadedModel, tokenizer: Any) -> None:
   """Writes a checkpoint folder's files beside the weights."""
-  save_config(folder, weights.config)
-  for name, text in weights.kept_files.items():
+  save_config(folder, loaded.config)
+  for name, text in loaded.kept_files.items():
     (folder / name).write_text(text)
   if tokenizer is not None:
     tokenizer.save_pretrained(folder)
@@ -231,7 +230,7 @@ def _tokenizer_and_files(name: str) -> tuple[str | None, dict[str, str]]:
   )
 
 
-def _load_ours(name: str, step: int | None, dtype: str | None, mesh: Mesh) -> Weights:
+def _load_ours(name: str, step: int | None, dtype: str | None, mesh: Mesh) -> LoadedModel:
   stored = load_config(name)
   config = _for_mesh(stored, mesh)
   if config.attention_impl in KERNELS.values():
@@ -242,10 +241,10 @@ def _load_ours(name: str, step: int | None, dtype: str | None, mesh: Mesh) -> We
     config = config.replace(dtype=_compute_dtype(config.param_dtype, mesh))
   abstract = abstract_params(config, mesh)
   params = restore_params(name, abstract, step, vocab_size=config.vocab_size)
-  return Weights(config, params, *_tokenizer_and_files(name))
+  return LoadedModel(config, params, *_tokenizer_and_files(name))
 
 
-def _load_hf(name: str, dtype: str | None, mesh: Mesh) -> Weights:
+def _load_hf(name: str, dtype: str | None, mesh: Mesh) -> LoadedModel:
   opened = interop.open_hf(name, dtype)
   config = _for_mesh(opened.config, mesh)
   config = config.replace(dtype=_compute_dtype(config.param_dtype, mesh))
@@ -255,7 +254,7 @@ def _load_hf(name: str, dtype: str | None, mesh: Mesh) -> Weights:
   generation = opened.folder / GENERATION_CONFIG
   if generation.exists():
     kept[GENERATION_CONFIG] = generation.read_text()
-  return Weights(config, params, str(opened.folder) if opened.has_tokenizer else None, kept)
+  return LoadedModel(config, params, str(opened.folder) if opened.has_tokenizer else None, kept)
 
 
 def abstract_params(config: ModelConfig, mesh: Mesh) -> Any:

@@ -18,7 +18,7 @@ from gptneo_jax.engine import LanguageModel
 from gptneo_jax.errors import Stopped, UserError, first_line
 from gptneo_jax.evals import perplexity
 from gptneo_jax.model import next_token
-from gptneo_jax.model_io import Weights
+from gptneo_jax.model_io import LoadedModel
 from gptneo_jax.steps import make_eval_step, place_batch
 from gptneo_jax.training import multihost
 from gptneo_jax.training.setup import Run
@@ -99,7 +99,7 @@ class Validation:
     return self._predict(params, place_batch(own, self._mesh, self._rows)).nll_BxT
 
   def _language_model(self, params: Any) -> LanguageModel:
-    lm = LanguageModel(Weights(self._run.model_config, params), self._mesh)
+    lm = LanguageModel(LoadedModel(self._run.model_config, params), self._mesh)
     lm.tokenizer = self._tokenizer
     return lm
 

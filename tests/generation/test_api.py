@@ -137,7 +137,7 @@ def broken(lm, name="c_fc"):
   params = jax.tree.map(lambda x: x, lm.params)
   kernel = params["blocks"]["layer_1"]["mlp"][name]["kernel"]
   params["blocks"]["layer_1"]["mlp"][name]["kernel"] = kernel.at[0, 3, 5].set(jnp.nan)
-  other = engine.LanguageModel(model_io.Weights(lm.config, params), lm.mesh)
+  other = engine.LanguageModel(model_io.LoadedModel(lm.config, params), lm.mesh)
   other.tokenizer = lm.tokenizer
   return other
 

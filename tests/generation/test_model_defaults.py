@@ -37,7 +37,7 @@ def make(parts):
   def make(generation=None, config=None):
     files = {"generation_config.json": generation, "hf_config.json": config}
     kept = {name: json.dumps(fields) for name, fields in files.items() if fields is not None}
-    lm = engine.LanguageModel(model_io.Weights(TINY, params, None, kept), mesh)
+    lm = engine.LanguageModel(model_io.LoadedModel(TINY, params, None, kept), mesh)
     lm.tokenizer = tokenizer
     return lm
 

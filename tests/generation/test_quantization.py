@@ -110,7 +110,7 @@ def test_a_quantized_model(tmp_path):
   from gptneo_jax import engine, model_io
 
   lm = engine.LanguageModel(
-    model_io.Weights(CONFIG, random_params(CONFIG)), model_io.first_device()
+    model_io.LoadedModel(CONFIG, random_params(CONFIG)), model_io.first_device()
   )
   lm.save(str(tmp_path / "plain"))
   small = gptneo_jax.load(str(tmp_path / "plain"), quantization="int8")

@@ -14,7 +14,7 @@ def smaller(lm, noise):
   params = jax.tree.map(
     lambda x: x + (noise * rng.standard_normal(x.shape)).astype(x.dtype), lm.params
   )
-  draft = engine.LanguageModel(model_io.Weights(lm.config, params), lm.mesh)
+  draft = engine.LanguageModel(model_io.LoadedModel(lm.config, params), lm.mesh)
   draft.tokenizer = lm.tokenizer
   return draft
 

@@ -29,6 +29,6 @@ def random_lm(config, tokenizer=None, scale=0.3, seed=0):
     lambda x: jax.device_put((scale * rng.standard_normal(x.shape)).astype(x.dtype), x.sharding),
     model_io.abstract_params(config, mesh),
   )
-  lm = LanguageModel(model_io.Weights(config, params), mesh)
+  lm = LanguageModel(model_io.LoadedModel(config, params), mesh)
   lm.tokenizer = tokenizer
   return lm

@@ -25,7 +25,7 @@ def make(config=TINY, seed=3, tokenizer=None):
     lambda x: jax.device_put((0.3 * rng.standard_normal(x.shape)).astype(x.dtype), x.sharding),
     model_io.abstract_params(config, mesh),
   )
-  lm = engine.LanguageModel(model_io.Weights(config, params), mesh)
+  lm = engine.LanguageModel(model_io.LoadedModel(config, params), mesh)
   if tokenizer is not None:
     lm.tokenizer = tokenizer
   return lm

@@ -33,7 +33,7 @@ def random_pair(name):
   model.config.use_cache = model.generation_config.use_cache = True
   config = hf_models.config_of(model)
   params = jax.tree.map(jax.numpy.asarray, hf_models.to_params(hf_models.tensors(model), config))
-  return model, engine.LanguageModel(model_io.Weights(config, params), model_io.first_device())
+  return model, engine.LanguageModel(model_io.LoadedModel(config, params), model_io.first_device())
 
 
 @pytest.fixture(scope="session")
