@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from gptneo_jax import cli, engine
+from gptneo_jax.config import FLOAT_TYPES
 from gptneo_jax.data import load_tokenizer
 from gptneo_jax.errors import UserError
 from gptneo_jax.generation import api, chat
@@ -274,8 +275,7 @@ def _parser() -> argparse.ArgumentParser:
   add("--negative_prompt", metavar="TEXT", help="prompt that guidance_scale leads away from")
   add("--early_stopping", choices=("true", "false", "never"), help="of beam search")
   add("--assistant", metavar="DIR", help="a smaller model of the same vocabulary, for speculation")
-  types = ("float32", "bfloat16", "float16")
-  add("--dtype", choices=types, help="of weights and computation; default as stored")
+  add("--dtype", choices=FLOAT_TYPES, help="of weights and computation; default as stored")
   add("--quantization", choices=("int8", "w8a8", "int4"), help="weights of 8 or 4 bits")
   for name, text in _INTEGERS.items():
     add(f"--{name}", type=int, metavar="N", help=text)

@@ -16,8 +16,8 @@ def exact_float32():
     jax.config.update("jax_default_matmul_precision", "highest")
 
 
-# Rooms whose code says each broadcast between ranks; that of generation relies on implicit ones.
-_EXPLICIT_ROOMS = ("attention", "model")
+# Rooms of the code that runs on devices.
+_EXPLICIT_ROOMS = ("attention", "generation", "model")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -236,7 +236,9 @@ def _candidates(
   parent_BxC, new_BxC = flat_BxC // V, (flat_BxC % V).astype(jnp.int32)
   logprob_BxC = jnp.take_along_axis(logprobs_BxMxV.reshape(B, M * V), flat_BxC, 1)
   before = _take(state.running, parent_BxC)
-  ends_BxC = (new_BxC[..., None] == settings.eos_E).any(-1) | (state.end + 1 >= settings.last)
+  ends_BxC = (new_BxC[..., None] == settings.eos_E[None, None]).any(-1) | (
+    state.end + 1 >= settings.last
+  )
   stop_state_BxC = before.stop_state_BxM
   if settings.stops is not None:
     hit_BxC, stop_state_BxC = settings.stops.step(stop_state_BxC, new_BxC)
@@ -267,7 +269,7 @@ def _selected(
   parent_BM = (_take(parent_BxC, next_BxM) + M * jnp.arange(B)[:, None]).reshape(B * M)
 
   # Candidates that end, together with the beams that ended before.
-  just_done_BxC = ends_BxC & (jnp.arange(ends_BxC.shape[1]) < M)
+  just_done_BxC = ends_BxC & (jnp.arange(ends_BxC.shape[1]) < M)[None]
   length = (state.end + 1 - settings.prompt_width).astype(jnp.float32)
   final_BxC = sum_BxC / length**settings.length_penalty
   full_Bx1 = state.is_done_BxM.all(-1, keepdims=True) & (early_stopping is True)

@@ -42,7 +42,9 @@ def forward_with_cache(
   """
   B, T = ids_BxT.shape
   column_T = column + jnp.arange(T)
-  positions_BxT = jnp.clip(column_T - left_pad_B[:, None], 0, config.max_position_embeddings - 1)
+  positions_BxT = jnp.clip(
+    column_T[None] - left_pad_B[:, None], 0, config.max_position_embeddings - 1
+  )
   dtype = jnp.dtype(config.dtype)
   x_BxTxD = _embed(unstacked_params["wte"], ids_BxT).astype(dtype)
   x_BxTxD += jnp.take(unstacked_params["wpe"], positions_BxT, axis=0).astype(dtype)
@@ -148,10 +150,12 @@ def _attend(
       jnp.concatenate([old, new.astype(old.dtype)], axis=2)
       for old, new in zip(kv_cache.view(cache), (k_BxHxTxK, v_BxHxTxK))
     )
-  visible_TxS = key_column_S <= column_T[:, None]
+  key_column_1xS, column_Tx1 = key_column_S[None], column_T[:, None]
+  visible_TxS = key_column_1xS <= column_Tx1
   if window is not None:
-    visible_TxS &= key_column_S > column_T[:, None] - window
-  visible_Bx1xTxS = (visible_TxS & (key_column_S >= left_pad_B[:, None, None]))[:, None]
+    visible_TxS &= key_column_1xS > column_Tx1 - window
+  real_BxS = key_column_1xS >= left_pad_B[:, None]
+  visible_Bx1xTxS = visible_TxS[None, None] & real_BxS[:, None, None]
   scores_BxHxTxS = jnp.einsum(
     "BHTK,BHSK->BHTS", q_BxHxTxK, keys_BxHxSxK, preferred_element_type=jnp.float32
   )

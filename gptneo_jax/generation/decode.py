@@ -301,7 +301,7 @@ def _step(config, processors, sample, unstacked_params, settings: Settings, stat
   if "logprobs" in kept:
     log_BxV = jax.nn.log_softmax(scores_BxV)
     kept["logprobs"] = kept["logprobs"].at[number].set(log_BxV[jnp.arange(B), token_B])
-  ends_B = (token_B[:, None] == settings.eos_E).any(-1)
+  ends_B = (token_B[:, None] == settings.eos_E[None]).any(-1)
   stop_state_B = state.stop_state_B
   if settings.stops is not None:
     hit_B, stop_state_B = settings.stops.step(stop_state_B, token_B)

@@ -98,7 +98,8 @@ def write(
     else:
       column_S = ring_columns(S, column + count - 1)
       taken = jnp.take(new, jnp.clip(column_S - column, 0, T - 1), axis=-2)
-      written = jnp.where((column_S >= column)[:, None], taken, stored)
+      is_new_Sx1 = (column_S >= column)[:, None]
+      written = jnp.where(jnp.broadcast_to(is_new_Sx1, stored.shape), taken, stored)
     return _stored(_batched(written))
 
   new_cache = LayerCache(

@@ -171,7 +171,7 @@ def _step(
   # The accepted draft tokens, then the model's own: as many as fit, and none after an end.
   place_T = jnp.arange(G + 1)
   new_T = jnp.where(place_T < accepted, jnp.append(draft_G, 0), token)
-  ends_T = (new_T[:, None] == settings.eos_E).any(-1)
+  ends_T = (new_T[:, None] == settings.eos_E[None]).any(-1)
   stop_state_T = jnp.zeros(G + 1, jnp.int32)
   if settings.stops is not None:
     stop_state_1 = state.stop_state_1

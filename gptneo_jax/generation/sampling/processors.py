@@ -37,19 +37,19 @@ class History(NamedTuple):
 
   @property
   def real_BxS(self) -> jax.Array:
-    column_S = jnp.arange(self.ids_BxS.shape[1])
-    return (column_S >= self.left_pad_B[:, None]) & (column_S < self.end)
+    column_1xS = jnp.arange(self.ids_BxS.shape[1])[None]
+    return (column_1xS >= self.left_pad_B[:, None]) & (column_1xS < self.end)
 
   def last_BxN(self, n: int) -> jax.Array:
     """The last n ids of each row; -1 where the row is shorter."""
     column_N = self.end - n + jnp.arange(n)
     ids_BxN = jnp.take(self.ids_BxS, jnp.maximum(column_N, 0), axis=1)
-    return jnp.where(column_N >= self.left_pad_B[:, None], ids_BxN, -1)
+    return jnp.where(column_N[None] >= self.left_pad_B[:, None], ids_BxN, -1)
 
 
 def _is_one_of(ids_E: jax.Array, V: int) -> jax.Array:
   """Which of V ids are listed, bool V; an id of -1 lists nothing."""
-  return (jnp.arange(V)[:, None] == ids_E).any(-1)
+  return (jnp.arange(V)[:, None] == ids_E[None]).any(-1)
 
 
 def _marked(ids_BxS: jax.Array, marked_BxS: jax.Array, V: int) -> jax.Array:
@@ -80,8 +80,8 @@ def sequence_bias(
   bias_BxV = jnp.zeros_like(scores_BxV)
   for prefixes_CxN, last_C, bias_C in groups:
     last_BxN = history.last_BxN(prefixes_CxN.shape[1])
-    matches_BxC = (last_BxN[:, None] == prefixes_CxN).all(-1)
-    bias_BxV = bias_BxV.at[:, last_C].add(jnp.where(matches_BxC, bias_C, 0.0))
+    matches_BxC = (last_BxN[:, None] == prefixes_CxN[None]).all(-1)
+    bias_BxV = bias_BxV.at[:, last_C].add(jnp.where(matches_BxC, bias_C[None], 0.0))
   return scores_BxV + bias_BxV
 
 
@@ -98,7 +98,9 @@ def no_repeat_ngram(history: History, scores_BxV: jax.Array, size: int) -> jax.A
   if size > S:
     return scores_BxV
   first_N = jnp.arange(S - size + 1)  # columns at which an n-gram may begin
-  matches_BxN = (first_N >= history.left_pad_B[:, None]) & (first_N + size - 1 < history.end)
+  matches_BxN = (first_N[None] >= history.left_pad_B[:, None]) & (
+    first_N[None] + size - 1 < history.end
+  )
   prefix_BxN = history.last_BxN(size - 1)
   for i in range(size - 1):
     matches_BxN &= history.ids_BxS[:, i : i + len(first_N)] == prefix_BxN[:, i, None]
@@ -111,7 +113,7 @@ def min_length(
 ) -> jax.Array:
   """No end of text before `length` columns, prompt and padding included, are filled."""
   banned_V = _is_one_of(eos_E, scores_BxV.shape[1]) & (history.end < length)
-  return jnp.where(banned_V, _NEVER, scores_BxV)
+  return jnp.where(banned_V[None], _NEVER, scores_BxV)
 
 
 def min_new_tokens(
@@ -123,7 +125,7 @@ def min_new_tokens(
 
 def _forced(scores_BxV: jax.Array, ids_E: jax.Array, now: jax.Array) -> jax.Array:
   forced_V = jnp.where(_is_one_of(ids_E, scores_BxV.shape[1]), 0.0, _NEVER)
-  return jnp.where(now, forced_V, scores_BxV)
+  return jnp.where(now, forced_V[None], scores_BxV)
 
 
 def forced_bos(history: History, scores_BxV: jax.Array, id_E: jax.Array) -> jax.Array:
@@ -153,11 +155,11 @@ def exponential_decay_length_penalty(
   lift_BxV = jnp.abs(scores_BxV) * (jnp.power(factor, beyond.astype(jnp.float32)) - 1)
   lift_BxV = jnp.where(jnp.isfinite(scores_BxV), lift_BxV, 0.0)
   lifted_V = _is_one_of(eos_E, scores_BxV.shape[1]) & (beyond > 0)
-  return jnp.where(lifted_V, scores_BxV + lift_BxV, scores_BxV)
+  return jnp.where(lifted_V[None], scores_BxV + lift_BxV, scores_BxV)
 
 
 def suppress_tokens(history: History, scores_BxV: jax.Array, ids_E: jax.Array) -> jax.Array:
-  return jnp.where(_is_one_of(ids_E, scores_BxV.shape[1]), _NEVER, scores_BxV)
+  return jnp.where(_is_one_of(ids_E, scores_BxV.shape[1])[None], _NEVER, scores_BxV)
 
 
 def begin_suppress_tokens(
