@@ -164,7 +164,7 @@ def fraction(
 def apart(function: Callable[..., Any], *args: Any) -> Any:
   """What `function(*args)` returns in a process of its own, which gives all its memory back.
 
-  `function` stands at the top of the benchmark's file, so that the process can import it.
+  `function` is defined at the top of the benchmark's file, so that the process can import it.
   """
   context = multiprocessing.get_context("spawn")
   with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:

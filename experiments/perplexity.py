@@ -3,7 +3,7 @@
   python experiments/perplexity.py HF_FOLDER 'minipile/test.jsonl.zst' [--stride N] [--documents N]
 
 Both take each document alone, the end of text before it and not scored, in windows of as many
-tokens as there are positions, disjoint or each N behind the one before, in float32, sums in
+tokens as there are positions, disjoint or each N after the one before, in float32, sums in
 float64. Expected: equal to 1e-5 relative.
 """
 

@@ -3,7 +3,7 @@
   python experiments/plan_table.py            fills in what plan_table.json lacks, then the page
   python experiments/plan_table.py --again    all cells anew
 
-Needs TPU's compiler, no TPU: pip install -e '.[tpu]'. A cell is the config as it stands, and where
+Needs TPU's compiler, no TPU: pip install -e '.[tpu]'. A cell is the config as it is, and where
 that does not fit the first settings that the planner advises; each compilation takes some minutes.
 """
 
@@ -52,7 +52,7 @@ def cell(model: str, topology: str) -> dict:
     lines = plan([*given, *(f"--config.{setting}" for setting in settings)])
   verdict = re.match(r"fits: ([\d.]+) GiB .*; ([\d.]+) GiB there", lines[-1])
   assert verdict, lines[-1]
-  page = "\n".join(lines)  # what was chosen stands there last as it was compiled
+  page = "\n".join(lines)  # what was chosen is there last, as it was compiled
   return {
     "fits": True,
     "needed": float(verdict[1]),
@@ -106,7 +106,7 @@ def uses_table() -> str:
 
 
 def put(page: str, name: str, table: str) -> str:
-  """The page with what stands between the marks of a table replaced."""
+  """The page with the text between the marks of a table replaced."""
   begin, end = f"<!-- table: {name} -->", "<!-- end -->"
   before, _, rest = page.partition(begin)
   _, _, after = rest.partition(end)

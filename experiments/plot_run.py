@@ -24,7 +24,7 @@ def points(lines: list[dict], key: str) -> tuple[list, list]:
 
 
 def draw_loss(axis, runs: dict[str, list[dict]]) -> None:
-  """Raw values pale behind their running mean; validation as points."""
+  """Raw values pale below their running mean; validation as points."""
   for colour, (name, lines) in zip(pictures.COLOURS, runs.items()):
     steps, losses = points(lines, "train/loss")
     axis.plot(steps, losses, color=colour, alpha=0.25, linewidth=0.8)

@@ -163,7 +163,7 @@ def _ignore_absent_tpu() -> None:
 
   JAX would look for a TPU first, with several lines of errors on standard error.
   """
-  there = lambda name: importlib.util.find_spec(name) is not None  # noqa: E731
+  there = lambda name: importlib.util.find_spec(name) is not None
   devices = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
   chosen = jax.config.jax_platforms  # pyrefly: ignore[missing-attribute]
   if there("libtpu") and not devices and not there("jax_plugins") and not chosen:

@@ -81,7 +81,7 @@ def load(
   if adapter is not None:
     merged = lora.merge(loaded.params, peft_files.read_adapter(adapter, loaded.config))
     # Laid out like the weights were: what is computed here is not.
-    put = lambda new, old: jax.device_put(new, old.sharding)  # noqa: E731
+    put = lambda new, old: jax.device_put(new, old.sharding)
     loaded = loaded._replace(params=jax.tree.map(put, merged, loaded.params))
   if quantization is not None:
     stored = model_io.quantize(loaded, quantization, mesh)

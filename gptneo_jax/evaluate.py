@@ -165,7 +165,7 @@ def _mesh(args: argparse.Namespace) -> Any:
   if written != args.mesh or not sizes.keys() <= set(sharding.MESH_AXES):
     raise UserError(f"--mesh {args.mesh!r} is not of the form data=2,fsdp=1,tensor=1")
   with user_errors():
-    of = lambda axis: int(sizes.get(axis, 1))  # noqa: E731
+    of = lambda axis: int(sizes.get(axis, 1))
     return sharding.make_mesh(data=of("data"), fsdp=of("fsdp"), tensor=of("tensor"))
 
 

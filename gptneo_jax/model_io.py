@@ -106,7 +106,7 @@ def init(config: ModelConfig, seed: int, mesh: Mesh) -> LoadedModel:
 
 def save(path: str, loaded: LoadedModel, tokenizer: Any) -> None:
   """Writes a checkpoint folder: step 0, config.json, and the tokenizer unless it is None."""
-  unstacked_leaf = lambda x: LazyArray(x.shape, np.dtype(x.dtype), False, lambda _: np.asarray(x))  # noqa: E731
+  unstacked_leaf = lambda x: LazyArray(x.shape, np.dtype(x.dtype), False, lambda _: np.asarray(x))
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(loaded.params))
   with new_folder(path, size) as folder:
     _save_rest(folder, loaded, tokenizer)
@@ -127,7 +127,7 @@ def quantize(loaded: LoadedModel, mode: str, mesh: Mesh) -> QuantizedWeights:
 
 
 def dequantized(stored: QuantizedWeights, mesh: Mesh) -> Any:
-  """Parameters, as model/decoder.py lays them out, that quantized weights stand for."""
+  """Parameters, as model/decoder.py lays them out, that quantized weights encode."""
   config = stored.weights.config
   like = jax.eval_shape(
     functools.partial(unstacked.decoding_params, config), abstract_params(config, mesh)
@@ -192,7 +192,7 @@ def resize_vocabulary(
 
 def placed_like(abstract: Any, params: Any) -> Any:
   """The parameters with the shardings of `abstract`. Raises UserError if names or shapes differ."""
-  names = lambda tree: {  # noqa: E731
+  names = lambda tree: {
     jax.tree_util.keystr(path, simple=True, separator="/"): np.shape(leaf)
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   }

@@ -126,7 +126,7 @@ def param_shardings(mesh: Mesh | AbstractMesh, boxed_params: Any) -> Any:
         )
     return NamedSharding(mesh, spec)
 
-  is_box = lambda leaf: isinstance(leaf, nn.Partitioned)  # noqa: E731
+  is_box = lambda leaf: isinstance(leaf, nn.Partitioned)
   return jax.tree_util.tree_map_with_path(sharding, boxed_params, is_leaf=is_box)
 
 

@@ -61,7 +61,7 @@ def test_there_and_back(tmp_path, hf, capsys):
 
 def test_an_adapter_is_merged_on_the_way(tmp_path, hf):
   """Both ways, with the weights that `load` gives with it."""
-  draw = lambda *shape: np.random.default_rng(shape).standard_normal(shape).astype(np.float32)  # noqa: E731
+  draw = lambda *shape: np.random.default_rng(shape).standard_normal(shape).astype(np.float32)
   q = {"attn": {"q": {"a": draw(2, 24, 3), "b": draw(2, 3, 4, 6)}}}
   factors = {"blocks": {"layer_0": q, "layer_1": q}}
   adapter, plain = str(tmp_path / "adapter"), str(tmp_path / "plain")

@@ -25,7 +25,7 @@ def lm(tokenizer):
 
 def apply(lm, ids_BxT, method):
   """The module itself, without the engine."""
-  run = lambda params: heads.build(lm.config).apply({"params": params}, ids_BxT, method=method)  # noqa: E731
+  run = lambda params: heads.build(lm.config).apply({"params": params}, ids_BxT, method=method)
   return jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})(lm.params)
 
 

@@ -37,7 +37,7 @@ def document_nll(
   batches: as `EvaluationBatches` makes them. Sums are float64.
   """
   nll: dict[int, float] = {}
-  arrays = lambda batch: {k: v for k, v in batch.items() if k != "row_document"}  # noqa: E731
+  arrays = lambda batch: {k: v for k, v in batch.items() if k != "row_document"}
   for batch, nll_BxT in one_ahead(lambda batch: predict(arrays(batch)), batches):
     nll_B = np.asarray(nll_BxT, np.float64).sum(-1)
     for document, value in zip(batch["row_document"].tolist(), nll_B.tolist()):

@@ -56,7 +56,7 @@ def load_tokenizer(
 
 def _load(name: str) -> Any:
   local = os.path.expanduser(name)
-  holds = lambda *files: all(os.path.isfile(os.path.join(local, file)) for file in files)  # noqa: E731
+  holds = lambda *files: all(os.path.isfile(os.path.join(local, file)) for file in files)
   for file in _PLAIN_FILES:
     refuse_pointer(os.path.join(local, file))
   if os.path.isfile(local):

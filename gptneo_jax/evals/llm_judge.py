@@ -283,7 +283,7 @@ class _LocalJudge:
 
   def grade(self, prompt: str, reference: str, answer: str) -> Judgement:
     """Each run of white space becomes one space, so that each part is one line as in the prompt."""
-    one_line = lambda text: " ".join(text.split())  # noqa: E731
+    one_line = lambda text: " ".join(text.split())
     text = _FEW_SHOT_PROMPT.format(
       prompt=one_line(prompt), reference=one_line(reference), answer=one_line(answer)
     )

@@ -103,7 +103,7 @@ def _answer(
     raise UserError(f"cannot answer: the model's head is {lm.config.head!r}, not next-token")
   require_tokenizer(lm, "answer")
   weights = provenance.of_model(lm)
-  key_of = lambda q: _key("answer", weights, max_new_tokens, q.prompt, q.stop_strings)  # noqa: E731
+  key_of = lambda q: _key("answer", weights, max_new_tokens, q.prompt, q.stop_strings)
   by_key = {key_of(question): question for question in unanswered}
   ids = {key: list(lm.tokenizer(question.prompt).input_ids) for key, question in by_key.items()}
   limit = lm.config.max_position_embeddings

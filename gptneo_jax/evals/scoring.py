@@ -82,7 +82,7 @@ class Scorer:
     Equal inputs are computed once. A request has at least as many inputs as targets, and at most as
     many as the model has positions.
     """
-    start = lambda batch: self._start(requests, batch)  # noqa: E731
+    start = lambda batch: self._start(requests, batch)
     for batch, scores in data.one_ahead(start, self.pack(requests)):
       yield from _fetched(requests, batch, scores)
 

@@ -122,7 +122,7 @@ def run(
     config, request.pipeline.processors, request.sample, C, beams.early_stopping,
     unstacked_params, settings, _initial(request, M, S, _repeat(cache, M)),
   )  # fmt: skip
-  best = lambda x: np.asarray(x)[:, : beams.returned].reshape(-1, *x.shape[2:])  # noqa: E731
+  best = lambda x: np.asarray(x)[:, : beams.returned].reshape(-1, *x.shape[2:])
   count_B = best(done.length_BxM)
   N = int(count_B.max())
   logprobs = {"logprobs": best(done.logprobs_BxMxS)[:, :N]}
@@ -276,7 +276,7 @@ def _selected(
   final_BxC += jnp.where(full_Bx1, _OUT, 0.0)
   final_BxC += jnp.where(state.improvable_B[:, None], 0.0, _OUT)
   final_BxC += jnp.where(just_done_BxC, 0.0, _OUT)
-  join = lambda a, b: jnp.concatenate([a, b], axis=1)  # noqa: E731
+  join = lambda a, b: jnp.concatenate([a, b], axis=1)
   done_score_BxM, best_BxM = jax.lax.top_k(join(state.done_score_BxM, final_BxC), M)
   is_done_BxM = _take(join(state.is_done_BxM, just_done_BxC), best_BxM)
 

@@ -264,7 +264,7 @@ def _advance(config, processors, sample, unstacked_params, settings, state, unti
   step = functools.partial(_step, config, processors, sample, unstacked_params, settings)
   state = jax.lax.while_loop(unfinished, step, state)
   # Replicated over the mesh, so that each host can read the results.
-  replicated = lambda x: constrain(x, *[None] * x.ndim)  # noqa: E731
+  replicated = lambda x: constrain(x, *[None] * x.ndim)
   return jax.tree.map(replicated, state._replace(cache=()))._replace(cache=state.cache)
 
 

@@ -222,7 +222,7 @@ def _by_rejection(scores_TxV, draft_G, draft_probs_GxV, accept, again) -> tuple[
   if draft_probs_GxV is None:
     draft_probs_GxV = jax.nn.one_hot(draft_G, V)
   probs_TxV = jax.nn.softmax(scores_TxV)
-  at_draft = lambda probs_GxV: jnp.take_along_axis(probs_GxV, draft_G[:, None], 1)[:, 0]  # noqa: E731
+  at_draft = lambda probs_GxV: jnp.take_along_axis(probs_GxV, draft_G[:, None], 1)[:, 0]
   kept_G = jax.random.uniform(accept, (G,)) * at_draft(draft_probs_GxV) < at_draft(probs_TxV[:G])
   accepted = jnp.cumprod(kept_G).sum()
   # In place of the first that is rejected: a draw from what the model's probabilities have in

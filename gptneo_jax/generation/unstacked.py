@@ -36,7 +36,7 @@ _OUTPUTS_FIRST = {
 def decoding_params(config: ModelConfig, params: Any) -> dict[str, Any]:
   """The parameters unstacked, matrices in the type of the computation: what decoding runs on."""
   dtype = jnp.dtype(config.dtype)
-  is_norm = lambda path: any(getattr(key, "key", "").startswith("ln_") for key in path)  # noqa: E731
+  is_norm = lambda path: any(getattr(key, "key", "").startswith("ln_") for key in path)
   return jax.tree_util.tree_map_with_path(
     lambda path, x: x if is_norm(path) else x.astype(dtype), unstack(config, params)
   )

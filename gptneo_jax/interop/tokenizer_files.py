@@ -20,7 +20,7 @@ def missing_tokenizer(source: Any) -> UserError:
 
 
 def has_tokenizer(folder: pathlib.Path) -> bool:
-  there = lambda name: (folder / name).is_file()  # noqa: E731
+  there = lambda name: (folder / name).is_file()
   alone = ("tokenizer.json", "vocab.txt", "spiece.model", "tokenizer.model")
   return any(map(there, alone)) or (there("vocab.json") and there("merges.txt"))
 

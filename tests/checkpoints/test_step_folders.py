@@ -32,7 +32,7 @@ LOSSES = {100: 3.0, 200: 1.0, 300: float("nan"), 400: 2.0}
 
 def _params(step):
   chance = np.random.default_rng(step)
-  draw = lambda x: chance.normal(0, 0.3, x.shape).astype(x.dtype)  # noqa: E731
+  draw = lambda x: chance.normal(0, 0.3, x.shape).astype(x.dtype)
   return jax.tree.map(draw, abstract_params(heads.build(CONFIG)))
 
 

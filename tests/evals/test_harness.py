@@ -75,13 +75,13 @@ def test_own_tasks_and_missing_data(lm, own_tasks):
 
 def test_cache_belongs_to_the_model(lm, own_tasks, tmp_path, monkeypatch):
   """A second run computes nothing; another model has a cache file of its own."""
-  run = lambda lm: harness.evaluate_tasks(  # noqa: E731
+  run = lambda lm: harness.evaluate_tasks(
     lm, ["own"], include_path=own_tasks, batch_size=4, cache=str(tmp_path / "answers.sqlite")
   )
   first = run(lm)
   computed = collections.Counter()
   score = scoring.Scorer.score
-  count = lambda self, asked: (computed.update(n=len(asked)), score(self, asked))[1]  # noqa: E731
+  count = lambda self, asked: (computed.update(n=len(asked)), score(self, asked))[1]
   monkeypatch.setattr(scoring.Scorer, "score", count)
   assert run(lm)["results"] == first["results"] and not computed
   assert run(tiny_lm(seed=4))["results"] and computed["n"] == 27
@@ -159,7 +159,7 @@ def test_mistakes(lm, monkeypatch, tasks, options, message):
   from lm_eval import tasks as lm_eval_tasks
 
   # Indexing all of the harness' tasks takes 15 seconds.
-  small = lambda include_path, **_: real(include_path=include_path, include_defaults=False)  # noqa: E731
+  small = lambda include_path, **_: real(include_path=include_path, include_defaults=False)
   real = lm_eval_tasks.TaskManager
   monkeypatch.setattr(lm_eval_tasks, "TaskManager", small)
   with pytest.raises(UserError, match=message):

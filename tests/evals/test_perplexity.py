@@ -172,7 +172,7 @@ def test_a_resume_file_of_other_settings_or_documents_is_not_used(
 ):
   path = tmp_path / "report.json.partial"
   options = {"seq_len": T, "batch_size": 2, "progress": False}
-  resume_file = lambda **settings: ResumeFile(path, settings, seconds=0)  # noqa: E731
+  resume_file = lambda **settings: ResumeFile(path, settings, seconds=0)
   with monkeypatch.context() as patched, pytest.raises(Stopped):
     stop_after(patched, lm, 3)
     perplexity.measure(lm, documents, **options, resume_file=resume_file(dtype="float32"))

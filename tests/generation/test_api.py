@@ -35,7 +35,7 @@ def test_a_batch_gives_each_prompt_what_it_gives_alone(lm, options):
 
 
 def test_seeds(lm):
-  draw = lambda **more: lm.generate(  # noqa: E731
+  draw = lambda **more: lm.generate(
     prompts_of(5), do_sample=True, top_k=0, max_new_tokens=12, **more
   )
   assert new_ids(draw(seed=1)) == new_ids(draw(seed=1)) != new_ids(draw(seed=2))

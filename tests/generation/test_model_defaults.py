@@ -66,7 +66,7 @@ def test_where_ends_come_from(make, parts):
   """generation_config.json, then config.json, then the tokenizer."""
   free = new(make(), eos_token_id=-1)
   third, fourth = free[2], free[3]
-  until = lambda i: free[: free.index(i) + 1]  # noqa: E731
+  until = lambda i: free[: free.index(i) + 1]
   assert free.index(third) != free.index(fourth)
   assert new(make({"eos_token_id": third}, {"eos_token_id": fourth})) == until(third)
   assert new(make({}, {"eos_token_id": fourth})) == until(fourth)

@@ -132,7 +132,7 @@ def draw_batch(hf, T, padding, problem, seed) -> Case:
 def torch_run(case, with_gradients=True):
   """transformers' own class."""
   head = case.config.head
-  tensor = lambda x: torch.tensor(np.ascontiguousarray(x))  # noqa: E731
+  tensor = lambda x: torch.tensor(np.ascontiguousarray(x))
   inputs = dict(
     input_ids=tensor(case.ids_BxT),
     attention_mask=tensor(case.real_BxT.astype(np.int64)),
@@ -141,7 +141,7 @@ def torch_run(case, with_gradients=True):
   if head == "question_answering":
     inputs |= dict(start_positions=tensor(case.labels[0]), end_positions=tensor(case.labels[1]))
   elif head == "double_heads":
-    half = lambda x: tensor(x.reshape(B // 2, 2, *x.shape[1:]))  # noqa: E731
+    half = lambda x: tensor(x.reshape(B // 2, 2, *x.shape[1:]))
     inputs |= dict(input_ids=half(case.ids_BxT), mc_token_ids=half(case.token_B))
     inputs |= dict(labels=half(case.labels[0]), mc_labels=tensor(case.labels[1]))
   else:
@@ -164,7 +164,7 @@ def torch_run(case, with_gradients=True):
 def our_program(config):
   """Ours, compiled at its first call for batches of one shape; with gradients always."""
   module = heads.build(config)
-  as_numpy = lambda tree: jax.tree.map(np.asarray, tree)  # noqa: E731
+  as_numpy = lambda tree: jax.tree.map(np.asarray, tree)
 
   @jax.jit
   def both(params, ids_BxT, labels, options):
@@ -199,7 +199,7 @@ def true_run(case, with_gradients=True, rounding=None):
 
   def losses(state, xp):
     x_BxTxD = referee.hidden(state, hf, case.ids_BxT, case.real_BxT, case.positions_BxT, xp)
-    tokens = lambda: x_BxTxD @ state["transformer.wte.weight"].T  # noqa: E731
+    tokens = lambda: x_BxTxD @ state["transformer.wte.weight"].T
     if config.head == "lm":
       logits = tokens()
       return [logits], [next_token(logits, case.labels, xp)]

@@ -136,7 +136,7 @@ def state() -> dict[str, object]:
 
 
 def changed_by_importing() -> dict:
-  """Third-party packages first, for they change what they like: those that ours stand on, as the
+  """Third-party packages first, for they change what they like: those that ours imports, as the
   modules loaded with ours in another process tell."""
   third_party = json.load(sys.stdin)
   for name in third_party:

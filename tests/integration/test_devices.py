@@ -66,7 +66,7 @@ def two_hosts(command: list[str]) -> tuple[list[int], list[tuple[str, str]]]:
 
 
 def test_two_hosts(settings, one_device, tmp_path):
-  """The rows of each lie apart; then the checkpoint goes on in one process."""
+  """The rows of each lie apart; then the run resumes in one process."""
   python, _, _, *arguments = train_runs.train_command(
     tmp_path, **settings | {"steps": 8, "mesh__fsdp": 2, "eval__sample_tokens": 8}
   )

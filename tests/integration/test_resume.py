@@ -48,7 +48,7 @@ def whole_run(settings, tmp_path_factory):
 def assert_same_run(workdir, whole_run):
   train_runs.assert_bitwise_equal(train_runs.arrays(workdir, 40), train_runs.arrays(whole_run, 40))
   lines, expected = train_runs.metrics(workdir), train_runs.metrics(whole_run)
-  assert [line["step"] for line in lines] == list(range(1, 41))  # each step stands once
+  assert [line["step"] for line in lines] == list(range(1, 41))  # each step is there once
   exact = [key for key in expected[-1] if not key.startswith("perf/")]
   assert "eval/bits_per_byte/Prose" in exact
   for line, other in zip(lines, expected):
@@ -78,7 +78,7 @@ def test_killed_at_random_moments(settings, whole_run, tmp_path):
   for step in (5, 18, 30):
     process = start(tmp_path, settings)
     wait_for_step(process, tmp_path, step)
-    time.sleep(chance.uniform(0, 0.2))  # within a step, or within the save that goes on beside it
+    time.sleep(chance.uniform(0, 0.2))  # within a step, or within the save beside it
     process.send_signal(signal.SIGKILL)
     kills += process.wait() == -signal.SIGKILL
     process.stdout.close()

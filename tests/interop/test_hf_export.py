@@ -70,7 +70,7 @@ def test_what_we_do_not_model_survives(tmp_path):
 def test_a_checkpoint_that_is_not_there_or_damaged(tmp_path):
   name = hf_folders.save(tmp_path / "hf", hf_folders.config(), hf_folders.tensors())
   interop.hf_to_orbax(name, tmp_path / "ours", tokenizer=False)
-  to_hf = lambda **options: error(  # noqa: E731
+  to_hf = lambda **options: error(
     interop.orbax_to_hf, tmp_path / "ours", tmp_path / "back", tokenizer=False, **options
   )
   assert "no checkpoint 7" in to_hf(step=7)

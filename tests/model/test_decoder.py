@@ -39,7 +39,7 @@ QUICK = {"xla_backend_optimization_level": 0}  # compiling is what these tests t
 
 def apply(config, params, ids_BxT, method="logits", **options):
   """One compiled forward pass."""
-  run = lambda params, options: Decoder(config).apply(  # noqa: E731
+  run = lambda params, options: Decoder(config).apply(
     {"params": params}, ids_BxT, method=method, **options
   )
   return jax.jit(run, compiler_options=QUICK)(params, options)
@@ -133,7 +133,7 @@ def test_parameters_are_stacked_by_place_in_the_period():
 
 
 def test_every_parameter_names_all_its_axes():
-  is_box = lambda leaf: isinstance(leaf, nn.Partitioned)  # noqa: E731
+  is_box = lambda leaf: isinstance(leaf, nn.Partitioned)
   for path, leaf in jax.tree_util.tree_leaves_with_path(boxed_params(TINY), is_leaf=is_box):
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     assert len(leaf.names) == len(leaf.value.shape), name
@@ -145,7 +145,7 @@ def test_scanned_layers_are_applied_in_order():
   """Layer i is place i % period, repeat i // period: permuting a tree's repeats shows it."""
   config = TINY.replace(attention_pattern=("local",), num_layers=2)
   params, ids_BxT = random_params(config), random_ids(config)
-  take = lambda i: {  # noqa: E731
+  take = lambda i: {
     **params, "blocks": jax.tree.map(lambda x: x[i : i + 1], params["blocks"]),
   }  # fmt: skip
   one = config.replace(num_layers=1)

@@ -125,7 +125,7 @@ def test_gradient_and_hessian_vector_product(params, direction, batch, truth, im
 
 def test_reverse_mode_over_forward_mode(params, direction, batch, truth):
   loss = loss_of(FORWARD, batch)
-  slope = lambda params: jax.jvp(loss, (params,), (direction,))[1]  # noqa: E731
+  slope = lambda params: jax.jvp(loss, (params,), (direction,))[1]
   assert relative_error(jax.jit(jax.grad(slope))(params), truth[1]) < 1e-4
 
 

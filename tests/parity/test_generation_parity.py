@@ -299,8 +299,8 @@ def folder(tmp_path_factory):
 def test_a_model_s_defaults_are_obeyed_as_theirs_are(folder, case):
   """The same files beside both: the same tokens, ends and padding."""
   path, model, lm, end = folder
-  ended = lambda x: [end if i is END else i for i in x] if isinstance(x, list) else x  # noqa: E731
-  put = lambda fields: {k: end if v is END else ended(v) for k, v in fields.items()}  # noqa: E731
+  ended = lambda x: [end if i is END else i for i in x] if isinstance(x, list) else x
+  put = lambda fields: {k: end if v is END else ended(v) for k, v in fields.items()}
   file, config, given = (None if fields is None else put(fields) for fields in DEFAULTS[case])
   fields = {**json.loads((path / "config.json").read_text()), "eos_token_id": None, **config}
   with tempfile.TemporaryDirectory() as written:

@@ -144,7 +144,7 @@ def check(program, case, arguments):
     [run(case, i < GRADIENT_BATCHES) for i, case in enumerate(cases)]
     for run in (torch_run, true_run)
   )
-  part = lambda k, n=BATCHES: [[batch[k] for batch in side[:n]] for side in (ours, theirs, truths)]  # noqa: E731
+  part = lambda k, n=BATCHES: [[batch[k] for batch in side[:n]] for side in (ours, theirs, truths)]
   errors = compare_outputs(cases, *part(0))
   if case.config.head == "question_answering" and case.padding != "none":
     # Its loss is over all positions, and what either side says at padding is arbitrary.

@@ -39,5 +39,5 @@ def test_hidden_states_and_attentions(family):
   for our, their in zip(states, theirs.hidden_states):
     np.testing.assert_allclose(our[case.real_BxT], their.numpy()[case.real_BxT], atol=2e-5)
   for our, their in zip(attentions, theirs.attentions):
-    queries = lambda x: np.moveaxis(np.asarray(x), 1, 2)[case.real_BxT]  # noqa: E731
+    queries = lambda x: np.moveaxis(np.asarray(x), 1, 2)[case.real_BxT]
     np.testing.assert_allclose(queries(our), queries(their), atol=1e-6)

@@ -326,7 +326,7 @@ def test_the_trained_checkpoint_has_hugging_faces_perplexity(trained, shared_dat
       limit_documents=3,
     )
   )
-  batches = lambda: data.EvaluationBatches(  # noqa: E731
+  batches = lambda: data.EvaluationBatches(
     documents, tokenizer, batch_size=1, seq_len=config.max_position_embeddings
   )
   opened = interop.open_hf(str(source))

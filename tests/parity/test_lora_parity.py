@@ -51,7 +51,7 @@ def our_logits(config, params, adapter=None):
   if adapter is not None:
     variables["lora"] = adapter.collection()
   method = "logits" if config.head == "lm" else "outputs"
-  run = lambda variables: heads.build(config).apply(variables, IDS, method=method)  # noqa: E731
+  run = lambda variables: heads.build(config).apply(variables, IDS, method=method)
   return np.asarray(jax.jit(run, compiler_options=QUICK)(variables))
 
 
@@ -106,8 +106,8 @@ def test_separate_factors_of_gpt2(tmp_path):
   config = hf_models.config_of(model)
   params = hf_models.to_params(hf_models.tensors(model), config)
   rng = np.random.default_rng(2)
-  draw = lambda *shape: rng.standard_normal((4, *shape)).astype(np.float32)  # noqa: E731
-  pair = lambda: {"a": draw(24, 2), "b": draw(2, 4, 6)}  # noqa: E731
+  draw = lambda *shape: rng.standard_normal((4, *shape)).astype(np.float32)
+  pair = lambda: {"a": draw(24, 2), "b": draw(2, 4, 6)}
   layer = {
     "attn": {"q": pair(), "v": pair()},
     "mlp": {"c_fc": {"a": draw(24, 2), "b": draw(2, 96)}},

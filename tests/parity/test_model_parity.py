@@ -89,7 +89,7 @@ def referee_logits(model, batch):
 
 def referee_gradients(model, batch):
   """Loss and gradients, float64, by PyTorch's names."""
-  loss = lambda state, xp: (  # noqa: E731
+  loss = lambda state, xp: (
     referee.loss(
       state, model.config, batch.ids_BxT, batch.labels_BxT, batch.real_BxT, batch.positions_BxT, xp
     ),
@@ -190,7 +190,7 @@ def test_every_activation_is_the_function_of_its_name(name):
   x = np.concatenate([np.linspace(-12, 12, 4001), [-3.0, 0.0, 3.0, 6.0]]).astype(np.float32)
   theirs = torch.tensor(x, requires_grad=True)
   ACT2FN[name](theirs).sum().backward()
-  function = lambda x: activate(x, ALIASES.get(name, name))  # noqa: E731
+  function = lambda x: activate(x, ALIASES.get(name, name))
   values, derivatives = jax.vmap(jax.value_and_grad(function))(x)
   np.testing.assert_allclose(values, ACT2FN[name](theirs).detach(), rtol=3e-7, atol=1.2e-6)
   np.testing.assert_allclose(derivatives, theirs.grad, rtol=3e-7, atol=4e-6)

@@ -81,7 +81,7 @@ def test_there_is_memory_here():
 
 
 def test_what_a_run_counts_on_does_not_depend_on_what_is_free():
-  """It decides in how many parts a batch is taken, so a run that goes on must find the same."""
+  """It decides in how many parts a batch is taken, so a resumed run must find the same."""
   here = jax.local_devices()
   before = memory_estimate.memory_bytes(here)
   taken = np.ones(2**28, np.uint8)

@@ -240,7 +240,7 @@ def test_three_processes(tmp_path):
   stops = set()
   for process, (out, err) in zip(processes, outputs):
     assert process.returncode == 1, (out, err)
-    found = json.loads(out.splitlines()[-1])  # and no word of going on
+    found = json.loads(out.splitlines()[-1])  # and no advice to continue
     assert found["rows"]
     stops.add(found["stop"])
     assert found["gathered"] == [{"of": n, "as": "x" * (1 + n)} for n in range(3)]

@@ -137,7 +137,7 @@ def test_decay_mask_of_every_leaf():
 
 
 def test_moments_are_float32_trees_like_the_parameters():
-  dtype = lambda x: x.dtype  # noqa: E731
+  dtype = lambda x: x.dtype
   params = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), _random(SHAPES, 0))
   for name in ("mesh_adam", "adamw"):
     tx, _ = optimizer.make_optimizer(
@@ -157,7 +157,7 @@ def test_moments_are_float32_trees_like_the_parameters():
 @pytest.mark.parametrize(
   ("name", "values"),
   [
-    # Peak 2, warm-up 10, decay to 100: at step 50 a cosine from 0 stands half-way, 0.55.
+    # Peak 2, warm-up 10, decay to 100: at step 50 a cosine from 0 is half-way, 0.55.
     ("mesh_cosine", {0: 0.0, 50: 1.1, 100: 0.2, 101: 0.2, 1000: 0.2}),
     ("linear", {0: 0.0, 1: 0.1982, 10: 1.82, 50: 1.1, 100: 0.2, 1000: 0.2}),
     ("cosine", {0: 0.0, 1: 0.2, 10: 2.0, 55: 1.1, 100: 0.2, 1000: 0.2}),
@@ -273,7 +273,7 @@ def test_adafactor_keeps_a_small_state():
     optimizer.OptimizerConfig("adafactor"), optimizer.ScheduleConfig(decay_steps=10)
   )
   params = _random(ADAFACTOR_SHAPES, 0)
-  count = lambda tree: sum(np.size(x) for x in jax.tree.leaves(tree))  # noqa: E731
+  count = lambda tree: sum(np.size(x) for x in jax.tree.leaves(tree))
   assert count(tx.init(params)) < 0.1 * count(params)
 
 

@@ -110,7 +110,7 @@ def test_another_model(run):
 
 
 def test_weights_that_are_no_run_are_left_as_they_are(tmp_path):
-  """A converted model as --workdir: nothing to go on with, and nothing is moved aside."""
+  """A converted model as --workdir: nothing to resume, and nothing is moved aside."""
   _save(tmp_path, step=0)
   for file in sorted((tmp_path / "0" / "optimizer").rglob("*"), reverse=True):
     file.unlink() if file.is_file() else file.rmdir()

@@ -135,7 +135,7 @@ def test_the_loop_trains_evaluates_and_resumes(config, tmp_path, capsys):
   assert run(config, str(tmp_path / "parts")) == 0
   assert "resuming from step 5" in capsys.readouterr().out
   # The evaluation at the end of the first part is one more.
-  once = lambda line: {k: v for k, v in line.items() if line["step"] != 5 or k[:5] != "eval/"}  # noqa: E731
+  once = lambda line: {k: v for k, v in line.items() if line["step"] != 5 or k[:5] != "eval/"}
   assert [once(line) for line in lines(tmp_path / "parts")] == written
   one, other = (gptneo_jax.load(str(tmp_path / name)) for name in ("run", "parts"))
   assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), one.params, other.params))

@@ -316,7 +316,7 @@ def _check_ranges(options: GenerationOptions) -> None:
 
 
 def _check_contradictions(options: GenerationOptions) -> None:
-  given = lambda name: getattr(options, name) != _DEFAULT[name]  # noqa: E731
+  given = lambda name: getattr(options, name) != _DEFAULT[name]
 
   def conflict(text: str):
     raise UserError(f"generate: {text}")
