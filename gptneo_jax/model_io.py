@@ -303,8 +303,8 @@ def _placed(leaf: Callable[[str], LazyArray], abstract: Any) -> Any:
 def _resized(table_VxD: jax.Array, size: int, key: jax.Array) -> jax.Array:
   V = table_VxD.shape[0]
   old_VxD = table_VxD.astype(jnp.float32)
-  mean_D = old_VxD.mean(0)
+  mean_1xD = old_VxD.mean(0, keepdims=True)
   # Random mixtures of the deviations have their covariance, without factorizing a matrix.
   mix_NxV = jax.random.normal(key, (max(size - V, 0), V)) / math.sqrt(V)
-  new_NxD = mean_D + math.sqrt(_NEW_ROWS_SPREAD) * mix_NxV @ (old_VxD - mean_D)
+  new_NxD = mean_1xD + math.sqrt(_NEW_ROWS_SPREAD) * mix_NxV @ (old_VxD - mean_1xD)
   return jnp.concatenate([table_VxD[:size], new_NxD.astype(table_VxD.dtype)])

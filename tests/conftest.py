@@ -16,15 +16,10 @@ def exact_float32():
     jax.config.update("jax_default_matmul_precision", "highest")
 
 
-# Rooms of the code that runs on devices.
-_EXPLICIT_ROOMS = ("attention", "generation", "model")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def explicit_broadcasting(request):
-  """In these rooms an array is never broadcast to another rank in silence: it is an error."""
-  explicit = request.path.parent.name in _EXPLICIT_ROOMS
-  with jax.numpy_rank_promotion("raise" if explicit else "allow"):
+@pytest.fixture(scope="session", autouse=True)
+def explicit_broadcasting():
+  """An array is never broadcast to another rank in silence: that is an error."""
+  with jax.numpy_rank_promotion("raise"):
     yield
 
 

@@ -108,7 +108,7 @@ def test_hidden_states_end_in_the_logits(lm):
   states = lm.hidden_states(ids())
   assert [x.shape for x in states] == [(2, 9, 16)] * 3
   np.testing.assert_allclose(states[-1] @ lm.params["wte"].T, lm.logits(ids()), atol=1e-5)
-  embeddings = lm.params["wte"][ids()] + lm.params["wpe"][:9]
+  embeddings = lm.params["wte"][ids()] + lm.params["wpe"][None, :9]
   np.testing.assert_allclose(states[0], embeddings, atol=1e-6)
 
 
