@@ -117,6 +117,7 @@ def _run(
     say(run.task.describe_data(run, tokenizer))
 
   # --- restore: what this folder holds, else init_from, else fresh --------------------------------
+  # On one device, so before the mesh is set.
   peak_flops, _ = peak_flops_per_second(jax.local_devices()[0], run.model_config.dtype)
   closing.enter_context(jax.set_mesh(run.mesh))
   checkpoints = closing.enter_context(

@@ -1,29 +1,16 @@
 """Sharded loss, gradients and memory against one device, in a process with 8 CPU devices."""
 
-import json
-import os
-import subprocess
-import sys
-
 import jax.numpy as jnp
 import pytest
 
 from gptneo_jax import sharding
-from tests.helpers import HELPERS
-
-SCRIPT = HELPERS / "sharding_checks.py"
+from tests.helpers.processes import QUICK, found_on_eight_devices
 
 
 @pytest.fixture(scope="module")
 def found():
   """What sharding_checks.py printed."""
-  flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-  environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-  done = subprocess.run(
-    [sys.executable, SCRIPT], env=environment, capture_output=True, text=True, timeout=300
-  )
-  assert done.returncode == 0, done.stderr[-4000:]
-  return json.loads(done.stdout.splitlines()[-1])
+  return found_on_eight_devices("sharding_checks.py", QUICK)
 
 
 def test_loss_and_gradients_equal_one_device(found):

@@ -12,6 +12,7 @@ gradient of the table is summed over devices once, in the end.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -86,7 +87,7 @@ def losses_of_tokens(
 ) -> TokenLosses:
   """`losses.token_losses` of the logits x·table^T, chunk by chunk. Its gradient would keep all
   logits: for that there is `loss_sums`."""
-  losses = _on_mesh(functools.partial(_losses_of_tokens, vocab_size=vocab_size), BATCH_SPEC)
+  losses = _on_mesh(functools.partial(_of_tokens, _losses, vocab_size=vocab_size), BATCH_SPEC)
   return losses(x_BxTxD, table_VxD.astype(x_BxTxD.dtype), targets_BxT, weights_BxT)
 
 
@@ -107,7 +108,7 @@ def predictions_of_tokens(
 ) -> TokenPredictions:
   """How the logits x·table^T predict the targets, each times its weight, chunk by chunk."""
   predictions = _on_mesh(
-    functools.partial(_predictions_of_tokens, vocab_size=vocab_size), BATCH_SPEC
+    functools.partial(_of_tokens, _predictions, vocab_size=vocab_size), BATCH_SPEC
   )
   return predictions(x_BxTxD, table_VxD.astype(x_BxTxD.dtype), targets_BxT, weights_BxT)
 
@@ -212,36 +213,30 @@ def _loss_and_gradients(
   return sums, _joined(dx, x_BxTxD.shape), dtable_VxD
 
 
-def _losses_of_tokens(
-  x_BxTxD, table_VxD, targets_BxT, weights_BxT, *, vocab_size, layout: _Layout
-) -> TokenLosses:
+def _of_tokens(
+  of_terms: Callable[[_Terms, jax.Array], Any],
+  x_BxTxD, table_VxD, targets_BxT, weights_BxT, *, vocab_size, layout: _Layout,
+) -> Any:  # fmt: skip
+  """`of_terms` of each chunk's terms and weights (N): arrays of N, joined to B x T."""
   V, table_VxD = table_VxD.shape[0], _with_padded_columns(table_VxD)
 
   def visit(_, chunk):
     x_NxD, targets_N, weights_N = chunk
-    terms = _terms(x_NxD, table_VxD, V, targets_N, vocab_size, layout)
-    return None, TokenLosses(terms.nll_N * weights_N, jnp.square(terms.log_z_N) * weights_N)
+    return None, of_terms(_terms(x_NxD, table_VxD, V, targets_N, vocab_size, layout), weights_N)
 
   chunks = [_chunks(x) for x in (x_BxTxD, targets_BxT, weights_BxT)]
-  _, losses = jax.lax.scan(visit, None, chunks)
-  return TokenLosses(*(_joined(x, targets_BxT.shape) for x in losses))
+  _, of_chunks = jax.lax.scan(visit, None, chunks)
+  return jax.tree.map(lambda x: _joined(x, targets_BxT.shape), of_chunks)
 
 
-def _predictions_of_tokens(
-  x_BxTxD, table_VxD, targets_BxT, weights_BxT, *, vocab_size, layout: _Layout
-) -> TokenPredictions:
-  V, table_VxD = table_VxD.shape[0], _with_padded_columns(table_VxD)
+def _losses(terms: _Terms, weights_N: jax.Array) -> TokenLosses:
+  return TokenLosses(terms.nll_N * weights_N, jnp.square(terms.log_z_N) * weights_N)
 
-  def visit(_, chunk):
-    x_NxD, targets_N, weights_N = chunk
-    terms = _terms(x_NxD, table_VxD, V, targets_N, vocab_size, layout)
-    confidence_N = 1.0 / terms.sum_N  # exp(0) is the likeliest token's share of the sum
-    predictions = (terms.nll_N, confidence_N, terms.correct_N)
-    return None, TokenPredictions(*(x_N * weights_N for x_N in predictions))
 
-  chunks = [_chunks(x) for x in (x_BxTxD, targets_BxT, weights_BxT)]
-  _, predictions = jax.lax.scan(visit, None, chunks)
-  return TokenPredictions(*(_joined(x, targets_BxT.shape) for x in predictions))
+def _predictions(terms: _Terms, weights_N: jax.Array) -> TokenPredictions:
+  confidence_N = 1.0 / terms.sum_N  # exp(0) is the likeliest token's share of the sum
+  made = (terms.nll_N, confidence_N, terms.correct_N)
+  return TokenPredictions(*(x_N * weights_N for x_N in made))
 
 
 def _on_gpu() -> bool:

@@ -10,12 +10,11 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from gptneo_jax import sharding
 from gptneo_jax.errors import UserError
 from gptneo_jax.planning.topology import Topology
 from gptneo_jax.training import parse_config
 from gptneo_jax.training.compiled_step import TooLarge, too_large
-from gptneo_jax.training.fitting import Changes, apply, estimate
+from gptneo_jax.training.fitting import Changes, apply, estimate, ways_of_batch
 from gptneo_jax.training.memory_estimate import needs_text, size_text, total
 
 _TRIES = 3  # compilations spent on settings that should fit
@@ -77,10 +76,9 @@ def _batches(config: ConfigDict, num_devices: int, smaller: bool) -> Iterator[Ch
   A config that leaves the parts open leaves them so.
   """
   try:
-    sizes = sharding.mesh_sizes(**config.mesh.to_dict(), num_devices=num_devices)
-  except ValueError:
+    ways = ways_of_batch(config, num_devices)
+  except UserError:
     return
-  ways = sizes[0] * sizes[1]
   rows = config.batch_size // ways  # of a device
   yield {}
   given = config.grad_accumulation

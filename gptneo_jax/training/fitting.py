@@ -90,7 +90,7 @@ def choose(config: ConfigDict, num_devices: int, budget: float) -> Changes:
   fitting = [one for one, need in zip(candidates, needs) if need <= budget]
   if not fitting:
     return candidates[needs.index(min(needs))]
-  tokens = config.batch_size // _ways(config, num_devices) * config.seq_len  # of a device
+  tokens = config.batch_size // ways_of_batch(config, num_devices) * config.seq_len  # of a device
 
   def time(one: Changes) -> float:
     """Of a token, in units of what its products take."""
@@ -116,13 +116,13 @@ def _candidates(config: ConfigDict, num_devices: int) -> list[Changes]:
     remats = [{"model.remat": remat} for remat in _AGAIN]
   parts: list[Changes] = [{}]
   if config.grad_accumulation == 0:
-    rows = max(config.batch_size // _ways(config, num_devices), 1)
+    rows = max(config.batch_size // ways_of_batch(config, num_devices), 1)
     parts = [{"grad_accumulation": n} for n in range(1, rows + 1) if rows % n == 0]
   return [remat | part for remat in remats for part in parts]
 
 
-def _ways(config: ConfigDict, num_devices: int) -> int:
+def ways_of_batch(config: ConfigDict, num_devices: int) -> int:
   """Devices that a batch is split over. Raises UserError for a mesh of another number."""
   with user_errors():
-    data, fsdp, _ = sharding.mesh_sizes(**config.mesh.to_dict(), num_devices=num_devices)
-  return data * fsdp
+    mesh = sharding.abstract_mesh(**config.mesh.to_dict(), num_devices=num_devices)
+  return sharding.batch_ways(mesh)

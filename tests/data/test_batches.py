@@ -21,7 +21,6 @@ from gptneo_jax.data.tokenizer import DocumentEncoder, end_of_text_id
 from tests.helpers.data_rows import (
   SEQ_LEN,
   batches_of,
-  byte_tokenizer,
   config_of,
   documents_in,
   sources,
@@ -29,11 +28,6 @@ from tests.helpers.data_rows import (
   tokens_of_stream,
   write_shards,
 )
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-  return byte_tokenizer()
 
 
 @settings(deadline=None, max_examples=40)

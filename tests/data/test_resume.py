@@ -17,7 +17,6 @@ from gptneo_jax.data.documents import DataError
 from tests.helpers.data_rows import (
   assert_equal,
   batches_of,
-  byte_tokenizer,
   config_of,
   documents_in,
   sources,
@@ -25,11 +24,6 @@ from tests.helpers.data_rows import (
   tokens_of_stream,
   write_shards,
 )
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-  return byte_tokenizer()
 
 
 @settings(deadline=None, max_examples=40)

@@ -5,7 +5,6 @@ import json
 import pathlib
 import random
 import tempfile
-import unicodedata
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 
 from gptneo_jax.errors import UserError
 from gptneo_jax.evals import contamination, word_ngrams
+from tests.helpers.plain_words import words
 
 ODD = (
   "İSTANBUL ΟΔΥΣΣΕΎΣ ẞ straße é e\u0301 — “a”…b don't_do-it १२ x\u00a0y\u2003z ½ 한 \U00010400 \x00"
@@ -24,17 +24,6 @@ ODD = (
 def write(path, texts):
   path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
   return str(path)
-
-
-def words(text):
-  """The normalisation, character by character."""
-  folded = ""
-  for character in text:
-    if character.isspace():
-      folded += " "
-    elif unicodedata.category(character)[0] in "LNM":
-      folded += character.lower()[0]
-  return folded.split()
 
 
 def ngrams(text, n):

@@ -1,21 +1,9 @@
 """Normalised words and the hashes of their n-grams, against plain loops."""
 
-import unicodedata
-
 import numpy as np
 
 from gptneo_jax.evals.word_ngrams import ngrams, normalised, split_words
-
-
-def words(text):
-  """The normalisation, character by character."""
-  folded = ""
-  for character in text:
-    if character.isspace():
-      folded += " "
-    elif unicodedata.category(character)[0] in "LNM":
-      folded += character.lower()[0]
-  return folded.split()
+from tests.helpers.plain_words import words
 
 
 def test_normalised():

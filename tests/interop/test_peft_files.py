@@ -11,35 +11,13 @@ from gptneo_jax.errors import UserError
 from gptneo_jax.interop import peft_files
 from gptneo_jax.interop.safetensors_file import open_safetensors, write_safetensors
 from gptneo_jax.model import lora
+from tests.helpers.small_adapters import CONFIG, draw, small_adapter
 from tests.helpers.small_models import random_params
-
-CONFIG = gptneo_jax.ModelConfig(
-  vocab_size=53, max_position_embeddings=32, hidden_size=16, num_layers=4, num_heads=2,
-  window_size=4,
-)  # fmt: skip
-
-
-def draw(*shape, seed=0):
-  return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 @pytest.fixture
 def adapter():
-  """q everywhere, with ranks that differ between the places of the period; out in one place."""
-  return lora.Adapter(
-    2.0,
-    {
-      "blocks": {
-        "layer_0": {"attn": {"q": {"a": draw(2, 16, 3), "b": draw(2, 3, 2, 8, seed=1)}}},
-        "layer_1": {
-          "attn": {
-            "q": {"a": draw(2, 16, 2, seed=2), "b": draw(2, 2, 2, 8, seed=3)},
-            "out": {"a": draw(2, 2, 8, 3, seed=4), "b": draw(2, 3, 16, seed=5)},
-          }
-        },
-      }
-    },
-  )
+  return small_adapter()
 
 
 def test_written_and_read_again(adapter, tmp_path):

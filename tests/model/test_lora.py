@@ -4,37 +4,14 @@ import jax
 import numpy as np
 import pytest
 
-from gptneo_jax.config import ModelConfig
 from gptneo_jax.model import heads, lora
+from tests.helpers.small_adapters import CONFIG, draw, small_adapter
 from tests.helpers.small_models import random_params
-
-CONFIG = ModelConfig(
-  vocab_size=53, max_position_embeddings=32, hidden_size=16, num_layers=4, num_heads=2,
-  window_size=4,
-)  # fmt: skip
-
-
-def draw(*shape, seed=0):
-  return 0.3 * np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 @pytest.fixture
 def adapter():
-  """q everywhere, with ranks that differ between the layers of the period; out in one of them."""
-  return lora.Adapter(
-    2.0,
-    {
-      "blocks": {
-        "layer_0": {"attn": {"q": {"a": draw(2, 16, 3), "b": draw(2, 3, 2, 8, seed=1)}}},
-        "layer_1": {
-          "attn": {
-            "q": {"a": draw(2, 16, 2, seed=2), "b": draw(2, 2, 2, 8, seed=3)},
-            "out": {"a": draw(2, 2, 8, 3, seed=4), "b": draw(2, 3, 16, seed=5)},
-          }
-        },
-      }
-    },
-  )
+  return small_adapter(scale=0.3)
 
 
 @pytest.fixture
@@ -81,7 +58,7 @@ def test_merged_slice_by_slice_is_merged_at_once(adapter, params):
 def test_a_head_trained_in_full_takes_the_place_of_the_old():
   config = CONFIG.replace(head="sequence_classification", num_labels=3)
   params = random_params(config)
-  head = {"kernel": draw(16, 3, seed=6)}
+  head = {"kernel": draw(16, 3, seed=6, scale=0.3)}
   adapter = lora.Adapter(1.0, {}, head)
   merged = lora.merge(params, adapter)
   np.testing.assert_array_equal(merged["head"]["kernel"], head["kernel"])

@@ -1,18 +1,11 @@
 """Costs of compiled programs: against sums by hand, and against the compiler's own."""
 
-import json
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import pytest
 
 from gptneo_jax.planning import hlo, hlo_costs
-from tests.helpers import HELPERS
-
-SCRIPT = HELPERS / "hlo_checks.py"
+from tests.helpers.processes import found_on_eight_devices
 
 
 def compiled(function, *shapes, dtype=jnp.float32):
@@ -197,15 +190,7 @@ def test_kernels_are_listed_with_what_they_take():
 @pytest.fixture(scope="module")
 def on_eight_devices():
   """What hlo_checks.py printed."""
-  environment = os.environ | {
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    "JAX_PLATFORMS": "cpu",
-  }
-  done = subprocess.run(
-    [sys.executable, SCRIPT], env=environment, capture_output=True, text=True, timeout=300
-  )
-  assert done.returncode == 0, done.stderr[-4000:]
-  return json.loads(done.stdout.splitlines()[-1])
+  return found_on_eight_devices("hlo_checks.py")
 
 
 def test_collectives_of_a_sharded_loop(on_eight_devices):
