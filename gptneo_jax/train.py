@@ -21,6 +21,7 @@ From Python: `gptneo_jax.train.run(config, "runs/mine")`.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import shlex
 import signal
@@ -111,6 +112,10 @@ def _run(
   tokenizer, named = run_tokenizer.find(config, run.data_config, workdir)
   say(named)
   data.check_vocabulary(tokenizer, run.model_config.vocab_size)
+  settled, prepared = run.task.prepare(run, tokenizer)
+  if settled is not run.asked:
+    run = setup_run(settled)
+  run = dataclasses.replace(run, prepared=prepared)
   batches = closing.enter_context(contextlib.closing(run.task.open_batches(run, tokenizer)))
   evaluation = run.task.make_evaluation(run, tokenizer)
   if multihost.is_host0():

@@ -6,7 +6,8 @@ from gptneo_jax.data.documents import DataError
 
 _MAX_STREAMS = 64  # chosen for num_streams=0; up to this many hosts can share the reading
 
-SOURCES = ("stdlib", "jsonl", "text", "datasets")
+SOURCES = ("stdlib", "jsonl", "text", "datasets", "auto")
+ON_TOO_LONG = ("stop", "drop", "truncate_left")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,8 +15,8 @@ class DataConfig:
   """The `data` section of a training config.
 
   Attributes:
-    source: 'stdlib' (the Python standard library's own source), 'jsonl', 'text', 'datasets' or
-      'mixture'.
+    source: 'stdlib' (the Python standard library's own source), 'jsonl', 'text', 'datasets',
+      'auto' (by the endings of the files) or 'mixture'.
     path: jsonl: glob of JSON lines, JSON arrays or parquet (local, gs://, s3://); text: folder or
       glob of text files, in which `<|endoftext|>` separates documents; files may be compressed,
       several paths are separated by commas; datasets: `NAME_OR_PATH[#SPLIT]`, SPLIT 'train' unless
@@ -36,6 +37,9 @@ class DataConfig:
     on_bad_record: 'stop' or 'skip' (and count) records and files that cannot be read.
     text_key: field of a record that holds the text; 'a.b' is field b of field a.
     datasets_config: configuration name of a `datasets` source.
+    columns: what the fields of a labelled record are, 'text=message,label=0'; numbers count the
+      columns of a table without header from 0. '' goes by their names.
+    on_too_long: 'stop' at an example longer than a row, 'drop' or 'truncate_left' (and count) it.
     prefetch: batches read ahead.
   """
 
@@ -54,6 +58,8 @@ class DataConfig:
   on_bad_record: str = "stop"
   text_key: str = "text"
   datasets_config: str = ""
+  columns: str = ""
+  on_too_long: str = "stop"
   prefetch: int = 4
 
   def __post_init__(self):
@@ -66,6 +72,10 @@ class DataConfig:
       raise ValueError(f"data.document is '{self.document}'; it is 'file', 'line' or 'paragraph'")
     if self.on_bad_record not in ("stop", "skip"):
       raise ValueError(f"data.on_bad_record is '{self.on_bad_record}'; it is 'stop' or 'skip'")
+    if self.on_too_long not in ON_TOO_LONG:
+      raise ValueError(
+        f"data.on_too_long is '{self.on_too_long}'; it is one of {', '.join(ON_TOO_LONG)}"
+      )
     for name, least in (("num_streams", 0), ("shuffle_window", 1), ("prefetch", 0)):
       value = getattr(self, name)
       if not isinstance(value, int) or isinstance(value, bool) or value < least:

@@ -62,7 +62,7 @@ def compile_step(run: Run) -> jax.stages.Compiled:
   sharding = NamedSharding(run.mesh, BATCH_SPEC)
   batch = {
     name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
-    for name, array in run.task.batch_shapes(run.config).items()
+    for name, array in run.task.batch_shapes(run).items()
   }
   # The mesh as a description: small constants that are made while tracing are made here, not there.
   with jax.sharding.use_abstract_mesh(run.mesh.abstract_mesh):

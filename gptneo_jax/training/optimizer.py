@@ -35,6 +35,8 @@ class OptimizerConfig:
     b1, b2, eps: Adam's constants. `adafactor` does not use them.
     weight_decay: decoupled; multiplied by the learning rate in all three optimisers.
     clip_norm: largest global norm of the gradients; 0 switches clipping off.
+    layer_decay: learning rate of a layer over that of the layer above it.
+    rates: 'PATTERN=FACTOR,…': factors of the learning rate of the parameters whose path matches.
   """
 
   name: str = "mesh_adam"
@@ -44,6 +46,8 @@ class OptimizerConfig:
   eps: float = 1e-8
   weight_decay: float = 0.0
   clip_norm: float = 1.0
+  layer_decay: float = 1.0
+  rates: str = ""
 
   def __post_init__(self):
     _require(self.name in OPTIMIZERS, "optimizer.name", self.name, f"one of {OPTIMIZERS}")
@@ -63,12 +67,16 @@ class ScheduleConfig:
     name: one of SCHEDULES.
     warmup_steps: number of steps over which the rate rises from 0 at step 0.
     decay_steps: the step at which the floor is reached, counted from step 0.
+    warmup_ratio: above 0, `warmup_steps` is this share of the steps.
+    cooldown: of `wsd`, the share of the steps in which the rate falls.
     floor: fraction of the peak that is held from `decay_steps` on.
   """
 
   name: str = "mesh_cosine"
   warmup_steps: int = 3000
+  warmup_ratio: float = 0.0
   decay_steps: int
+  cooldown: float = 0.2
   floor: float = 0.1
 
   def __post_init__(self):

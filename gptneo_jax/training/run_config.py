@@ -24,16 +24,25 @@ def base(model: ModelConfig) -> ConfigDict:
   config.task = "lm"
   config.seed = 0
   config.steps = 1000
+  config.epochs = 0.0  # passes over the data, in place of `steps`; 0: steps count
   config.batch_size = 8  # sequences, over all devices
   config.seq_len = model.max_position_embeddings
   config.grad_accumulation = 1  # parts that the batch is taken in; 0: as few as fit the devices
   config.z_loss = 0.0
   config.init_from = ""  # weights to start from: a run, RUN/STEP, a Hugging Face folder or hub id
+  config.adopt_model = False  # True: the model is that of init_from, whatever model.* says of it
+  config.random_weights = False  # True: of init_from only the model and the tokenizer are taken
+  config.frozen = ""  # regular expression: parameters whose path it matches do not learn
+  config.neftune_alpha = 0.0  # noise on the embeddings in training (arXiv:2310.05914); 0: none
+  config.label_smoothing = 0.0
 
   config.log_every = 10
   config.eval_every = 500  # 0: only at the end
   config.checkpoint_every = 500
-  config.keep_latest = 3  # checkpoints kept; the one of the lowest eval/loss is kept beside them
+  config.every_epoch = False  # True: evaluates and saves after each epoch, not by the two above
+  config.keep_latest = 3  # checkpoints kept; the one of the best best_metric is kept beside them
+  config.best_metric = "eval/loss"
+  config.patience = 0  # evaluations without a better best_metric that end the run; 0: never
   config.wandb_project = ""  # empty: no wandb
 
   config.model = ConfigDict(
@@ -41,10 +50,37 @@ def base(model: ModelConfig) -> ConfigDict:
   )
   config.optimizer = ConfigDict(
     dict(
-      name="adamw", learning_rate=6e-4, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, clip_norm=1.0
+      name="adamw",
+      learning_rate=6e-4,
+      b1=0.9,
+      b2=0.95,
+      eps=1e-8,
+      weight_decay=0.1,
+      clip_norm=1.0,
+      layer_decay=1.0,  # learning rate of a layer over that of the layer above it
+      rates="",  # PATTERN=FACTOR,…: of the learning rate, for parameters whose path it matches
     )
   )
-  config.schedule = ConfigDict(dict(name="cosine", warmup_steps=100, decay_steps=1000, floor=0.1))
+  config.schedule = ConfigDict(
+    dict(
+      name="cosine",  # mesh_cosine, mesh_linear, cosine, linear, wsd, constant
+      warmup_steps=100,
+      warmup_ratio=0.0,  # above 0: warmup_steps is this share of the steps
+      decay_steps=1000,  # 0: the steps of the run
+      cooldown=0.2,  # of `wsd`: share of the steps in which the rate falls
+      floor=0.1,
+    )
+  )
+  config.lora = ConfigDict(
+    dict(
+      rank=0,  # 0: all parameters learn
+      alpha=16.0,  # factors are scaled by alpha / rank
+      dropout=0.05,
+      targets="all",  # or names with commas: q, k, v, out, c_fc, c_proj
+      rslora=False,  # True: scaled by alpha / sqrt(rank)
+      base="",  # frozen weights in 'int8' or 'int4'; '': as they are
+    )
+  )
   config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # one may be -1: the devices left
   config.data = ConfigDict(
     dict(
@@ -63,7 +99,24 @@ def base(model: ModelConfig) -> ConfigDict:
       test_fraction=0.005,
       text_key="text",  # field of a record; a.b: field b of field a
       datasets_config="",  # name of a configuration of a `datasets` source
+      columns="",  # ROLE=FIELD,…: what a labelled record's fields are; numbers: no header
+      on_too_long="stop",  # examples longer than seq_len: stop, drop, truncate_left
       prefetch=4,  # batches read ahead
+    )
+  )
+  config.examples = ConfigDict(
+    dict(
+      packing=True,  # several examples in a row
+      template="plain",  # of instructions: plain, alpaca, chat, or a text with {field}
+      loss_on="answer",  # of instructions: answer, all, last_turn
+      labels=(),  # (): those of the training records
+      problem="",  # single_label_, multi_label_classification, regression; '': as the labels say
+      class_weights="",  # 'balanced', or LABEL=WEIGHT,…
+      both_orders=False,  # of pairs: both are read, and what the model says of them is added
+      lm_coefficient=0.0,  # of the language model's loss beside that of the labels (GPT-1)
+      stride=128,  # of long contexts: tokens that two windows share
+      max_answer_tokens=30,
+      no_answer_threshold=0.0,  # an empty answer is given where it scores this much better
     )
   )
   config.eval = ConfigDict(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import jax
 import optax
@@ -44,6 +44,7 @@ class Run:
       are not known.
     attention: the backend of each kind of layer; {} where the devices are not known.
     memory: bytes of one device that the run counts on.
+    prepared: what the task made of its data before the start (`Task.prepare`).
   """
 
   asked: ConfigDict
@@ -59,6 +60,7 @@ class Run:
   streams: dict[int, range]
   attention: dict[str, str]
   memory: float
+  prepared: Any = None
 
   @property
   def own_streams(self) -> range:

@@ -25,7 +25,12 @@ def describe_data(run, tokenizer):
   return "training data: rows at random, without end"
 
 
-def batch_shapes(config):
+def prepare(run, tokenizer):
+  return run.asked, None
+
+
+def batch_shapes(run):
+  config = run.config
   shape = (config.batch_size, config.seq_len)
   return {
     "inputs": jax.ShapeDtypeStruct(shape, jnp.int32),

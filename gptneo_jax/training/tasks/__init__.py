@@ -70,7 +70,8 @@ class Evaluation(Protocol):
 class Task(Protocol):
   """What a module of this package offers.
 
-  A `run` is a `training.setup.Run`: configs, mesh, model, streams of this host.
+  A `run` is a `training.setup.Run`: configs, mesh, model, streams of this host. What a module
+  offers may also be the methods of an object of it, TASK.
 
   Attributes:
     HEADS: values of `model.head` that it trains.
@@ -82,6 +83,13 @@ class Task(Protocol):
     """Raises data.DataError if there is nothing at the paths; reads nothing large."""
     ...
 
+  def prepare(self, run: Any, tokenizer: Any) -> tuple[ConfigDict, Any]:
+    """The config with what only the data say (labels, steps), and what becomes `run.prepared`.
+
+    Called once, before anything else that takes a tokenizer. Raises data.DataError.
+    """
+    ...
+
   def describe_data(self, run: Any, tokenizer: Any) -> str:
     """A line about the amount of data, printed at the start."""
     ...
@@ -90,7 +98,7 @@ class Task(Protocol):
     """The batches of this host, from the beginning. Raises data.DataError."""
     ...
 
-  def batch_shapes(self, config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
+  def batch_shapes(self, run: Any) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and types of a global batch: what the step is compiled for."""
     ...
 
@@ -112,7 +120,8 @@ def find(name: str) -> Task:
   path = f"{__name__}.{name}"
   if name.isidentifier() and not name.startswith("_"):
     try:
-      return cast(Task, importlib.import_module(path))
+      module = importlib.import_module(path)
+      return cast(Task, getattr(module, "TASK", module))
     except ModuleNotFoundError as error:
       if error.name != path:  # something that the task imports
         raise

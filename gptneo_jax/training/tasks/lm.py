@@ -25,6 +25,11 @@ HEADS = ("lm",)
 check_sources = data.check_sources
 
 
+def prepare(run: Run, tokenizer: Any) -> tuple[ConfigDict, None]:
+  """Text is read as it is needed, and decides nothing."""
+  return run.asked, None
+
+
 def describe_data(run: Run, tokenizer: Any) -> str:
   """Documents, bytes, and about how many tokens and steps an epoch has."""
   tokens = run.config.batch_size * (run.config.seq_len + 1)
@@ -42,7 +47,8 @@ def open_batches(run: Run, tokenizer: Any) -> data.TrainBatches:
   )
 
 
-def batch_shapes(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_shapes(run: Run) -> dict[str, jax.ShapeDtypeStruct]:
+  config = run.config
   kinds = {"inputs": jnp.int32, "targets": jnp.int32}
   if config.data.segment_ids:
     kinds |= {"segment_ids": jnp.int32, "weights": jnp.float32}
