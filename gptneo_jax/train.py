@@ -104,8 +104,8 @@ def _run(
   changed = run_record.changes(workdir, record, run.model_config)
   say = _say if multihost.is_host0() else lambda _: None
   say(f"{run.describe()}; run in {workdir}")
-  for text in filter(None, (warning, parse_config.warmup_warning(config))):
-    say(text)
+  if warning:
+    say(warning)
   closing.enter_context(advice.when_out_of_memory(run.config, run.mesh.size, run.memory))
 
   # --- data ---------------------------------------------------------------------------------------
@@ -120,6 +120,8 @@ def _run(
   evaluation = run.task.make_evaluation(run, tokenizer)
   if multihost.is_host0():
     say(run.task.describe_data(run, tokenizer))
+  if warning := parse_config.warmup_warning(run.config):
+    say(warning)
 
   # --- restore: what this folder holds, else init_from, else fresh --------------------------------
   # On one device, so before the mesh is set.
@@ -164,7 +166,7 @@ def _run(
   evaluate = functools.partial(_evaluate, evaluation, stop, reports, say)
 
   stopping, previous = False, None
-  if restored and evaluation.measures and _owes_evaluation(config, step, written):
+  if restored and evaluation.measures and _owes_evaluation(run.config, step, written):
     results = evaluate(step, state)
     stopping = results is None
     if results:
@@ -174,7 +176,7 @@ def _run(
 
   # --- loop: the report of a step is made while the next one runs ---------------------------------
   reports.begin()
-  while step < config.steps and not stopping:
+  while step < run.config.steps and not stopping:
     step += 1
     trace.before(step)
     batch = place_batch(next(batches), run.mesh, config.batch_size)
@@ -184,9 +186,9 @@ def _run(
       reports.write(previous[0], reports(*previous))
     previous = step, metrics, batches.epochs
 
-    stopping, last = stop(), step == config.steps
-    evaluates = not stopping and (last or _due(step, config.eval_every))
-    saves = stopping or last or _due(step, config.checkpoint_every)
+    stopping, last = stop(), step == run.config.steps
+    evaluates = not stopping and (last or _due(step, run.config.eval_every))
+    saves = stopping or last or _due(step, run.config.checkpoint_every)
     if not (evaluates or saves):
       continue
     # From here on this step is waited for: nothing is saved before its loss is known to be finite.

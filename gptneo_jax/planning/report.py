@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from gptneo_jax import hardware, sharding
 from gptneo_jax.config import ModelConfig
@@ -138,9 +139,8 @@ def print_speed(costs: Costs | None, run: Run, target: Topology) -> None:
   """The roofline of a step and of the run, by the compiled program or by the products alone."""
   config, model = run.config, run.model_config
   tokens = config.batch_size * config.seq_len
-  all_steps = f"{config.steps:,} steps are {config.steps * tokens:,} tokens"
   if target.chip is None:
-    print(f"\nThe run: {all_steps}")
+    print(f"\nThe run: {_all_steps(config)}")
     return
   times, basis = _times(costs, run, target)
   bound = max(times, key=lambda name: times[name])
@@ -155,12 +155,19 @@ def print_speed(costs: Costs | None, run: Run, target: Topology) -> None:
       f"{_seconds(seconds)}, bound by {bound}: {tokens / seconds:,.0f} tokens/s,"
       f" model FLOPs {exact / seconds / peak:.0%} of peak",
     ),
-    (
-      "the run",
-      f"{all_steps}: {_duration(config.steps * seconds)} at the roofline,"
-      f" {_duration(config.steps * seconds / _SHARE)} at {_SHARE:.0%} of it",
-    ),
+    ("the run", _all_steps(config, seconds)),
   )
+
+
+def _all_steps(config: ConfigDict, step_seconds: float = 0.0) -> str:
+  """Steps and tokens, and how long they take, where that of a step is given."""
+  if config.epochs:
+    return f"{config.epochs:g} epoch(s), of as many steps as the data say, which are not read here"
+  tokens, seconds = config.steps * config.batch_size * config.seq_len, config.steps * step_seconds
+  time = (
+    f": {_duration(seconds)} at the roofline, {_duration(seconds / _SHARE)} at {_SHARE:.0%} of it"
+  )
+  return f"{config.steps:,} steps are {tokens:,} tokens" + (time if seconds else "")
 
 
 def _times(costs: Costs | None, run: Run, target: Topology) -> tuple[dict[str, float], str]:

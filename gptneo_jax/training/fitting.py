@@ -23,6 +23,7 @@ from gptneo_jax.state import TrainState, abstract_state
 from gptneo_jax.training import parse_config
 from gptneo_jax.training.memory_estimate import step_bytes, total
 from gptneo_jax.training.optimizer import OptimizerConfig, ScheduleConfig, make_optimizer
+from gptneo_jax.training.run_config import apply
 
 Changes = dict[str, Any]  # a setting, as --config.NAME=VALUE says it, to its value
 
@@ -32,13 +33,6 @@ _AGAIN = {"none": 0.0, "dots": 0.03, "full": 1 / 3}
 # sum of gradients is read and written, 12 bytes a parameter (v5e: 481 tokens at 197 TFLOP/s and
 # 819 GB/s; H100: 590), and with fsdp weights are gathered while others are used.
 _PART_TOKENS = 512
-
-
-def apply(config: ConfigDict, changes: Changes) -> ConfigDict:
-  """A copy of the config with settings changed."""
-  copy = config.copy_and_resolve_references()
-  copy.update_from_flattened_dict(changes)
-  return copy.lock()
 
 
 def estimate(config: ConfigDict, num_devices: int) -> dict[str, int]:

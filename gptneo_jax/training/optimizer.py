@@ -1,8 +1,9 @@
 """Optimisers and learning-rate schedules.
 
 `mesh_adam` with `mesh_cosine` is the recipe of the released models (EleutherAI/gpt-neo,
-`model_fns.py` and `optimizers.py`); `adamw` with `cosine` is PyTorch's AdamW under the schedule
-common elsewhere; `adafactor` is for when Adam's two moments do not fit.
+`model_fns.py` and `optimizers.py`); `adamw` is PyTorch's AdamW, and `cosine`, `linear`, `wsd` and
+`constant` are the schedules of those names elsewhere, as in transformers; `adafactor` is for when
+Adam's two moments do not fit.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 OPTIMIZERS = ("mesh_adam", "adamw", "adafactor")
-SCHEDULES = ("mesh_cosine", "cosine", "linear", "constant")
+SCHEDULES = ("mesh_cosine", "mesh_linear", "cosine", "linear", "wsd", "constant")
 
 # Adafactor factors a second moment only where two axes reach this size. optax's 128 would leave
 # q, k, v and out of every model with 64-wide heads (125M, 350M) unfactored: a quarter of the
@@ -67,8 +68,8 @@ class ScheduleConfig:
     name: one of SCHEDULES.
     warmup_steps: number of steps over which the rate rises from 0 at step 0.
     decay_steps: the step at which the floor is reached, counted from step 0.
-    warmup_ratio: above 0, `warmup_steps` is this share of the steps.
-    cooldown: of `wsd`, the share of the steps in which the rate falls.
+    warmup_ratio: above 0, `warmup_steps` is this share of the steps (`epochs.settle_schedule`).
+    cooldown: of `wsd`, the share of `decay_steps` in which the rate falls, the last ones.
     floor: fraction of the peak that is held from `decay_steps` on.
   """
 
@@ -82,16 +83,32 @@ class ScheduleConfig:
   def __post_init__(self):
     _require(self.name in SCHEDULES, "schedule.name", self.name, f"one of {SCHEDULES}")
     _require(self.warmup_steps >= 0, "schedule.warmup_steps", self.warmup_steps, "0 or more")
+    _require(0 <= self.warmup_ratio < 1, "schedule.warmup_ratio", self.warmup_ratio, "in [0, 1)")
     _require(self.decay_steps > 0, "schedule.decay_steps", self.decay_steps, "above 0")
+    _require(0 < self.cooldown <= 1, "schedule.cooldown", self.cooldown, "in (0, 1]")
     _require(0 <= self.floor <= 1, "schedule.floor", self.floor, "in [0, 1]")
-    # Only here does the decay start where the warm-up ends; the original's two overlap.
-    if self.name == "cosine":
+    # The original's warm-up and decay overlap; those of the others do not.
+    if self.name in ("cosine", "linear", "wsd"):
       _require(
         self.decay_steps > self.warmup_steps,
         "schedule.decay_steps",
         self.decay_steps,
         f"above schedule.warmup_steps ({self.warmup_steps})",
       )
+      _require(
+        self.decay_begin >= self.warmup_steps,
+        "schedule.cooldown",
+        self.cooldown,
+        f"a share of schedule.decay_steps ({self.decay_steps}) that begins after"
+        f" schedule.warmup_steps ({self.warmup_steps})",
+      )
+
+  @property
+  def decay_begin(self) -> int:
+    """The step from which on the rate falls."""
+    if self.name == "wsd":
+      return self.decay_steps - max(1, round(self.cooldown * self.decay_steps))
+    return self.warmup_steps if self.name in ("cosine", "linear") else 0
 
 
 def _require(holds: bool, field: str, value: Any, expected: str) -> None:
@@ -102,21 +119,21 @@ def _require(holds: bool, field: str, value: Any, expected: str) -> None:
 def make_schedule(config: ScheduleConfig, peak: float) -> Schedule:
   """Returns step -> learning rate (float32, shape of `step`); the first update has step 0.
 
-  `mesh_cosine` and `linear` are the original's: the decay counts from step 0, and during warm-up
-  the decayed value is multiplied by step / warmup_steps, so the peak itself is never reached.
+  `mesh_cosine` and `mesh_linear` are the original's: the decay counts from step 0, and during
+  warm-up the decayed value is multiplied by step / warmup_steps, so the peak itself is never
+  reached.
   """
-  warmup, decay, floor = config.warmup_steps, config.decay_steps, config.floor
-  decay_begin = warmup if config.name == "cosine" else 0
+  warmup, begin, floor = config.warmup_steps, config.decay_begin, config.floor
 
   def schedule(step):
     step = jnp.asarray(step, jnp.float32)
-    progress = jnp.clip((step - decay_begin) / (decay - decay_begin), 0.0, 1.0)
+    progress = jnp.clip((step - begin) / (config.decay_steps - begin), 0.0, 1.0)
     if config.name == "constant":
       shape = 1.0
-    elif config.name == "linear":
-      shape = 1.0 - progress
-    else:
+    elif config.name in ("cosine", "mesh_cosine"):
       shape = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+    else:
+      shape = 1.0 - progress
     rate = peak * (floor + (1.0 - floor) * shape)
     return rate * jnp.minimum(step / warmup, 1.0) if warmup else rate * jnp.ones_like(step)
 

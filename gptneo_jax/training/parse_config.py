@@ -12,6 +12,7 @@ from gptneo_jax import data, sharding
 from gptneo_jax.config import REMATS, ModelConfig
 from gptneo_jax.errors import UserError, user_errors
 from gptneo_jax.training import run_config, tasks
+from gptneo_jax.training.epochs import settle_schedule
 from gptneo_jax.training.optimizer import OptimizerConfig, Schedule, ScheduleConfig, make_optimizer
 from gptneo_jax.training.tasks import Task
 
@@ -19,7 +20,7 @@ AUTO = "auto"  # of model.remat: chosen for the devices, see training/fitting.py
 
 _FROM_ZERO = (  # grad_accumulation=0: as few parts as fit
   "grad_accumulation eval_every checkpoint_every eval.documents eval.batch_size eval.sample_tokens"
-  " eval.task_items profile.first_step profile.steps"
+  " eval.task_items profile.first_step profile.steps epochs patience label_smoothing"
 ).split()
 
 
@@ -45,7 +46,7 @@ def read(config: ConfigDict) -> Parsed:
     model_config = ModelConfig.from_dict(model_fields)
     data_config = data.DataConfig(**config.data.to_dict())
     optimizer, learning_rate = make_optimizer(
-      OptimizerConfig(**config.optimizer.to_dict()), ScheduleConfig(**config.schedule.to_dict())
+      OptimizerConfig(**config.optimizer.to_dict()), _schedule(config)
     )
   for name in ("steps", "batch_size", "seq_len", "log_every", "keep_latest"):
     if config[name] < 1:
@@ -56,6 +57,12 @@ def read(config: ConfigDict) -> Parsed:
   for name in _FROM_ZERO:
     if settings[name] < 0:
       raise UserError(f"{name} is {settings[name]}; it must be at least 0")
+  if config.label_smoothing >= 1:
+    raise UserError(f"label_smoothing is {config.label_smoothing}; it must be below 1")
+  if config.patience and not (config.eval_every or config.every_epoch):
+    raise UserError(
+      f"patience is {config.patience}, and nothing is evaluated before the end: eval_every is 0"
+    )
   task = tasks.find(config.task)
   if model_config.head not in task.HEADS:
     raise UserError(
@@ -83,9 +90,21 @@ def read(config: ConfigDict) -> Parsed:
   )
 
 
+def _schedule(config: ConfigDict) -> ScheduleConfig:
+  """The schedule in steps; a long one while these follow from epochs that are not counted yet."""
+  if config.epochs > 0 and config.schedule.decay_steps == 0:
+    config = run_config.apply(config, {"steps": 2**30})
+  settled = settle_schedule(config).schedule.to_dict()
+  with user_errors():
+    return ScheduleConfig(**settled)
+
+
 def warmup_warning(config: ConfigDict) -> str:
-  """What to say of a run that ends before its learning rate has risen to the peak, else ''."""
-  warmup = config.schedule.warmup_steps
+  """What to say of a run that ends before its learning rate has risen to the peak, else ''.
+
+  Its steps are settled.
+  """
+  warmup = settle_schedule(config).schedule.warmup_steps
   if config.steps > warmup:
     return ""
   return (

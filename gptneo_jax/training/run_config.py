@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -169,6 +170,13 @@ def flat(config: ConfigDict) -> dict[str, Any]:
     else:
       settings[key] = value
   return settings
+
+
+def apply(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
+  """A copy of the config, locked, with settings changed, named as by `flat`."""
+  copy = config.copy_and_resolve_references()
+  copy.update_from_flattened_dict(changes)
+  return copy.lock()
 
 
 def check_keys(config: ConfigDict) -> None:

@@ -159,8 +159,10 @@ def test_moments_are_float32_trees_like_the_parameters():
   [
     # Peak 2, warm-up 10, decay to 100: at step 50 a cosine from 0 is half-way, 0.55.
     ("mesh_cosine", {0: 0.0, 50: 1.1, 100: 0.2, 101: 0.2, 1000: 0.2}),
-    ("linear", {0: 0.0, 1: 0.1982, 10: 1.82, 50: 1.1, 100: 0.2, 1000: 0.2}),
+    ("mesh_linear", {0: 0.0, 1: 0.1982, 10: 1.82, 50: 1.1, 100: 0.2, 1000: 0.2}),
     ("cosine", {0: 0.0, 1: 0.2, 10: 2.0, 55: 1.1, 100: 0.2, 1000: 0.2}),
+    ("linear", {0: 0.0, 1: 0.2, 10: 2.0, 55: 1.1, 100: 0.2, 1000: 0.2}),
+    ("wsd", {0: 0.0, 1: 0.2, 10: 2.0, 80: 2.0, 90: 1.1, 100: 0.2, 1000: 0.2}),
     ("constant", {0: 0.0, 1: 0.2, 10: 2.0, 100: 2.0, 1000: 2.0}),
   ],
 )
@@ -172,6 +174,39 @@ def test_schedule_values(name, values):
   np.testing.assert_allclose(
     schedule(np.array(list(values))), np.array(list(values.values())), rtol=1e-6
   )
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(
+  ("name", "theirs", "floor", "options"),
+  [
+    ("linear", "linear", 0.0, {}),
+    ("cosine", "cosine", 0.0, {}),
+    ("cosine", "cosine_with_min_lr", 0.1, {"min_lr_rate": 0.1}),
+    ("constant", "constant_with_warmup", 0.0, {}),
+    ("wsd", "warmup_stable_decay", 0.0, {"num_decay_steps": 25, "decay_type": "linear"}),
+  ],
+)
+@pytest.mark.parametrize("warmup", [0, 7])
+def test_schedules_are_those_of_transformers(name, theirs, floor, options, warmup):
+  torch = pytest.importorskip("torch")
+  from transformers import get_scheduler
+
+  steps, peak = 100, 1.0
+  config = optimizer.ScheduleConfig(
+    name=name, warmup_steps=warmup, decay_steps=steps, cooldown=0.25, floor=floor
+  )
+  reference = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)
+  rule = get_scheduler(theirs, reference, warmup, steps, scheduler_specific_kwargs=options)
+  expected = []
+  for _ in range(steps + 10):
+    expected.append(rule.get_last_lr()[0])
+    reference.step()
+    rule.step()
+  if name == "cosine":  # theirs rises again after its end
+    expected[steps + 1 :] = [floor] * 9
+  actual = optimizer.make_schedule(config, peak)(np.arange(steps + 10))
+  np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-7)
 
 
 def test_mesh_cosine_multiplies_the_decayed_rate_during_warm_up():
@@ -333,6 +368,10 @@ def test_optimizer_config_names_the_bad_field(arguments, field):
     ({"decay_steps": 0}, "schedule.decay_steps"),
     ({"floor": 1.5}, "schedule.floor"),
     ({"name": "cosine", "warmup_steps": 10, "decay_steps": 10}, "above schedule.warmup_steps"),
+    ({"name": "linear", "warmup_steps": 10, "decay_steps": 10}, "above schedule.warmup_steps"),
+    ({"name": "wsd", "warmup_steps": 60, "cooldown": 0.5}, "after schedule.warmup_steps"),
+    ({"warmup_ratio": 1.0}, "schedule.warmup_ratio"),
+    ({"cooldown": 0.0}, "schedule.cooldown"),
   ],
 )
 def test_schedule_config_names_the_bad_field(arguments, field):

@@ -152,6 +152,29 @@ def test_a_seed_that_no_key_holds(seed):
     parse_config.read(config)
 
 
+def test_steps_may_be_open_until_the_data_are_read():
+  config = config_file.load("configs/tiny.py")
+  config.epochs = 2.0
+  for name in ("linear", "cosine", "wsd"):
+    config.schedule.update(name=name, decay_steps=0, warmup_ratio=0.1, warmup_steps=5000)
+    parse_config.read(config)
+
+
+@pytest.mark.parametrize(
+  ("settings", "said"),
+  [
+    ({"label_smoothing": 1.0}, "label_smoothing is 1.0; it must be below 1"),
+    ({"label_smoothing": -0.1}, "label_smoothing is -0.1; it must be at least 0"),
+    ({"epochs": -1.0}, "epochs is -1.0; it must be at least 0"),
+    ({"patience": 2, "eval_every": 0}, "nothing is evaluated before the end: eval_every is 0"),
+  ],
+)
+def test_habits_of_the_loop_that_cannot_be(settings, said):
+  config = run_config.apply(config_file.load("configs/tiny.py"), settings)
+  with pytest.raises(UserError, match=said):
+    parse_config.read(config)
+
+
 def test_a_run_that_ends_within_its_warm_up_is_warned_of():
   config = config_file.load("configs/tiny.py")
   assert parse_config.warmup_warning(config) == ""
