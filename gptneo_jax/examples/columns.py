@@ -32,16 +32,21 @@ def parse(columns: str) -> dict[str, str]:
 def by_role(
   records: Sequence[Record], roles: Sequence[Role], columns: str, *, labelled: bool = True
 ) -> list[Record]:
-  """The records with their fields named by role. Raises DataError for one that is not there."""
+  """The records with their fields named by role; others keep their names.
+
+  Raises DataError for one that is not there.
+  """
   given, found = parse(columns), []
   for record in records:
-    fields = {}
+    fields, taken = {}, set()
     for role in roles:
       names = (given[role.name],) if role.name in given else (role.name, *role.aliases)
       name = next((name for name in names if name in record.fields), None)
       if name is not None:
         fields[role.name] = record.fields[name]
+        taken.add(name)
       elif role.needed == "always" or (role.needed == "training" and labelled):
         raise DataError(f"{record.location}: no field {names[0]!r}")
-    found.append(dataclasses.replace(record, fields=fields))
+    others = {name: value for name, value in record.fields.items() if name not in taken}
+    found.append(dataclasses.replace(record, fields=others | fields))
   return found
