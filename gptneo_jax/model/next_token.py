@@ -6,6 +6,7 @@ A batch has `inputs` and `targets`, int32 B x T, and may have `segment_ids` (int
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,24 +38,49 @@ def loss(
   *,
   weight_sum: jax.Array,
   z_loss: float,
+  label_smoothing: float = 0.0,
 ) -> LossSums:
   """Cross-entropy + z_loss · log(Z)², each token's times its weight / `weight_sum`, summed.
 
   With the `weight_sum` of a larger batch it is this batch's share of the larger one's mean.
+  label_smoothing: ε of (1 - ε) · cross-entropy + ε · the mean over the vocabulary of -log p, in the
+    objective alone.
   """
   config = module.config
   drops = any((config.embed_dropout, config.attention_dropout, config.resid_dropout))
   hidden_BxTxD = _hidden(
     module, params, batch, deterministic=not drops, rngs={"dropout": dropout_key} if drops else None
   )
-  return loss_sums(
+  tokens = (
     hidden_BxTxD,
     output_table(config, params),
     batch["targets"],
     _weights(batch) / weight_sum,
     config.vocab_size,
-    z_loss,
   )
+  sums = loss_sums(*tokens, z_loss)
+  if not label_smoothing:
+    return sums
+  return LossSums(sums.objective + label_smoothing * above_mean_sum(*tokens), sums.nll)
+
+
+def above_mean_sum(
+  x_BxTxD: jax.Array,
+  table_VxD: jax.Array,
+  targets_BxT: jax.Array,
+  weights_BxT: jax.Array,
+  vocab_size: int,
+) -> jax.Array:
+  """By how much the target's logit x·table^T is above the mean of all, times the weight, summed.
+
+  That is cross-entropy taken from the mean over the vocabulary of -log p, since log Z is in both:
+  with label smoothing ε, ε times this is added to the loss, and no logits are needed for it.
+  """
+  target_BxTxD = jnp.take(table_VxD, targets_BxT, axis=0).astype(x_BxTxD.dtype)
+  mean_D = table_VxD[:vocab_size].astype(x_BxTxD.dtype).mean(0, dtype=jnp.float32)
+  dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+  above_BxT = dot("BTD,BTD->BT", x_BxTxD, target_BxTxD) - dot("BTD,D->BT", x_BxTxD, mean_D)
+  return (above_BxT * weights_BxT).sum()
 
 
 def predictions(module: Decoder, params: Any, batch: Batch) -> TokenPredictions:

@@ -57,14 +57,17 @@ def batch_shapes(run: Run) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def make_loss(config: ConfigDict, module: Decoder) -> Loss:
-  return next_token_loss(module, config.z_loss)
+  return next_token_loss(module, config.z_loss, config.label_smoothing)
 
 
-def next_token_loss(module: Decoder, z_loss: float) -> Loss:
-  """Metrics: `loss`, the mean cross-entropy in nats, without the z term."""
+def next_token_loss(module: Decoder, z_loss: float, label_smoothing: float = 0.0) -> Loss:
+  """Metrics: `loss`, the mean cross-entropy in nats, without the z term and label smoothing."""
 
   def share(params: Any, part: dict[str, jax.Array], key: jax.Array, weight_sum: jax.Array):
-    sums = next_token.loss(module, params, part, key, weight_sum=weight_sum, z_loss=z_loss)
+    sums = next_token.loss(
+      module, params, part, key,
+      weight_sum=weight_sum, z_loss=z_loss, label_smoothing=label_smoothing,
+    )  # fmt: skip
     return sums.objective, {"loss": sums.nll}
 
   return Loss(next_token.weight_sum, share)
