@@ -16,13 +16,13 @@ class DataConfig:
 
   Attributes:
     source: 'stdlib' (the Python standard library's own source), 'jsonl', 'text', 'datasets',
-      'auto' (by the endings of the files) or 'mixture'.
+      'auto' (files of every kind, by their endings) or 'mixture'.
     path: jsonl: glob of JSON lines, JSON arrays or parquet (local, gs://, s3://); text: folder or
       glob of text files, in which `<|endoftext|>` separates documents; files may be compressed,
-      several paths are separated by commas; datasets: `NAME_OR_PATH[#SPLIT]`, SPLIT 'train' unless
-      given.
-    document: of the source 'text': 'file' (several documents if it holds `<|endoftext|>`), 'line'
-      or 'paragraph' (separated by blank lines).
+      several paths are separated by commas; auto: all of these, and CSV and TSV; datasets:
+      `NAME_OR_PATH[#SPLIT]`, SPLIT 'train' unless given.
+    document: of files of text: 'file' (several documents if it holds `<|endoftext|>`), 'line' or
+      'paragraph' (separated by blank lines).
     validation_path, test_path: a separate source of the same kind, all of which is the split; ''
       takes that split from the documents of the training source.
     validation_fraction, test_fraction: shares of the documents, by a hash of the text, so that
@@ -35,7 +35,8 @@ class DataConfig:
     shuffle_window: documents shuffled together, per stream; fewer if they hold 2**25 characters.
     segment_ids: whether batches mark documents, so that attention is kept within each.
     on_bad_record: 'stop' or 'skip' (and count) records and files that cannot be read.
-    text_key: field of a record that holds the text; 'a.b' is field b of field a.
+    text_key: field of a record that holds the text; 'a.b' is field b of field a; a number is a
+      column of a table without header, from 0.
     datasets_config: configuration name of a `datasets` source.
     columns: what the fields of a labelled record are, 'text=message,label=0'; numbers count the
       columns of a table without header from 0. '' goes by their names.
@@ -115,9 +116,9 @@ class DataConfig:
       if source != "stdlib" and not path:
         raise ValueError(f"data.path is empty; the source '{source}' needs one")
     kinds = {source for _, source, _ in self.entries}
-    if self.document != "file" and "text" not in kinds:
+    if self.document != "file" and not kinds & {"text", "auto"}:
       raise ValueError(
-        f"data.document is '{self.document}', which is for the source 'text'; here:"
+        f"data.document is '{self.document}', which is for the source 'text' or 'auto'; here:"
         f" {', '.join(sorted(kinds))}"
       )
     for name in ("validation_path", "test_path"):

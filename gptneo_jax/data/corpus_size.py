@@ -10,7 +10,7 @@ from gptneo_jax.data.config import DataConfig
 from gptneo_jax.data.documents import BadRecords, Document
 from gptneo_jax.data.file_formats import COMPRESSED_ENDINGS
 from gptneo_jax.data.files import file_size, match_files
-from gptneo_jax.data.sources import Component, has_split, held_out_shares, open_components
+from gptneo_jax.data.sources import FILES, Component, has_split, held_out_shares, open_components
 from gptneo_jax.data.splits import InMemorySource, hash_position
 from gptneo_jax.data.tokenizer import DocumentEncoder
 
@@ -104,8 +104,8 @@ def _files(config: DataConfig, split: str) -> dict[str, int] | None:
   for _, kind, path in config.entries:
     if kind == "datasets":
       return None
-    if kind in ("jsonl", "text"):
-      fs, names = match_files(config.own_path(split) or path, folders=kind == "text")
+    if kind in FILES:
+      fs, names = match_files(config.own_path(split) or path, folders=FILES[kind])
       sizes |= {name: file_size(fs, name) for name in names}
   return sizes
 

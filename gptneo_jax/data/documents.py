@@ -18,6 +18,11 @@ Cursor = tuple[int, int]
 Wanted = Callable[[int], bool]  # says of a record's number in its shard whether to yield it
 
 
+def every_record(number: int) -> bool:
+  """The `Wanted` that yields all."""
+  return True
+
+
 @functools.cache
 def warn_once(message: str) -> None:
   """Logs a warning once in a process, since the same data is read for several purposes."""

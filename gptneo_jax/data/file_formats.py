@@ -59,6 +59,15 @@ def is_parquet(head: bytes) -> bool:
   return head.startswith(b"PAR1")
 
 
+def ending(path: str) -> str:
+  """The last ending of a name in lower case but for that of a compression: '.csv' of B.CSV.gz."""
+  name = path.lower().rsplit("/", 1)[-1]
+  for compressed in COMPRESSED_ENDINGS:
+    name = name.removesuffix(compressed)
+  stem, dot, last = name.rpartition(".")
+  return f".{last}" if dot and stem else ""
+
+
 def utf8_chunks(file, name: str, offset: int) -> tuple[bool, Iterator[bytes]]:
   """The text of a file: gzip, zstd, xz or bzip2 decompressed, UTF-16 and UTF-32 with a byte order
   mark decoded.

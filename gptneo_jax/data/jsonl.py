@@ -3,9 +3,16 @@
 import codecs
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from gptneo_jax.data.documents import EMPTY_TEXT, BadRecords, Cursor, Document, Wanted
+from gptneo_jax.data.documents import (
+  EMPTY_TEXT,
+  BadRecords,
+  Cursor,
+  Document,
+  Wanted,
+  every_record,
+)
 from gptneo_jax.data.file_formats import (
   UnreadableFileError,
   first_bytes,
@@ -18,18 +25,17 @@ from gptneo_jax.data.parquet import read_rows
 
 _SPACE = " \t\r\n"
 _NO_TEXT = "no text: field '{}' is missing or not a string"
-_Parsed = Iterator[tuple[Cursor, str, object]]  # cursor past it, location, record
 
 
 class JsonLines:
-  """Records of a glob of files, each of which may be compressed in its own way.
+  """Records of files, each of which may be compressed in its own way.
 
   Attributes:
     shards: the files, sorted.
   """
 
-  def __init__(self, path: str, name: str, text_key: str, bad_records: BadRecords):
-    self._fs, self.shards = match_files(path, folders=False)
+  def __init__(self, fs, files: list[str], name: str, text_key: str, bad_records: BadRecords):
+    self._fs, self.shards = fs, files
     self._name, self._text_key, self._bad_records = name, text_key, bad_records
 
   def size(self, shard: int) -> int:
@@ -54,51 +60,78 @@ class JsonLines:
     with opened(self._fs, path, self._bad_records) as file:
       if file is None:
         return
-      for cursor, location, record in self._parsed(file, path, start, wanted):
+      columns = (self._text_key, *_SUBSET_FIELDS)
+      records = read_objects(
+        file, path, self._bad_records, columns=columns, start=start, wanted=wanted
+      )
+      for cursor, location, record in records:
         document = document_of(record, self._text_key, self._name, location, self._bad_records)
         if document is not None:
           yield cursor, document
 
-  def _parsed(self, file, path: str, start: Cursor, wanted: Wanted) -> _Parsed:
-    if is_parquet(first_bytes(file)):
-      columns = (self._text_key, *_SUBSET_FIELDS)
-      yield from self._counted(read_rows(file, columns, start[0], wanted), path, "row")
-      return
-    plain, chunks = utf8_chunks(file, path, start[1])
-    try:
-      first = _beginning(chunks)
-    except UnreadableFileError as error:
-      self._bad_records.add_file(f"{path}:1", str(error))
-      return
-    chunks = itertools.chain([first], chunks)
-    if start[1] == 0 and first.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
-      yield from self._counted(_elements(chunks, start[0], wanted), path, "record")
-    else:
-      yield from self._lines(path, plain, chunks, start, wanted)
 
-  def _counted(self, records: Iterator[tuple[int, object]], path: str, noun: str) -> _Parsed:
-    number = -1
-    try:
-      for number, record in records:
-        yield (number + 1, 0), f"{path}: {noun} {number + 1}", record
-    except UnreadableFileError as error:
-      self._bad_records.add_file(f"{path}: after {noun} {number + 1}", str(error))
+def json_lines(path: str, name: str, text_key: str, bad_records: BadRecords) -> JsonLines:
+  """The files of a glob; DataError if there is none."""
+  fs, files = match_files(path, folders=False)
+  return JsonLines(fs, files, name, text_key, bad_records)
 
-  def _lines(
-    self, path: str, plain: bool, chunks: Iterator[bytes], start: Cursor, wanted: Wanted
-  ) -> _Parsed:
-    try:
-      for cursor, line in read_records(plain, chunks, b"\n", start, wanted):
-        location = f"{path}:{cursor[0]}"
-        if line and not line.isspace():
-          try:
-            yield cursor, location, json.loads(line.decode("utf-8-sig"))
-          except UnicodeDecodeError as error:
-            self._bad_records.add(location, "invalid UTF-8", f"byte {error.start} of the line")
-          except (ValueError, RecursionError) as error:
-            self._bad_records.add(location, "invalid JSON", str(error))
-    except UnreadableFileError as error:
-      self._bad_records.add_file(f"{path}:{error.record}", str(error))
+
+def read_objects(
+  file,
+  path: str,
+  bad_records: BadRecords,
+  *,
+  columns: Sequence[str] = (),
+  start: Cursor = (0, 0),
+  wanted: Wanted = every_record,
+) -> Iterator[tuple[Cursor, str, object]]:
+  """(cursor past it, location, value) of each record of JSON lines, a JSON array or parquet.
+
+  file: open for reading bytes. path: its name in messages. columns: of parquet, see `read_rows`.
+  start, wanted: as JsonLines.read.
+  """
+  if is_parquet(first_bytes(file)):
+    yield from _counted(read_rows(file, columns, start[0], wanted), path, "row", bad_records)
+    return
+  plain, chunks = utf8_chunks(file, path, start[1])
+  try:
+    first = _beginning(chunks)
+  except UnreadableFileError as error:
+    bad_records.add_file(f"{path}:1", str(error))
+    return
+  chunks = itertools.chain([first], chunks)
+  if start[1] == 0 and first.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+    yield from _counted(_elements(chunks, start[0], wanted), path, "record", bad_records)
+  else:
+    yield from _lines(read_records(plain, chunks, b"\n", start, wanted), path, bad_records)
+
+
+def _counted(
+  records: Iterator[tuple[int, object]], path: str, noun: str, bad_records: BadRecords
+) -> Iterator[tuple[Cursor, str, object]]:
+  number = -1
+  try:
+    for number, record in records:
+      yield (number + 1, 0), f"{path}: {noun} {number + 1}", record
+  except UnreadableFileError as error:
+    bad_records.add_file(f"{path}: after {noun} {number + 1}", str(error))
+
+
+def _lines(
+  lines: Iterator[tuple[Cursor, bytes]], path: str, bad_records: BadRecords
+) -> Iterator[tuple[Cursor, str, object]]:
+  try:
+    for cursor, line in lines:
+      location = f"{path}:{cursor[0]}"
+      if line and not line.isspace():
+        try:
+          yield cursor, location, json.loads(line.decode("utf-8-sig"))
+        except UnicodeDecodeError as error:
+          bad_records.add(location, "invalid UTF-8", f"byte {error.start} of the line")
+        except (ValueError, RecursionError) as error:
+          bad_records.add(location, "invalid JSON", str(error))
+  except UnreadableFileError as error:
+    bad_records.add_file(f"{path}:{error.record}", str(error))
 
 
 def _beginning(chunks: Iterator[bytes]) -> bytes:
@@ -185,7 +218,7 @@ def document_of(
   record: object, text_key: str, name: str, location: str, bad_records: BadRecords
 ) -> Document | None:
   """The document in a parsed record; None for an empty one, or a bad one that is skipped."""
-  text = _field(record, text_key)
+  text = field_of(record, text_key)
   if not isinstance(text, str):
     bad_records.add(location, _NO_TEXT.format(text_key), _advice(record, text_key))
     return None
@@ -198,25 +231,25 @@ def document_of(
     except UnicodeEncodeError as error:  # "\ud800" is valid JSON, but no tokenizer takes it
       bad_records.add(location, "lone surrogate in the text", f"character {error.start}")
       return None
-  subsets = (_field(record, field) for field in _SUBSET_FIELDS)
+  subsets = (field_of(record, field) for field in _SUBSET_FIELDS)
   subset = next((subset for subset in subsets if isinstance(subset, str) and subset), name)
   return Document(text, subset, location)
 
 
-def _field(record: object, key: str) -> object:
+def field_of(record: object, key: str) -> object:
   """The field of that name; for 'a.b' without one, the field b of the field a; else None."""
   if not isinstance(record, dict):
     return None
   if key in record:
     return record[key]
   outer, _, inner = key.partition(".")
-  return _field(record.get(outer), inner) if inner else None
+  return field_of(record.get(outer), inner) if inner else None
 
 
 def _advice(record: object, text_key: str) -> str:
   if not isinstance(record, dict):
     return f"the record is a {type(record).__name__}, not an object with fields"
-  if (value := _field(record, text_key)) is not None:
+  if (value := field_of(record, text_key)) is not None:
     return f"it is a {type(value).__name__}"
   names = ", ".join(itertools.islice(map(str, record), 10)) or "no fields"
   return f"the record has {names}; data.text_key names the field to read, as a.b if it is nested"

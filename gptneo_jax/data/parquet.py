@@ -14,8 +14,8 @@ def read_rows(
 ) -> Iterator[tuple[int, dict[str, object]]]:
   """(number, row) from row `start` on, with the columns that hold `fields` ('a' or 'a.b').
 
-  If no column holds fields[0], the rows have all columns. Raises UnreadableFileError if the file is
-  damaged.
+  The rows have all columns if no field is given, or no column holds fields[0]. Raises
+  UnreadableFileError if the file is damaged.
   """
   from pyarrow import ArrowException, array, int64, parquet
 
@@ -23,7 +23,7 @@ def read_rows(
     table = parquet.ParquetFile(file)
     names = table.schema_arrow.names
     columns = [name for name in names if any(_within(field, name) for field in fields)]
-    if not any(_within(fields[0], name) for name in columns):
+    if not any(_within(field, name) for field in fields[:1] for name in columns):
       columns = names  # so that the message about the missing field can name the others
     first = 0
     for group in range(table.metadata.num_row_groups):

@@ -10,12 +10,14 @@ import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO, Protocol
 
+from gptneo_jax.data import tables
+from gptneo_jax.data.auto_files import RECORDS, AutoFiles
 from gptneo_jax.data.config import DataConfig
-from gptneo_jax.data.documents import BadRecords, Cursor, DataError, Document, Wanted
-from gptneo_jax.data.file_formats import COMPRESSED_ENDINGS
+from gptneo_jax.data.documents import BadRecords, Cursor, DataError, Document, Wanted, every_record
+from gptneo_jax.data.file_formats import COMPRESSED_ENDINGS, ending
 from gptneo_jax.data.files import match_files
 from gptneo_jax.data.hf_datasets import HFDataset, check_dataset
-from gptneo_jax.data.jsonl import JsonLines
+from gptneo_jax.data.jsonl import json_lines
 from gptneo_jax.data.splits import (
   InMemorySource,
   Shares,
@@ -27,6 +29,7 @@ from gptneo_jax.data.splits import (
 from gptneo_jax.data.text_files import stdlib_files, text_files
 
 SPLITS = ("train", "validation", "test")
+FILES = {"jsonl": False, "text": True, "auto": True}  # sources of files: whether of folders too
 
 
 class Source(Protocol):
@@ -53,7 +56,7 @@ class Component:
   def documents(self) -> Iterator[Document]:
     """All its documents once, in source order."""
     for shard in range(len(self.source.shards)):
-      for _, document in self.source.read(shard, (0, 0), _all_records):
+      for _, document in self.source.read(shard, (0, 0), every_record):
         if self.keep(document):
           yield document
 
@@ -115,8 +118,8 @@ def check_sources(config: DataConfig) -> None:
     (config.entries[0][1], path) for path in (config.validation_path, config.test_path) if path
   ]
   for kind, path in paths:
-    if kind in ("jsonl", "text"):
-      match_files(path, folders=kind == "text")
+    if kind in FILES:
+      match_files(path, folders=FILES[kind])
     elif kind == "datasets":
       check_dataset(path)
     else:
@@ -140,18 +143,15 @@ def source_files(config: DataConfig, split: str) -> dict[str, Callable[[], Binar
   paths = [(kind, own_path or path) for _, kind, path in config.entries]
   files = {}
   for kind, path in paths:
-    if kind in ("jsonl", "text"):
-      fs, names = match_files(path, folders=kind == "text")
+    if kind in FILES:
+      fs, names = match_files(path, folders=FILES[kind])
       files |= {name: functools.partial(fs.open, name, "rb") for name in names}
   return files
 
 
-_RECORDS = (".jsonl", ".json", ".parquet")
-
-
 def holds_records(path: str) -> bool:
   """Whether a file or glob has an ending of files that the source 'jsonl' reads."""
-  return _without(path.lower(), COMPRESSED_ENDINGS).endswith(_RECORDS)
+  return ending(path) in RECORDS
 
 
 def source_name(kind: str, path: str) -> str:
@@ -168,12 +168,14 @@ def source_name(kind: str, path: str) -> str:
 def _last_part(path: str) -> str:
   parts = [part for part in path.split("/") if part and not set(part) & set("*?[")]
   name = parts[-1] if parts else ""
-  return _without(_without(name, COMPRESSED_ENDINGS), (*_RECORDS, ".txt")).strip(".~:")
+  return _without(_without(name, COMPRESSED_ENDINGS), (*RECORDS, *tables.ENDINGS, ".txt")).strip(
+    ".~:"
+  )
 
 
 def _without(name: str, endings: Sequence[str]) -> str:
-  for ending in endings:
-    name = name.removesuffix(ending)
+  for one in endings:
+    name = name.removesuffix(one)
   return name
 
 
@@ -184,7 +186,9 @@ def _open(config: DataConfig, kind: str, path: str, split: str, bad_records: Bad
   if kind == "text":
     return text_files(path, name, bad_records, config.document)
   if kind == "jsonl":
-    return JsonLines(path, name, config.text_key, bad_records)
+    return json_lines(path, name, config.text_key, bad_records)
+  if kind == "auto":
+    return AutoFiles(path, name, bad_records, text_key=config.text_key, document=config.document)
   return HFDataset(path, config.datasets_config, name, config.text_key, bad_records)
 
 
@@ -207,10 +211,6 @@ def _hash_rule(low: float, high: float) -> Callable[[Document], bool]:
 
 
 def _all_documents(document: Document) -> bool:
-  return True
-
-
-def _all_records(number: int) -> bool:
   return True
 
 

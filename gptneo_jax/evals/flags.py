@@ -93,7 +93,7 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
   )  # fmt: skip
   of_data("--split", choices=_SPLITS, help="of stdlib and config:FILE; default validation")
   of_data(
-    "--source", choices=("jsonl", "text", "datasets"),
+    "--source", choices=("jsonl", "text", "auto", "datasets"),
     help="what --data is, where its name does not say; datasets: NAME_OR_PATH[#SPLIT]",
   )  # fmt: skip
   of_data("--text_key", metavar="KEY", help="field of a record that holds the text; default text")

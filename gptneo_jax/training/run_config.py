@@ -85,9 +85,9 @@ def base(model: ModelConfig) -> ConfigDict:
   config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # one may be -1: the devices left
   config.data = ConfigDict(
     dict(
-      source="jsonl",  # stdlib, jsonl, text, datasets, mixture
+      source="jsonl",  # stdlib, jsonl, text, auto, datasets, mixture
       path="",  # glob, several with commas; text: also folders; datasets: NAME_OR_PATH[#SPLIT]
-      document="file",  # of a `text` source: file, line or paragraph
+      document="file",  # of files of text: file, line or paragraph
       validation_path="",  # empty: documents held out of `path`
       test_path="",
       mixture=(),  # ((share of tokens, source, path), ...)

@@ -23,7 +23,7 @@ from gptneo_jax.data.documents import DataError
     ({"validation_path": "x"}, "data.validation_path"),
     ({"on_bad_record": "ignore"}, "data.on_bad_record"),
     ({"document": "sentence"}, "data.document is 'sentence'"),
-    ({"source": "jsonl", "path": "x", "document": "line"}, "for the source 'text'"),
+    ({"source": "jsonl", "path": "x", "document": "line"}, "for the source 'text' or 'auto'"),
     ({"num_streams": -1}, "data.num_streams"),
     ({"shuffle_window": 2.5}, "data.shuffle_window"),
     ({"prefetch": -1}, "data.prefetch"),

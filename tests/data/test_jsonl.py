@@ -11,7 +11,7 @@ from pyarrow import parquet
 from gptneo_jax.data import file_formats
 from gptneo_jax.data.documents import BadRecords, DataError
 from gptneo_jax.data.evaluation import evaluation_documents, mixed_documents
-from gptneo_jax.data.jsonl import JsonLines
+from gptneo_jax.data.jsonl import json_lines
 from tests.helpers.data_files import (
   TEXTS,
   assert_continues_from_every_cursor,
@@ -37,7 +37,7 @@ def test_json_array(tmp_path, monkeypatch, indent, chunk):
   path.write_text("\n " + json.dumps([{"text": text} for text in texts], indent=indent))
   assert texts_of(path) == texts
   path.write_bytes(gzip.compress(b"\xef\xbb\xbf" + path.read_bytes()))
-  source = JsonLines(str(path), "name", "text", BadRecords("stop"))
+  source = json_lines(str(path), "name", "text", BadRecords("stop"))
   assert_continues_from_every_cursor(source)
   assert read_shard(source)[1][1].location == f"{path}: record 2"
 
@@ -75,7 +75,7 @@ def test_parquet(tmp_path):
   write_parquet(path, rows, row_group_size=300)
   assert texts_of(path) == texts
   assert texts_of(path, text_key="deep.text") == [text[::-1] for text in texts]
-  source = JsonLines(str(path), "name", "text", BadRecords("stop"))
+  source = json_lines(str(path), "name", "text", BadRecords("stop"))
   documents = read_shard(source)
   assert documents[0][1].subset == "C4"
   assert documents[400][1].location == f"{path}: row 401"

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from gptneo_jax.data.config import DataConfig
 from gptneo_jax.data.documents import BadRecords, DataError, Document
 from gptneo_jax.data.evaluation import evaluation_documents
-from gptneo_jax.data.jsonl import JsonLines
+from gptneo_jax.data.jsonl import json_lines
 from gptneo_jax.data.sources import check_sources, holds_records, open_components, source_name
 from gptneo_jax.data.text_files import STDLIB_TEST, STDLIB_VALIDATION, stdlib_files, text_files
 
@@ -40,7 +40,7 @@ def lines(texts, subset=None) -> bytes:
 def read_file(path, policy="stop", start=(0, 0), wanted=all_records):
   """([(cursor, document)], counts of bad records) of one file."""
   bad_records = BadRecords(policy)
-  source = JsonLines(str(path), "name", "text", bad_records)
+  source = json_lines(str(path), "name", "text", bad_records)
   return list(source.read(0, start, wanted)), bad_records.counts
 
 
