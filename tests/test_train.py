@@ -1,6 +1,5 @@
 """A run as Python starts it: saved before it is evaluated, stopped anywhere, and resumed."""
 
-import json
 import os
 import signal
 import subprocess
@@ -10,65 +9,28 @@ import pytest
 
 from gptneo_jax import data, train
 from gptneo_jax.checkpoints.manager import latest_step
-from gptneo_jax.config import ModelConfig
 from gptneo_jax.engine import LanguageModel
 from gptneo_jax.errors import UserError
 from gptneo_jax.state import init_state
 from gptneo_jax.train import run
-from gptneo_jax.training import parse_config, run_config, validation
+from gptneo_jax.training import parse_config, validation
 from gptneo_jax.training.compiled_step import TooLarge
 from gptneo_jax.training.setup import setup_run
+from tests.helpers.small_runs import evaluated, exact, lines, small_config, texts, write_jsonl
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
-def write_jsonl(path, texts) -> str:
-  path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-  return str(path)
-
-
-def texts(number: int, start: int = 0) -> list[str]:
-  return [
-    f"document {n} says that {n * n} is the square of {n}" for n in range(start, start + number)
-  ]
-
-
 @pytest.fixture
 def config(tmp_path):
-  config = run_config.base(
-    ModelConfig(
-      hidden_size=16, num_layers=1, num_heads=2, vocab_size=300, max_position_embeddings=16,
-      attention_pattern=("global",),
-    )
-  )  # fmt: skip
-  config.update(steps=6, batch_size=4, eval_every=2, checkpoint_every=4, log_every=1)
-  config.schedule.update(warmup_steps=2, decay_steps=6)
-  config.data.update(path=write_jsonl(tmp_path / "train.jsonl", texts(60)), num_streams=2)
-  config.data.update(
-    tokenizer="train", validation_path=write_jsonl(tmp_path / "val.jsonl", texts(9))
-  )
-  config.eval.update(sample_tokens=0, batch_size=8)
-  return config
-
-
-def lines(workdir) -> list[dict]:
-  return [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
-
-
-def exact(workdir) -> list[dict]:
-  """The lines without what depends on the clock."""
-  return [{k: v for k, v in line.items() if not k.startswith("perf/")} for line in lines(workdir)]
-
-
-def evaluated(workdir, step: int) -> dict:
-  return json.loads((workdir / str(step) / "metrics" / "metrics").read_text())
+  return small_config(tmp_path)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
   """Lines of the run that nothing stopped; the config is always the same."""
   folder = tmp_path_factory.mktemp("whole")
-  assert run(config.__wrapped__(folder), str(folder / "run")) == 0
+  assert run(small_config(folder), str(folder / "run")) == 0
   return exact(folder / "run")
 
 

@@ -6,7 +6,7 @@ The names below are what other rooms use.
 from gptneo_jax.data.batches import ORDER_SETTINGS, TrainBatches, merge_states
 from gptneo_jax.data.compression_baselines import byte_unigram_bits_per_byte, gzip_bits_per_byte
 from gptneo_jax.data.config import DataConfig
-from gptneo_jax.data.corpus_size import amount_of_data
+from gptneo_jax.data.corpus_size import amount_of_data, tokens_of_epoch
 from gptneo_jax.data.document_nll import document_nll, one_ahead
 from gptneo_jax.data.documents import BadRecords, DataError, Document
 from gptneo_jax.data.evaluation import (
@@ -65,5 +65,6 @@ __all__ = [
   "save_tokenizer",
   "saved_tokenizer",
   "source_files",
+  "tokens_of_epoch",
   "vocabulary_size",
 ]

@@ -41,14 +41,42 @@ def amount_of_data(config: DataConfig, tokenizer, tokens_per_step: int) -> str:
     train = f"training data: {_files_and_size(files)}, not counted"
   else:
     documents = _documents(_open(config, "train"))
-    sample, rest = _sample(documents)
-    amount = _amount(itertools.chain(sample, rest))
-    ids = DocumentEncoder(tokenizer).encode([document.text for document in sample])
-    sampled = sum(len(document.text.encode()) for document in sample)
-    tokens = sum(map(len, ids)) * amount.bytes / max(sampled, 1) + amount.documents
+    amount, tokens = _estimate(documents, tokenizer)
     steps = f"{tokens / tokens_per_step:,.1f} steps an epoch"
     train = f"training data: {amount}, about {_rounded(tokens)} tokens, {steps}"
   return f"{train}; {_validation(config)}"
+
+
+def tokens_of_epoch(config: DataConfig, tokenizer) -> float:
+  """Tokens of a pass over the training data, with the end of text that each document gets.
+
+  Files of up to 30 MB are encoded, so that the count is exact. More than that, and a data set of
+  the hub, is read once too, but only the first 200 kB of text are encoded, as a measure for the
+  others. Raises DataError if data cannot be read.
+  """
+  files = _files(config, "train")
+  documents = _documents(_open(config, "train"))
+  if files is None or _effective_bytes(files) > _COUNTED_BYTES:
+    return _estimate(documents, tokenizer)[1]
+  encoder, tokens = DocumentEncoder(tokenizer), 0
+  while sample := _sample(documents)[0]:
+    tokens += _tokens(encoder, sample)
+  return float(tokens)
+
+
+def _estimate(documents: Iterator[Document], tokenizer) -> tuple[_Amount, float]:
+  """What there is, and about how many tokens that are, by those of the first documents."""
+  sample, rest = _sample(documents)
+  sampled = _amount(sample)
+  others = _amount(rest)
+  amount = _Amount(sampled.documents + others.documents, sampled.bytes + others.bytes)
+  ids = _tokens(DocumentEncoder(tokenizer), sample) - sampled.documents
+  return amount, ids * amount.bytes / max(sampled.bytes, 1) + amount.documents
+
+
+def _tokens(encoder: DocumentEncoder, documents: list[Document]) -> int:
+  ids = encoder.encode([document.text for document in documents])
+  return sum(map(len, ids)) + len(documents)
 
 
 def _validation(config: DataConfig) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 from gptneo_jax.data import corpus_size
 from gptneo_jax.data.config import DataConfig
-from gptneo_jax.data.corpus_size import amount_of_data
+from gptneo_jax.data.corpus_size import amount_of_data, tokens_of_epoch
 from gptneo_jax.data.documents import Document
 from gptneo_jax.data.tokenizer import DocumentEncoder, load_tokenizer
 
@@ -43,6 +43,18 @@ def test_a_small_corpus_is_counted(corpus, tokenizer, tmp_path):
   assert int(found[2].replace(",", "")) == pytest.approx(tokens, rel=0.01)
   assert float(found[3]) == pytest.approx(tokens / 100, rel=0.01)
   assert int(found[4]) == sum(map(len, TEXTS[:7]))
+
+
+@pytest.mark.parametrize("size", [10**9, 5000])  # of what is encoded at once
+def test_the_tokens_of_an_epoch(corpus, tokenizer, monkeypatch, size):
+  monkeypatch.setattr(corpus_size, "_SAMPLE_BYTES", size)
+  tokens = sum(len(ids) + 1 for ids in DocumentEncoder(tokenizer).encode(TEXTS))
+  config = DataConfig(**corpus, validation_fraction=0.0)
+  assert tokens_of_epoch(config, tokenizer) == tokens
+  monkeypatch.setattr(corpus_size, "_COUNTED_BYTES", 1000)
+  assert tokens_of_epoch(config, tokenizer) == pytest.approx(tokens, rel=0.1)
+  held_out = DataConfig(**corpus, validation_fraction=0.2)
+  assert tokens_of_epoch(held_out, tokenizer) < 0.9 * tokens
 
 
 def test_of_a_large_one_only_the_file_sizes_are_given(corpus, tokenizer, monkeypatch):

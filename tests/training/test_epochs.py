@@ -6,8 +6,12 @@ import pytest
 from hypothesis import given, strategies
 from ml_collections import ConfigDict
 
+from gptneo_jax.checkpoints.step_folders import saved_steps
 from gptneo_jax.config import ModelConfig
+from gptneo_jax.errors import UserError
+from gptneo_jax.train import run
 from gptneo_jax.training import epochs, run_config
+from tests.helpers.small_runs import lines, small_config
 
 
 def config_of(**changes) -> ConfigDict:
@@ -56,3 +60,21 @@ def test_a_schedule_counts_the_steps_of_the_run():
   assert epochs.settle_steps(settled, 50.5) == settled
   given_in_steps = config_of(epochs=2.0, schedule__warmup_steps=5, schedule__decay_steps=80)
   assert epochs.settle_steps(given_in_steps, 50).schedule == given_in_steps.schedule
+
+
+def test_passes_over_text(tmp_path, compiled_once):
+  config = small_config(tmp_path, epochs=2.0, every_epoch=True, schedule__decay_steps=0)
+  assert run(config, str(tmp_path / "run")) == 0
+  found = lines(tmp_path / "run")
+  assert found[-1]["data/epoch"] == pytest.approx(2, abs=0.1)
+  first, last = (line for line in found if "eval/loss" in line)
+  assert last is found[-1] and first["step"] == math.ceil(last["step"] / 2)
+  assert saved_steps(tmp_path / "run") == [first["step"], last["step"]]
+
+
+def test_a_mixture_has_no_epochs(tmp_path):
+  config = small_config(tmp_path, epochs=1.0)
+  path = config.data.path
+  config.data.update(source="mixture", path="", mixture=((1, "jsonl", path), (2, "jsonl", path)))
+  with pytest.raises(UserError, match="epochs count passes over one source"):
+    run(config, str(tmp_path / "run"))

@@ -17,6 +17,7 @@ from gptneo_jax import data
 from gptneo_jax.model import next_token
 from gptneo_jax.model.decoder import Decoder
 from gptneo_jax.steps import Loss
+from gptneo_jax.training.epochs import settle_steps
 from gptneo_jax.training.setup import Run
 from gptneo_jax.training.validation import Validation
 
@@ -26,8 +27,20 @@ check_sources = data.check_sources
 
 
 def prepare(run: Run, tokenizer: Any) -> tuple[ConfigDict, None]:
-  """Text is read as it is needed, and decides nothing."""
-  return run.asked, None
+  """The steps of epochs, if the config counts in these; else text is read as it is needed.
+
+  Raises DataError for epochs of a mixture.
+  """
+  config = run.asked
+  if not (config.epochs or config.every_epoch):
+    return config, None
+  if len(run.data_config.entries) > 1:
+    raise data.DataError(
+      "epochs count passes over one source, and those of a mixture end at different times: set"
+      " steps, and epochs=0 and every_epoch=False"
+    )
+  tokens = data.tokens_of_epoch(run.data_config, tokenizer)
+  return settle_steps(config, tokens / (config.batch_size * (config.seq_len + 1))), None
 
 
 def describe_data(run: Run, tokenizer: Any) -> str:
