@@ -174,6 +174,23 @@ class DocumentEncoder:
       raise DataError(f"the tokenizer cannot encode every text: {first_line(error)}") from error
     return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
+  def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """As `encode`, and of each id its characters in the text, N x 2: start and end (exclusive).
+
+    A token has the white space before a word among its characters if it is in the token, and tokens
+    that are parts of one character all have that one.
+    """
+    found = []
+    for text in texts:
+      ids, offsets, before = [], [], 0
+      for part in self._cut(text):
+        encoding = self._backend.encode(part, add_special_tokens=False)
+        ids.append(np.array(encoding.ids, np.int32))
+        offsets.append(np.array(encoding.offsets, np.int64).reshape(-1, 2) + before)
+        before += len(part)
+      found.append((np.concatenate(ids), np.concatenate(offsets)))
+    return found
+
   def encode_later(self, texts: Sequence[str]) -> Future[list[np.ndarray]]:
     """As `encode`, in one other thread.
 

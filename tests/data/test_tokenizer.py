@@ -71,6 +71,29 @@ def test_encode_and_encode_later_agree(trained):
   encoder.close()
 
 
+@settings(max_examples=30)
+@given(
+  text=st.text() | st.lists(st.sampled_from(["the ", "fox", " é", "☂", "\n", "  "])).map("".join)
+)
+def test_offsets_are_of_the_same_ids(trained, text):
+  encoder = DocumentEncoder(trained)
+  ((ids, offsets_Nx2),) = encoder.encode_with_offsets([text])
+  np.testing.assert_array_equal(ids, encoder.encode([text])[0])
+  covered = {place for start, end in offsets_Nx2 for place in range(start, end)}
+  assert covered == set(range(len(text)))
+  assert (np.diff(offsets_Nx2, axis=0) >= 0).all()
+
+
+def test_offsets_in_a_long_text_are_those_of_the_text(trained):
+  text = "the quick brown fox. " * 4000
+  encoder = DocumentEncoder(trained)
+  ((ids, offsets_Nx2),) = encoder.encode_with_offsets([text])
+  assert len(list(encoder._cut(text))) > 2
+  np.testing.assert_array_equal(ids, encoder.encode([text])[0])
+  spelled = [text[start:end] for start, end in offsets_Nx2]
+  assert "".join(spelled) == text
+
+
 def test_tokenizer_that_has_no_ids_for_some_texts():
   import tokenizers
   from transformers import PreTrainedTokenizerFast
