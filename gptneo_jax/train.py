@@ -53,7 +53,8 @@ from gptneo_jax.training import (
   run_tokenizer,
 )
 from gptneo_jax.training.compiled_step import compile_step, fit
-from gptneo_jax.training.metrics import check_wandb, peak_flops_per_second
+from gptneo_jax.training.machine_figures import peak_flops_per_second
+from gptneo_jax.training.metrics import check_wandb
 from gptneo_jax.training.setup import Run, setup_run
 from gptneo_jax.training.step_report import StepReports, Trace
 from gptneo_jax.training.tasks import Batches, Evaluation

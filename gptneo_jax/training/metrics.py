@@ -1,4 +1,4 @@
-"""What a run reports: the metrics file, the progress line, and the machine's own figures.
+"""What a run writes of its steps: metrics.jsonl, TensorBoard's events, and wandb if asked.
 
 Keys, fixed because scripts rely on them: `train/{loss,grad_norm,learning_rate}`,
 `eval/{loss,perplexity,bits_per_byte}` (nats per token; the same with `/SUBSET` appended),
@@ -6,30 +6,20 @@ Keys, fixed because scripts rely on them: `train/{loss,grad_norm,learning_rate}`
 `perf/{tokens_per_second,step_seconds,mfu,data_wait_fraction,memory_gib}`.
 """
 
-import collections
 import contextlib
-import datetime
-import functools
 import importlib.util
 import json
 import logging
 import math
 import os
-import statistics
-import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TextIO, cast
 
 import fsspec
-import jax
-import jax.numpy as jnp
-import numpy as np
-import tqdm
 
-from gptneo_jax import hardware
 from gptneo_jax.errors import UserError, first_line
 
 # Object stores cannot append: there all of the file is written again, not more often than this.
@@ -233,160 +223,3 @@ def _start_wandb(
     )
   except Exception as error:  # no key, no network: wandb has its own
     raise UserError(f"wandb cannot be had: {first_line(error)}") from error
-
-
-class Progress:
-  """Shows step, loss, tokens per second and the time left, on a terminal as a bar, else in lines.
-
-  The first step, which compiles, is left out of the rate, and so is time spent in `section`s.
-  The time left is that of the steps to come at the median of the recent ones, plus that of the
-  sections to come at the median of those seen.
-  """
-
-  def __init__(
-    self,
-    total_steps: int,
-    *,
-    tokens_per_step: int,
-    first_step: int = 0,
-    every: Mapping[str, int] | None = None,
-    enabled: bool = True,
-    stream: TextIO | None = None,
-    clock: Callable[[], float] = time.monotonic,
-  ):
-    """Starts the display.
-
-    Args:
-      total_steps: the last step.
-      tokens_per_step: of the global batch.
-      first_step: steps done by earlier processes.
-      every: for each section, how many steps lie between two of it; one more comes at the end.
-      enabled: False shows nothing, but still measures.
-      stream: default standard error.
-      clock: seconds, for tests.
-    """
-    self._total, self._tokens_per_step = total_steps, tokens_per_step
-    self._every = {name: steps for name, steps in (every or {}).items() if steps}
-    self._clock = clock
-    self._step, self._in_sections = first_step, 0.0
-    self._since: float | None = None
-    self._step_times = collections.deque(maxlen=20)
-    self._section_times = collections.defaultdict(list)
-    self._stream = (stream or sys.stderr) if enabled else None
-    self._bar = None
-    if self._stream and self._stream.isatty():
-      self._bar = tqdm.tqdm(
-        total=total_steps,
-        initial=first_step,
-        file=self._stream,
-        dynamic_ncols=True,
-        bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
-      )
-
-  def update(self, step: int, loss: float | None = None) -> None:
-    """Notes that `step` steps are done; shows them if their loss is given (a logging step)."""
-    now = self._clock()
-    if self._since is not None and step > self._step:
-      spent = now - self._since - self._in_sections
-      self._step_times.append(spent / (step - self._step))
-    self._step, self._since, self._in_sections = step, now, 0.0
-    if loss is not None and self._stream:
-      self._show(loss)
-
-  @contextlib.contextmanager
-  def section(self, name: str) -> Iterator[None]:
-    """Times what is not a step: 'eval', 'checkpoint'."""
-    start = self._clock()
-    try:
-      yield
-    finally:
-      spent = self._clock() - start
-      self._in_sections += spent
-      self._section_times[name].append(spent)
-
-  @property
-  def step_seconds(self) -> float | None:
-    """Median seconds of a step, over the last 20 updates; None before the second update."""
-    return statistics.median(self._step_times) if self._step_times else None
-
-  @property
-  def tokens_per_second(self) -> float | None:
-    """Tokens of the global batch over `step_seconds`."""
-    seconds = self.step_seconds
-    return self._tokens_per_step / seconds if seconds else None
-
-  @property
-  def seconds_left(self) -> float | None:
-    """Estimate of the time to the end; None before the second update."""
-    if self.step_seconds is None:
-      return None
-    left = (self._total - self._step) * self.step_seconds
-    for name, every in self._every.items():
-      times = self._section_times[name]
-      if times:  # the first of several holds the compilation
-        left += self._sections_to_come(every) * statistics.median(times[1:] or times)
-    return left
-
-  def _sections_to_come(self, every: int) -> int:
-    if self._step >= self._total:
-      return 0
-    at_the_end = bool(self._total % every)
-    return self._total // every - self._step // every + at_the_end
-
-  def _show(self, loss: float) -> None:
-    parts = [f"loss {loss:.4f}"]
-    rate, left = self.tokens_per_second, self.seconds_left
-    if rate is not None and left is not None:
-      parts.append(f"{rate:,.0f} tokens/s")
-      parts.append(f"{datetime.timedelta(seconds=round(left))} left")
-    if self._bar is not None:
-      self._bar.n = self._step
-      self._bar.set_postfix_str(", ".join(parts))  # and redraws
-    else:
-      print(f"step {self._step}/{self._total}: {', '.join(parts)}", file=self._stream, flush=True)
-
-  def close(self) -> None:
-    """Ends the bar; what is printed next is on a line of its own."""
-    if self._bar is not None:
-      self._bar.close()
-
-
-def peak_flops_per_second(device: jax.Device, dtype: Any) -> tuple[float, str]:
-  """Returns the matmul FLOP/s one device could reach, and 'datasheet' or 'measured'.
-
-  A device the table does not know, such as any CPU, is measured once per process by a short
-  matmul in `dtype` (float32 on CPU, where the 16-bit types are emulated).
-  """
-  known = hardware.peak_flops(device.device_kind, jnp.dtype(dtype).itemsize)
-  if known is None:
-    return _measured_flops_per_second(
-      device, jnp.dtype(jnp.float32 if device.platform == "cpu" else dtype)
-    ), "measured"
-  return known, "datasheet"
-
-
-@functools.cache
-def _measured_flops_per_second(device: jax.Device, dtype: np.dtype) -> float:
-  size = 1024 if device.platform == "cpu" else 4096
-  x = jax.device_put(np.ones((size, size), dtype), device)
-  multiply = jax.jit(jnp.matmul)
-  multiply(x, x).block_until_ready()  # compiles
-  best, end = math.inf, time.perf_counter() + 0.2
-  while (start := time.perf_counter()) < end:
-    multiply(x, x).block_until_ready()
-    best = min(best, time.perf_counter() - start)
-  return 2 * size**3 / best
-
-
-def memory_in_use_bytes(devices: Sequence[jax.Device]) -> int:
-  """Returns the largest peak of memory on any of `devices`; without such a count, as on CPU, the
-  peak of this process."""
-  stats = [device.memory_stats() or {} for device in devices]
-  if stats and all("peak_bytes_in_use" in each for each in stats):
-    return max(each["peak_bytes_in_use"] for each in stats)
-  try:
-    import resource
-  except ImportError:  # not on Windows
-    return 0
-  unit = 1 if sys.platform == "darwin" else 1024
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

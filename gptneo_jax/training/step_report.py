@@ -14,7 +14,9 @@ from ml_collections import ConfigDict
 
 from gptneo_jax.errors import UserError
 from gptneo_jax.training import memory_estimate, multihost
-from gptneo_jax.training.metrics import MetricWriter, Progress, memory_in_use_bytes
+from gptneo_jax.training.machine_figures import memory_in_use_bytes
+from gptneo_jax.training.metrics import MetricWriter
+from gptneo_jax.training.progress import Progress
 from gptneo_jax.training.setup import Run
 from gptneo_jax.training.tasks import Batches
 

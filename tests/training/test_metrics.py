@@ -1,7 +1,6 @@
-"""The metrics file, the progress line's arithmetic, and the machine's figures."""
+"""The files of metrics."""
 
 import importlib.machinery
-import io
 import json
 import math
 import struct
@@ -10,13 +9,13 @@ import types
 import uuid
 
 import fsspec
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gptneo_jax.errors import UserError
 from gptneo_jax.training import metrics
+from tests.helpers.clock import Clock
 
 
 def _lines(folder):
@@ -121,7 +120,7 @@ def _scalars(data: bytes) -> list[tuple[int, float]]:
 
 
 def test_an_object_store_is_written_now_and_then(monkeypatch):
-  clock = _Clock()
+  clock = Clock()
   monkeypatch.setattr(metrics, "time", types.SimpleNamespace(monotonic=clock))
   folder = f"memory://metrics-test/{uuid.uuid4().hex}"
   writer = metrics.MetricWriter(folder)
@@ -198,150 +197,3 @@ def test_wandb_that_does_not_start_is_one_line(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "wandb", module)
   with pytest.raises(UserError, match=r"wandb cannot be had: no API key configured$"):
     metrics.MetricWriter(tmp_path, wandb_project="neo")
-
-
-class _Clock:
-  def __init__(self):
-    self.now = 1000.0
-
-  def __call__(self):
-    return self.now
-
-
-def _progress(clock, stream=None, **options):
-  defaults = {"total_steps": 100, "tokens_per_step": 1000}
-  return metrics.Progress(**(defaults | options), stream=stream or io.StringIO(), clock=clock)
-
-
-def test_the_compiling_step_is_not_in_the_rate():
-  clock = _Clock()
-  progress = _progress(clock)
-  clock.now += 60.0
-  progress.update(1)
-  assert progress.step_seconds is None and progress.seconds_left is None
-  clock.now += 2.0
-  progress.update(2)
-  assert progress.step_seconds == 2.0 and progress.tokens_per_second == 500.0
-  assert progress.seconds_left == 98 * 2.0
-  clock.now += 40.0
-  progress.update(12)  # ten steps at once, 4 s each: the median is 3
-  assert progress.step_seconds == 3.0
-  assert progress.seconds_left == 88 * 3.0
-
-
-def test_sections_are_counted_apart_and_foreseen():
-  clock = _Clock()
-  progress = _progress(clock, every={"eval": 30, "checkpoint": 50})
-  progress.update(28)
-  for step, eval_seconds in ((29, 0.0), (30, 100.0), (31, 0.0), (60, 10.0), (61, 0.0)):
-    clock.now += step - progress._step  # a second each
-    if eval_seconds:
-      with progress.section("eval"):
-        clock.now += eval_seconds
-    progress.update(step)
-  assert progress.step_seconds == 1.0
-  # To come: 39 steps, the evaluations at 90 and at the end, 10 s each (the first one compiled).
-  # Checkpoints have not been seen yet.
-  assert progress.seconds_left == 39 + 2 * 10
-  with progress.section("checkpoint"):
-    clock.now += 5.0
-  progress.update(62)
-  assert progress.seconds_left == pytest.approx(38 * 1.0 + 2 * 10 + 1 * 5)
-  progress.update(100)
-  assert progress.seconds_left == 0
-
-
-def test_a_section_that_fails_is_still_counted():
-  clock = _Clock()
-  progress = _progress(clock)
-  progress.update(1)
-  with pytest.raises(RuntimeError), progress.section("eval"):
-    clock.now += 7.0
-    raise RuntimeError
-  clock.now += 1.0
-  progress.update(2)
-  assert progress.step_seconds == 1.0
-
-
-def test_plain_lines_where_there_is_no_terminal():
-  clock, stream = _Clock(), io.StringIO()
-  progress = _progress(clock, stream, first_step=40)
-  progress.update(41, loss=9.5)
-  clock.now += 60.0
-  progress.update(42)
-  clock.now += 60.0
-  progress.update(43, loss=3.25)
-  progress.close()
-  assert stream.getvalue() == (
-    "step 41/100: loss 9.5000\nstep 43/100: loss 3.2500, 17 tokens/s, 0:57:00 left\n"
-  )
-
-
-def test_a_bar_on_a_terminal():
-  class Terminal(io.StringIO):
-    def isatty(self):
-      return True
-
-  clock, stream = _Clock(), Terminal()
-  progress = _progress(clock, stream)
-  progress.update(1)
-  clock.now += 1.0
-  progress.update(2, loss=3.25)
-  progress.close()
-  assert "2/100, loss 3.2500, 1,000 tokens/s, 0:01:38 left" in stream.getvalue()
-  assert stream.getvalue().endswith("\n")
-
-
-def test_disabled_progress_is_silent_and_measures():
-  clock, stream = _Clock(), io.StringIO()
-  progress = _progress(clock, stream, enabled=False)
-  progress.update(1, loss=1.0)
-  clock.now += 1.0
-  progress.update(2, loss=1.0)
-  assert stream.getvalue() == "" and progress.step_seconds == 1.0
-
-
-@pytest.mark.parametrize(
-  ("kind", "half", "single"),
-  [
-    ("TPU v3", 61.5, 61.5),
-    ("TPU v5 lite", 197, 197),
-    ("TPU v5", 459, 459),
-    ("TPU v6 lite", 918, 918),
-    ("TPU7x", 1153.5, 1153.5),
-    ("Tesla T4", 65, 8.1),
-    ("Tesla V100-SXM2-16GB", 125, 15.7),
-    ("Tesla V100-PCIE-32GB", 112, 14),
-    ("NVIDIA A10", 125, 62.5),
-    ("NVIDIA A10G", 70, 35),
-    ("NVIDIA A100-SXM4-80GB", 312, 156),
-    ("NVIDIA A100 80GB PCIe", 312, 156),
-    ("NVIDIA H100 80GB HBM3", 989.4, 494.7),
-    ("NVIDIA H100 PCIe", 756, 378),
-    ("NVIDIA H200", 989.4, 494.7),
-    ("NVIDIA L4", 121, 60),
-    ("NVIDIA GeForce RTX 4090", 165.2, 82.6),
-  ],
-)
-def test_peak_flops_by_device_kind(kind, half, single):
-  device = types.SimpleNamespace(device_kind=kind, platform="gpu")
-  for dtype, expected in ((jnp.bfloat16, half), (jnp.float16, half), (jnp.float32, single)):
-    flops, source = metrics.peak_flops_per_second(device, dtype)
-    assert (flops, source) == (pytest.approx(expected * 1e12), "datasheet")
-
-
-def test_peak_flops_of_a_cpu_are_measured():
-  device = jax.devices("cpu")[0]
-  flops, source = metrics.peak_flops_per_second(device, jnp.bfloat16)
-  assert source == "measured" and 1e8 < flops < 1e14
-  assert metrics.peak_flops_per_second(device, jnp.float32) == (flops, source)  # once
-
-
-def test_memory_in_use(monkeypatch):
-  with_stats = [
-    types.SimpleNamespace(memory_stats=lambda n=n: {"peak_bytes_in_use": n}) for n in (5, 7)
-  ]
-  assert metrics.memory_in_use_bytes(with_stats) == 7
-  assert 2**24 < metrics.memory_in_use_bytes(jax.devices("cpu")) < 2**40
-  monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
-  assert metrics.memory_in_use_bytes(jax.devices("cpu")) == 0
