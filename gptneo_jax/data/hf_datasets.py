@@ -3,6 +3,7 @@
 import glob
 import os
 from collections.abc import Iterator
+from typing import Any
 
 from gptneo_jax.data.documents import BadRecords, Cursor, DataError, Document, Wanted
 from gptneo_jax.data.files import file_system
@@ -52,13 +53,14 @@ class HFDataset:
 
   def read(self, shard: int, start: Cursor, wanted: Wanted) -> Iterator[tuple[Cursor, Document]]:
     """Documents of one shard from a cursor (record, 0) on, as JsonLines.read."""
-    for number, record in self._records(shard, start[0], wanted):
+    for number, record in self.records(shard, start[0], wanted):
       location = f"{self.shards[shard]}:{number + 1}"
       document = document_of(record, self._text_key, self._name, location, self._bad_records)
       if document is not None:
         yield (number + 1, 0), document
 
-  def _records(self, shard: int, start: int, wanted: Wanted) -> Iterator[tuple[int, object]]:
+  def records(self, shard: int, start: int, wanted: Wanted) -> Iterator[tuple[int, Any]]:
+    """(number, record) of one shard from record `start` on."""
     import datasets
 
     number = start
@@ -74,6 +76,19 @@ class HFDataset:
     except Exception as error:  # network or damaged file: the next record is unknown
       location = f"{self.shards[shard]}:{number + 1}"
       raise DataError(f"{location}: reading stopped near here: {first_line(error)}") from error
+
+  def with_label_names(self, record: dict[str, Any]) -> dict[str, Any]:
+    """The record, in which labels that the data set stores as numbers have their names."""
+    features = self._data.features or {}
+    return {name: _named(value, features.get(name)) for name, value in record.items()}
+
+
+def _named(value: Any, feature: Any) -> Any:
+  if hasattr(feature, "int2str") and isinstance(value, int):
+    return feature.int2str(value) if value >= 0 else None  # -1: not labelled
+  if isinstance(value, list) and (inner := getattr(feature, "feature", None)) is not None:
+    return [_named(element, inner) for element in value]
+  return value
 
 
 def check_dataset(path: str) -> None:

@@ -80,7 +80,8 @@ def open_components(config: DataConfig, split: str, bad_records: BadRecords) -> 
     opened.append((weight, source, by_hash))
   if shares.validation and split != "test" and all(by_hash for *_, by_hash in opened):
     everything = (Component(1.0, source, _all_documents).documents() for _, source, _ in opened)
-    shares = with_validation(shares, itertools.chain.from_iterable(everything))
+    texts = (document.text for document in itertools.chain.from_iterable(everything))
+    shares = with_validation(shares, texts)
   low, high = shares.bounds(split)
   keep = _hash_rule(low, high)
   components = [

@@ -34,16 +34,16 @@ def hash_position(text: str) -> float:
   return int.from_bytes(digest, "big") / _HASHES
 
 
-def with_validation(shares: Shares, documents: Iterable[Document]) -> Shares:
-  """The shares, with that of validation enlarged if it would hold none of the documents.
+def with_validation(shares: Shares, texts: Iterable[str]) -> Shares:
+  """The shares, with that of validation enlarged if it would hold none of the texts.
 
-  Reads up to the first document of validation. If there is none, validation takes the smallest
-  hashes that are not the test split's: its share of the documents, and at least one.
+  Reads up to the first text of validation. If there is none, validation takes the smallest hashes
+  that are not the test split's: its share of the texts, and at least one.
   """
   low, high = shares.bounds("validation")
   others = []
-  for document in documents:
-    position = hash_position(document.text)
+  for text in texts:
+    position = hash_position(text)
     if low <= position < high:
       return shares
     others.append(position)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gptneo_jax.data.batches import TrainBatches
 from gptneo_jax.data.config import DataConfig
-from gptneo_jax.data.documents import BadRecords, Document
+from gptneo_jax.data.documents import BadRecords
 from gptneo_jax.data.evaluation import evaluation_documents
 from gptneo_jax.data.sources import open_components
 from gptneo_jax.data.splits import (
@@ -34,7 +34,7 @@ def texts_without_validation(shares: Shares, number: int) -> list[str]:
 def test_the_smallest_hashes_are_taken_where_validation_would_be_empty():
   shares = Shares(validation=0.01, test=0.005)
   texts = texts_without_validation(shares, 240)
-  low, high = with_validation(shares, documents_of(*texts * 2)).bounds("validation")
+  low, high = with_validation(shares, texts * 2).bounds("validation")
   held_out = {text for text in texts if low <= hash_position(text) < high}
   above_test = sorted((hash_position(text), text) for text in texts if hash_position(text) >= low)
   assert held_out == {text for _, text in above_test[:5]}  # 1% of 480
@@ -48,7 +48,7 @@ def test_shares_stay_and_reading_stops_at_the_first_document_of_validation():
   def endless():
     for n in itertools.count():
       read.append(n)
-      yield Document(f"document {n}", "s", "f:1")
+      yield f"document {n}"
 
   assert with_validation(shares, endless()) == shares
   assert len(read) < 40
