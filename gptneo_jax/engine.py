@@ -58,7 +58,7 @@ def load(
     adapter: folder of a LoRA adapter in PEFT's form, which is merged into the weights.
     quantization: 'int8', 'w8a8' or 'int4': weights for inference (generation/quantization.py). A
       folder that holds a quantized model is opened as one without it.
-    step: which checkpoint of a folder of ours, a number or 'best' (lowest eval/loss).
+    step: which checkpoint of a folder of ours, a number or 'best' (by the run's best_metric).
 
   Raises:
     UserError: not there, damaged, not supported, or not divisible over the mesh; in one line.

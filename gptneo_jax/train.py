@@ -129,7 +129,11 @@ def _run(
   peak_flops, _ = peak_flops_per_second(jax.local_devices()[0], run.model_config.dtype)
   closing.enter_context(jax.set_mesh(run.mesh))
   checkpoints = closing.enter_context(
-    contextlib.closing(Checkpointer(str(workdir), keep_latest=config.keep_latest))
+    contextlib.closing(
+      Checkpointer(
+        str(workdir), keep_latest=run.config.keep_latest, best_metric=run.config.best_metric
+      )
+    )
   )
   restored = _restore(run, checkpoints, batches, workdir)
   state, written = restored or (_start(run, tokenizer, say), {})

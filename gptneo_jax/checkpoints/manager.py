@@ -31,6 +31,7 @@ from gptneo_jax.checkpoints.step_folders import (
   BEST_METRIC,
   CheckpointError,
   absolute,
+  cost,
   latest_step,
   metrics_of,
   saved_steps,
@@ -54,18 +55,25 @@ class Checkpointer:
   """Writes and reads the checkpoints of one run.
 
   All processes of a run create and call it alike. It keeps the newest `keep_latest` checkpoints and
-  the `keep_best` with the lowest metric `eval/loss`; others are removed once a newer one is
-  complete. While it is open, orbax logs nothing: it saves in background threads.
+  the `keep_best` with the best `best_metric` (`step_folders`); others are removed once a newer one
+  is complete. While it is open, orbax logs nothing: it saves in background threads.
   """
 
   def __init__(
-    self, folder: str, *, keep_latest: int = 3, keep_best: int = 1, asynchronous: bool = True
+    self,
+    folder: str,
+    *,
+    keep_latest: int = 3,
+    keep_best: int = 1,
+    best_metric: str = BEST_METRIC,
+    asynchronous: bool = True,
   ):
     if keep_latest < 1 or keep_best < 0:
       raise ValueError(f"keep_latest is {keep_latest}, keep_best {keep_best}; at least 1 and 0")
     self._folder = absolute(folder)
     self._saving: int | None = None
-    self._losses: dict[int, float] = {}  # eval/loss by step, where this process measured it
+    self._best_metric = best_metric
+    self._costs: dict[int, float] = {}  # by step, where this process measured the metric
     self._keep, self._asynchronous = (keep_latest, keep_best), asynchronous
     self._quiet = contextlib.ExitStack()
     self._quiet.enter_context(quiet_orbax())
@@ -75,9 +83,10 @@ class Checkpointer:
     return ocp.CheckpointManager(
       self._folder,
       options=ocp.CheckpointManagerOptions(
-        best_fn=lambda metrics: metrics[BEST_METRIC],  # otherwise orbax stores no metrics
-        best_mode="min",
-        preservation_policy=_LatestAndBest(self._folder, self._losses, *self._keep),
+        best_fn=lambda metrics: metrics[self._best_metric],  # otherwise orbax stores no metrics
+        preservation_policy=_LatestAndBest(
+          self._folder, self._best_metric, self._costs, *self._keep
+        ),
         # Else orbax reads the metrics of all steps, and fails if one file of them is damaged.
         lightweight_initialize=True,
         cleanup_tmp_directories=True,
@@ -104,7 +113,7 @@ class Checkpointer:
       step: names the folder.
       params, optimizer: trees of arrays (random keys as their data: `jax.random.key_data`).
       data_state: a JSON dictionary.
-      metrics: ranks the checkpoint if it has a finite `eval/loss`.
+      metrics: rank the checkpoint if they have a finite `best_metric`.
 
     Returns:
       False if this step has been saved already; it is left unchanged.
@@ -132,12 +141,12 @@ class Checkpointer:
     return True
 
   def add_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-    """Adds metrics measured after the save to a checkpoint; `eval/loss` ranks it.
+    """Adds metrics measured after the save to a checkpoint; `best_metric` ranks it.
 
     Returns when both are on disk. Raises CheckpointError like `wait`.
     """
     self.wait()
-    self._losses[step] = float(metrics.get(BEST_METRIC, math.inf))
+    self._costs[step] = cost(metrics, self._best_metric)
     path = self._folder / str(step)
     if jax.process_index() == 0 and path.exists():
       file = path / "metrics" / "metrics"
@@ -232,32 +241,34 @@ class Checkpointer:
 
 
 class _LatestAndBest:
-  """Keeps the newest steps and the best by BEST_METRIC.
+  """Keeps the newest steps and the best by a metric.
 
   orbax's AnyPreservationPolicy([LatestN, BestN]) sees neither metrics that were added after a save
   nor those of an earlier process, and keeps a NaN as a best one if there is nothing better.
   """
 
-  def __init__(self, folder: epath.Path, losses: Mapping[int, float], latest: int, best: int):
-    self._folder, self._losses, self._latest, self._best = folder, losses, latest, best
+  def __init__(
+    self, folder: epath.Path, metric: str, costs: Mapping[int, float], latest: int, best: int
+  ):
+    """costs: of the steps whose metric was measured after their save."""
+    self._folder, self._metric, self._costs = folder, metric, costs
+    self._latest, self._best = latest, best
 
   def should_preserve(self, checkpoints, *, context) -> list[bool]:
     del context
     steps = [info.step for info in checkpoints]
-    ranked = sorted((self._loss(info), -info.step) for info in checkpoints)
-    keep = {-step for loss, step in ranked[: self._best] if math.isfinite(loss)}
+    ranked = sorted((self._cost(info), info.step) for info in checkpoints)
+    keep = {step for cost_, step in ranked[: self._best] if math.isfinite(cost_)}
     keep |= set(steps[-self._latest :])
     return [step in keep for step in steps]
 
-  def _loss(self, info) -> float:
-    """The checkpoint's loss; infinity if it has none or it is not finite."""
-    loss = self._losses.get(info.step)
-    if loss is None:
-      metrics = info.metrics
-      if metrics is None:  # saved without metrics, or by an earlier process
-        metrics = metrics_of(self._folder / str(info.step))
-      loss = metrics.get(BEST_METRIC, math.inf)
-    return loss if math.isfinite(loss) else math.inf
+  def _cost(self, info) -> float:
+    if info.step in self._costs:
+      return self._costs[info.step]
+    metrics = info.metrics
+    if metrics is None:  # saved without metrics, or by an earlier process
+      metrics = metrics_of(self._folder / str(info.step))
+    return cost(metrics, self._metric)
 
 
 def _free_name(path: epath.Path) -> epath.Path:

@@ -1,7 +1,11 @@
 """Which checkpoints a folder holds, and which of them a path and a step refer to.
 
 FOLDER refers to its newest checkpoint, FOLDER and a step to the one with that number, or to the one
-with the lowest eval/loss for the step `best`. FOLDER/STEP is the path of a single checkpoint.
+of the best metric for the step `best`. FOLDER/STEP is the path of a single checkpoint, and
+FOLDER/best of the best one.
+
+Which metric that is, the run's settings say (`best_metric`; eval/loss where there are none). Lower
+is better if one of the words of its name is in LOWER_IS_BETTER, else higher.
 """
 
 from __future__ import annotations
@@ -9,6 +13,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import orbax.checkpoint as ocp
@@ -16,7 +22,11 @@ from etils import epath
 
 from gptneo_jax.errors import UserError
 
-BEST_METRIC = "eval/loss"  # lower is better
+RUN_CONFIG = "run_config.json"  # in a run's folder: its settings, among others
+BEST_METRIC = "eval/loss"  # unless the settings name another
+LOWER_IS_BETTER = frozenset(
+  "loss perplexity ppl bits bpb nll error err mse rmse mae wer cer ece brier".split()
+)
 BEST = "best"
 
 
@@ -36,14 +46,42 @@ def latest_step(folder: epath.PathLike) -> int | None:
 
 
 def best_step(folder: epath.PathLike) -> int:
-  """The step with the lowest eval/loss. Raises CheckpointError if none was evaluated."""
-  losses = {step: loss_of(absolute(folder) / str(step)) for step in saved_steps(folder)}
-  best = min(losses, key=lambda step: (losses[step], -step), default=None)
-  if best is None or not math.isfinite(losses[best]):
+  """The step of the best metric, the first if it is that of several.
+
+  Raises CheckpointError if none was evaluated.
+  """
+  metric = best_metric(folder)
+  costs = {
+    step: cost(metrics_of(absolute(folder) / str(step)), metric) for step in saved_steps(folder)
+  }
+  best = min(costs, key=lambda step: (costs[step], step), default=None)
+  if best is None or not math.isfinite(costs[best]):
     raise CheckpointError(
-      f"none of the checkpoints in {folder} has an {BEST_METRIC}; there are {list(losses)}"
+      f"none of the checkpoints in {folder} has an {metric}; there are {list(costs)}"
     )
   return best
+
+
+def best_metric(folder: epath.PathLike) -> str:
+  """The metric that chooses the best checkpoint of a folder."""
+  try:
+    settings = json.loads((absolute(folder) / RUN_CONFIG).read_text())
+    return str(settings["config"]["best_metric"])
+  except (OSError, ValueError, TypeError, KeyError):
+    return BEST_METRIC
+
+
+def lower_is_better(metric: str) -> bool:
+  """Whether a metric of this name is a loss or an error: 'eval/loss', 'eval/bits_per_byte/Law'."""
+  return not LOWER_IS_BETTER.isdisjoint(re.split("[^a-z]+", metric.lower()))
+
+
+def cost(metrics: Mapping[str, float], metric: str) -> float:
+  """A metric such that lower is better; infinity if it is not there or not finite."""
+  value = metrics.get(metric)
+  if value is None or not math.isfinite(value):
+    return math.inf
+  return value if lower_is_better(metric) else -value
 
 
 def existing_step(folder: epath.PathLike, step: int | None) -> int:
@@ -60,8 +98,8 @@ def find_checkpoint(name: epath.PathLike, step: int | str | None = None) -> tupl
   """The folder and the step that `name` and `step` refer to; the step is None for the newest.
 
   Args:
-    name: a folder (`~` is expanded), a numbered checkpoint in one, or anything else, such as a hub
-      id, which is returned unchanged with step None.
+    name: a folder (`~` is expanded), a checkpoint in one by its number or as FOLDER/best, or
+      anything else, such as a hub id, which is returned unchanged with step None.
     step: a number, also as text, or 'best'.
 
   Raises:
@@ -73,6 +111,8 @@ def find_checkpoint(name: epath.PathLike, step: int | str | None = None) -> tupl
     if step is not None and str(step) != path.name:
       raise CheckpointError(f"step {step} of {name}: that is step {path.name} of {path.parent}")
     return str(path.parent), int(path.name)
+  if path.name == BEST and step is None and not path.exists() and saved_steps(path.parent):
+    return str(path.parent), best_step(path.parent)
   if step is None:
     return name, None
   if step == BEST:
@@ -88,12 +128,6 @@ def metrics_of(checkpoint: epath.Path) -> dict[str, float]:
     return json.loads((checkpoint / "metrics" / "metrics").read_text())
   except (OSError, ValueError):
     return {}
-
-
-def loss_of(checkpoint: epath.Path) -> float:
-  """A checkpoint's eval/loss; infinity if it has none or it is not finite."""
-  loss = metrics_of(checkpoint).get(BEST_METRIC, math.inf)
-  return loss if math.isfinite(loss) else math.inf
 
 
 def absolute(folder: Any) -> epath.Path:

@@ -13,13 +13,11 @@ from ml_collections import ConfigDict
 
 from gptneo_jax import data
 from gptneo_jax.checkpoints.folder import is_checkpoint_folder, load_config
-from gptneo_jax.checkpoints.step_folders import latest_step
+from gptneo_jax.checkpoints.step_folders import RUN_CONFIG, latest_step
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.errors import UserError
 from gptneo_jax.evals.provenance import versions
 from gptneo_jax.training.run_config import flat
-
-FILE = "run_config.json"
 
 _PACKAGES = (
   "gptneo_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy",
@@ -113,19 +111,19 @@ def write(workdir: epath.Path, record: dict[str, Any], changed: Sequence[str], s
   before = _read(workdir) if step else None
   history = before.get("changes", []) if before else []
   history += [f"step {step}: {line}" for line in changed]
-  part = workdir / f"{FILE}.part"  # renamed: a process killed here leaves the old one
+  part = workdir / f"{RUN_CONFIG}.part"  # renamed: a process killed here leaves the old one
   part.write_text(json.dumps(record | {"changes": history}, indent=2) + "\n")
-  part.replace(workdir / FILE)
+  part.replace(workdir / RUN_CONFIG)
 
 
 def _read(workdir: epath.Path) -> dict[str, Any] | None:
   try:
-    return json.loads((workdir / FILE).read_text())
+    return json.loads((workdir / RUN_CONFIG).read_text())
   except FileNotFoundError:
     return None
   except ValueError as error:
     raise UserError(
-      f"{workdir / FILE} cannot be read ({error}); without it the run resumes, and nothing"
+      f"{workdir / RUN_CONFIG} cannot be read ({error}); without it the run resumes, and nothing"
       " is compared"
     ) from None
 

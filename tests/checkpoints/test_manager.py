@@ -42,6 +42,22 @@ def test_keeps_the_latest_and_the_best(tmp_path):
   assert saved_steps(tmp_path) == [5, 7]
 
 
+@pytest.mark.parametrize(
+  ("metric", "kept"), [("eval/accuracy", [2, 6]), ("eval/wer", [1, 6]), ("eval/loss", [3, 6])]
+)
+def test_the_best_by_another_metric(metric, kept, tmp_path):
+  """The first of equals; an accuracy that is not finite is none."""
+  accuracies = (0.25, 0.75, 0.5, 0.75, float("nan"), 0.25)
+  checkpointer = manager.Checkpointer(tmp_path, keep_latest=1, best_metric=metric)
+  for step, value in enumerate(accuracies, start=1):
+    metrics = {"eval/accuracy": value, "eval/wer": value, "eval/loss": abs(step - 3)}
+    save(checkpointer, step, metrics if step % 2 else None)
+    if step % 2 == 0:
+      checkpointer.add_metrics(step, metrics)
+  checkpointer.close()
+  assert saved_steps(tmp_path) == kept
+
+
 @pytest.mark.parametrize("metrics", [None, {"train/loss": 9.0}])
 def test_metrics_measured_after_the_save_rank_it(metrics, tmp_path):
   """As an evaluation does, in this process or in one that owed it."""

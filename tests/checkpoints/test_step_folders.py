@@ -1,6 +1,7 @@
 """Which of a folder's checkpoints is meant, for everything that opens one."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -12,10 +13,12 @@ from gptneo_jax import convert, evaluate, generate
 from gptneo_jax.checkpoints.folder import save_config
 from gptneo_jax.checkpoints.manager import Checkpointer
 from gptneo_jax.checkpoints.step_folders import (
+  RUN_CONFIG,
   CheckpointError,
   best_step,
   find_checkpoint,
   latest_step,
+  lower_is_better,
 )
 from gptneo_jax.errors import UserError
 from gptneo_jax.model import heads
@@ -27,6 +30,7 @@ CONFIG = gptneo_jax.ModelConfig(
   vocab_size=257, max_position_embeddings=32, hidden_size=16, num_layers=2, num_heads=2,
   window_size=8,
 )  # fmt: skip
+ACCURACIES = {100: 0.5, 200: 0.25, 300: 0.75, 400: 0.75}
 LOSSES = {100: 3.0, 200: 1.0, 300: float("nan"), 400: 2.0}
 
 
@@ -46,7 +50,7 @@ def run(tmp_path_factory):
   for step, loss in LOSSES.items():
     checkpointer.save(
       step, params=_params(step), optimizer={"step": np.int32(step)}, data_state={},
-      metrics={"eval/loss": loss},
+      metrics={"eval/loss": loss, "eval/accuracy": ACCURACIES[step]},
     )  # fmt: skip
   checkpointer.close()
   return folder
@@ -64,6 +68,36 @@ def test_a_checkpoint_is_meant_by_folder_step_or_path(run):
   lm = gptneo_jax.load(str(run / "300") + "/")
   assert step_of(lm) == 300 and lm.tokenizer is not None
   assert find_checkpoint("EleutherAI/gpt-neo-125m") == ("EleutherAI/gpt-neo-125m", None)
+
+
+def test_the_settings_of_a_run_say_what_is_best(run, tmp_path):
+  folder = shutil.copytree(run, tmp_path / "run")
+  for settings, step in (
+    ({"config": {"best_metric": "eval/accuracy"}}, 300),
+    ({"config": {"best_metric": "eval/loss"}}, 200),
+    ({"config": {}}, 200),  # of a run before there was a choice
+  ):
+    (folder / RUN_CONFIG).write_text(json.dumps(settings))
+    assert best_step(folder) == step
+    assert step_of(gptneo_jax.load(folder / "best")) == step
+    assert step_of(gptneo_jax.load(folder, step="best")) == step
+  (folder / RUN_CONFIG).write_text('{"config": {"best_metric": "eval/f1"}}')
+  with pytest.raises(CheckpointError, match=r"none of .* has an eval/f1"):
+    best_step(folder)
+  assert find_checkpoint(tmp_path / "best") == (str(tmp_path / "best"), None)
+
+
+@pytest.mark.parametrize(
+  ("metric", "lower"),
+  [
+    ("eval/loss", True), ("eval/bits_per_byte/Law", True), ("eval/perplexity", True),
+    ("eval/mean_squared_error", True), ("eval/accuracy", False), ("eval/f1", False),
+    ("eval/exact_match", False), ("eval/lambada_openai/perplexity", True),
+    ("eval/matthews_correlation", False),
+  ],
+)  # fmt: skip
+def test_the_direction_is_in_the_name(metric, lower):
+  assert lower_is_better(metric) == lower
 
 
 def test_home_in_the_path_of_a_checkpoint(run, monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 
 from gptneo_jax.checkpoints.folder import save_config
 from gptneo_jax.checkpoints.manager import Checkpointer
+from gptneo_jax.checkpoints.step_folders import RUN_CONFIG
 from gptneo_jax.errors import UserError
 from gptneo_jax.training import config_file, parse_config, run_record
 
@@ -44,7 +45,7 @@ def run(tmp_path):
 
 
 def test_what_is_recorded(run, repository):
-  record = json.loads((run / run_record.FILE).read_text())
+  record = json.loads((run / RUN_CONFIG).read_text())
   assert record["config"]["optimizer"]["learning_rate"] == 1e-3
   assert record["config"]["model"]["attention_pattern"] == ["global", "local"]
   assert record["command"] == COMMAND
@@ -56,7 +57,7 @@ def test_what_is_recorded(run, repository):
       ["git", "rev-parse", "HEAD"], cwd=repository, capture_output=True, text=True, check=True
     )
     assert record["commit"].rstrip("+") == head.stdout.strip()
-  assert list(run.iterdir()).count(run / f"{run_record.FILE}.part") == 0
+  assert list(run.iterdir()).count(run / f"{RUN_CONFIG}.part") == 0
 
 
 def test_a_new_folder_has_nothing_to_compare(tmp_path):
@@ -69,7 +70,7 @@ def test_what_changed_is_said_and_kept(run):
     mesh__fsdp=2, eval_every=7, optimizer__clip_norm=0.0,
   )  # fmt: skip
   record["versions"]["jax"], record["commit"] = "99.1", "abc"
-  before = json.loads((run / run_record.FILE).read_text())
+  before = json.loads((run / RUN_CONFIG).read_text())
   lines = run_record.changes(run, record, model)
   assert "optimizer.learning_rate: 0.001 -> 0.0005" in lines and "steps: 2400 -> 3000" in lines
   assert f"version of jax: {before['versions']['jax']} -> 99.1" in lines
@@ -77,7 +78,7 @@ def test_what_changed_is_said_and_kept(run):
   run_record.write(run, record, lines, 40)
   assert run_record.changes(run, record, model) == []
   run_record.write(run, record, [], 60)
-  after = json.loads((run / run_record.FILE).read_text())
+  after = json.loads((run / RUN_CONFIG).read_text())
   assert after["config"]["steps"] == 3000
   assert after["changes"] == [f"step 40: {line}" for line in lines]
 
@@ -129,8 +130,8 @@ def test_a_hugging_face_model_is_not_written_over(tmp_path):
 
 
 def test_a_record_that_is_damaged_is_one_line(run):
-  (run / run_record.FILE).write_text('{"config": ')
+  (run / RUN_CONFIG).write_text('{"config": ')
   with pytest.raises(UserError, match=r"run_config\.json cannot be read .*; without it the run"):
     run_record.changes(run, *_record())
-  (run / run_record.FILE).unlink()
+  (run / RUN_CONFIG).unlink()
   assert run_record.changes(run, *_record()) == []

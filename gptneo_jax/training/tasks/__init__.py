@@ -60,7 +60,7 @@ class Evaluation(Protocol):
   measures: bool
 
   def __call__(self, params: Any, stop: Callable[[], bool]) -> tuple[dict[str, float], str] | None:
-    """Metrics, named `eval/…` (`eval/loss` chooses the best checkpoint), and text to print.
+    """Metrics, named `eval/…` (config.best_metric chooses the best checkpoint), and text to print.
 
     None if `stop`, called between batches (on every host equally often), returned True.
     """
