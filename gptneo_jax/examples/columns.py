@@ -71,7 +71,7 @@ def by_role(
   labelled: bool = True,
   bad_records: BadRecords | None = None,
 ) -> list[Record]:
-  """The records with their fields named by role.
+  """The records with their fields named by role; others keep their names.
 
   Which field is a role's is the same for all records of a file. One that is absent or null in a
   record is left out.
@@ -91,19 +91,28 @@ def by_role(
   for record in records:
     files.setdefault(record.file, []).append(record)
   chosen = {file: _choose(file, its, roles, given, labelled) for file, its in files.items()}
+  names = [role.name for role in roles]
+  needed = [role.name for role in roles if _is_needed(role, labelled)]
   found = []
   for record in records:
-    fields = {role: _value(record, field) for role, field in chosen[record.file].items()}
-    fields = {role: value for role, value in fields.items() if value is not None}
-    lacking = next(
-      (role.name for role in roles if _is_needed(role, labelled) and role.name not in fields), None
-    )
+    fields = _renamed(record, chosen[record.file], names)
+    lacking = next((name for name in needed if name not in fields), None)
     if lacking is None:
       found.append(dataclasses.replace(record, fields=fields))
     else:
-      field = chosen[record.file][lacking]
-      bad_records.add(record.location, f"no field {field!r}", f"it has {_listed(record.fields)}")
+      reason = f"no field {chosen[record.file][lacking]!r}"
+      bad_records.add(record.location, reason, f"it has {_listed(record.fields)}")
   return found
+
+
+def _renamed(record: Record, chosen: dict[str, str], roles: Sequence[str]) -> dict[str, Any]:
+  """Its fields by role, of which `chosen` says the field, and the others as they are."""
+  taken = {*roles, *(name for field in chosen.values() for name in (field, *field.split("+")))}
+  fields = {name: value for name, value in record.fields.items() if name not in taken}
+  for role, field in chosen.items():
+    if (value := _value(record, field)) is not None:
+      fields[role] = value
+  return fields
 
 
 def _is_needed(role: Role, labelled: bool) -> bool:

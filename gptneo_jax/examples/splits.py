@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from gptneo_jax.data import BadRecords, DataConfig, DataError
 from gptneo_jax.data.sources import held_out_shares
@@ -108,7 +108,11 @@ def _copies(splits: Splits, roles: Sequence[Role], key: Key) -> list[str]:
 
   def identity(record: Record) -> str:
     """All that the model is to see: of a question with a context the key alone may be less."""
-    return key(record) + _text({name: record.fields[name] for name in inputs})
+    return key(record) + _text(record, inputs)
+
+  def said(record: Record) -> str:
+    """What stands of it in all roles, the labels' too."""
+    return _text(record, [role.name for role in roles if role.name != "id"])
 
   by_key: dict[str, Record] = {}
   by_identity: dict[str, Record] = {}
@@ -119,7 +123,7 @@ def _copies(splits: Splits, roles: Sequence[Role], key: Key) -> list[str]:
     if first is not record:
       repeated.append((record, first))
   what = f"{len(repeated)} of {len(splits.train)} training records repeat an earlier one"
-  notes = _note(what, repeated, repeated)
+  notes = _note(what, repeated, repeated, said)
   for name in ("validation", "test"):
     records = getattr(splits, name)
     shared = [(record, by_key[key(record)]) for record in records if key(record) in by_key]
@@ -129,17 +133,18 @@ def _copies(splits: Splits, roles: Sequence[Role], key: Key) -> list[str]:
       " training record",
       shared,
       [(record, first) for record, first in same if first],
+      said,
     )
   return notes
 
 
-def _note(what: str, pairs: Sequence[_Pair], same: Sequence[_Pair]) -> list[str]:
+def _note(what: str, pairs: Sequence[_Pair], same: Sequence[_Pair], said: Key) -> list[str]:
   """A line about pairs, with the first as an example, and those of `same` that are answered in two
   ways."""
   if not pairs:
     return []
   line = f"{what}, the first: {_locations(pairs[0])}"
-  if others := [pair for pair in same if _answer(pair[0]) != _answer(pair[1])]:
+  if others := [pair for pair in same if said(pair[0]) != said(pair[1])]:
     line += f"; {len(others)} with another label or answer, the first: {_locations(others[0])}"
   return [line]
 
@@ -148,9 +153,5 @@ def _locations(pair: _Pair) -> str:
   return f"{pair[0].location}, as {pair[1].location}"
 
 
-def _answer(record: Record) -> str:
-  return _text({name: value for name, value in record.fields.items() if name != "id"})
-
-
-def _text(fields: dict[str, Any]) -> str:
-  return json.dumps(fields, ensure_ascii=False, sort_keys=True, default=str)
+def _text(record: Record, roles: Sequence[str]) -> str:
+  return json.dumps([record.fields.get(role) for role in roles], sort_keys=True, default=str)

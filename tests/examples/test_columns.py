@@ -36,15 +36,22 @@ def fields_of(*fields, columns="", roles=ROLES, **options):
   ],
 )
 def test_fields_become_roles(fields, columns):
-  assert fields_of(fields, columns=columns) == [{"text": "t", "label": "l"}]
+  (found,) = fields_of(fields, columns=columns)
+  assert {name: found[name] for name in ("text", "label")} == {"text": "t", "label": "l"}
+
+
+def test_other_fields_keep_their_names():
+  rows = {"body": "t", "label": "l", "text": "other", "n": 1, "note": None}
+  assert fields_of(rows, columns="text=body") == [{"text": "t", "label": "l", "n": 1, "note": None}]
 
 
 def test_a_list_of_fields():
   roles = (Role("choices", ("endings", "sol1+sol2")),)
   assert fields_of({"sol1": "a", "sol2": "b"}, roles=roles) == [{"choices": ["a", "b"]}]
-  assert fields_of(
-    {"A": "a", "B": "b", "C": {"d": "c"}}, roles=roles, columns="choices=A+B+C.d"
-  ) == [{"choices": ["a", "b", "c"]}]
+  nested = {"A": "a", "B": "b", "C": {"d": "c"}}
+  assert fields_of(nested, roles=roles, columns="choices=A+B+C.d") == [
+    {"choices": ["a", "b", "c"], "C": {"d": "c"}}
+  ]
   assert fields_of({"a+b": ["c"]}, roles=roles, columns="choices=a+b") == [{"choices": ["c"]}]
   with pytest.raises(DataError, match=r"no column 'A\+D'.*there are 'A', 'B'"):
     fields_of({"A": "a", "B": "b"}, roles=roles, columns="choices=A+D")

@@ -20,7 +20,8 @@ def key(record):
 
 
 def write(path, rows):
-  path.write_text(json.dumps([{"text": text, "label": label} for text, label in rows]))
+  records = [{"text": text, "label": label, "n": n} for n, (text, label) in enumerate(rows)]
+  path.write_text(json.dumps(records))
   return str(path)
 
 
