@@ -27,11 +27,11 @@ class Loss(NamedTuple):
   share: (params, part, key, weight_sums) -> (objective, metrics): the part's weighted sums, divided
     by the `weight_sums` of the whole batch. The objective is differentiated. Metrics are float32
     scalars, `loss` among them. Over all parts each adds up to the mean of the batch. key: for
-    dropout.
+    dropout; None for none.
   """
 
   weight_sums: Callable[[Batch], Any]
-  share: Callable[[Any, Batch, jax.Array, Any], tuple[jax.Array, Metrics]]
+  share: Callable[[Any, Batch, jax.Array | None, Any], tuple[jax.Array, Metrics]]
 
 
 def place_batch(batch: dict[str, Any], mesh: Mesh, global_rows: int) -> Batch:

@@ -52,6 +52,7 @@ from gptneo_jax.training import (
   run_record,
   run_tokenizer,
 )
+from gptneo_jax.training.adopt_model import adopt_model
 from gptneo_jax.training.compiled_step import compile_step, fit
 from gptneo_jax.training.machine_figures import peak_flops_per_second
 from gptneo_jax.training.metrics import check_wandb
@@ -97,6 +98,7 @@ def _run(
   config: ConfigDict, workdir: epath.Path, config_path: str, closing: contextlib.ExitStack
 ) -> int:
   # --- config and setup: what follows from the config, and whether it can run here ---------------
+  config = adopt_model(config, workdir)
   run = setup_run(config)
   check_wandb(config.wandb_project)
   warning = _check_needs(run, config_path)
@@ -115,7 +117,8 @@ def _run(
   data.check_vocabulary(tokenizer, run.model_config.vocab_size)
   settled, prepared = run.task.prepare(run, tokenizer)
   if settled is not run.asked:
-    run = setup_run(settled)
+    config, run = settled, setup_run(settled)
+    run_record.changes(workdir, record, run.model_config)  # the labels may be others now
   run = dataclasses.replace(run, prepared=prepared)
   batches = closing.enter_context(contextlib.closing(run.task.open_batches(run, tokenizer)))
   evaluation = run.task.make_evaluation(run, tokenizer)
@@ -142,6 +145,7 @@ def _run(
     say("\n".join([f"resuming from step {step}", *changed]))
   if multihost.is_host0():
     save_config(workdir, run.model_config)
+    run.task.write_files(run, tokenizer, workdir)
     run_record.write(workdir, record, changed, step)
 
   # --- step ---------------------------------------------------------------------------------------

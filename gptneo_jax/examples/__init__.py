@@ -28,17 +28,30 @@ class Kind(Protocol):
 
   Attributes:
     ROLES: what a record holds, such as text and label; data.columns names the fields of each.
-    LAYOUT: arrays of a packed batch beside `inputs`, `segment_ids` and `positions`, by name.
     OUTPUTS: whether the model speaks once for each 'sequence', or for each 'token'; '' if its
       answers are generated.
   """
 
   ROLES: tuple[Role, ...]
-  LAYOUT: dict[str, Column]
   OUTPUTS: str
+
+  def layout(self, spec: TaskSpec) -> dict[str, Column]:
+    """Arrays of a packed batch beside `inputs`, `segment_ids` and `positions`, by name.
+
+    Where OUTPUTS is 'sequence', `pooled` is one of them: the token that the head reads.
+    """
+    ...
+
+  def key(self, record: Record) -> str:
+    """What of a record must not stand on both sides of a split: all that the model is to see."""
+    ...
 
   def settle(self, records: Sequence[Record], spec: TaskSpec) -> TaskSpec:
     """The spec with what only the training records say, such as the labels. Raises DataError."""
+    ...
+
+  def added_tokens(self, spec: TaskSpec) -> dict[str, str]:
+    """Special tokens that it needs: role -> text; `spec.tokens` has their ids when it encodes."""
     ...
 
   def encode(

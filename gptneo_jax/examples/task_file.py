@@ -23,9 +23,10 @@ class TaskSpec:
     on_too_long: 'stop', 'drop' or 'truncate_left', for a longer one.
     columns: 'role=field,…' of the training file; '' where the fields were found by their names.
     labels: their names, in the order of the model's outputs; () without any.
+    label_weights: what an example of each label counts; () is 1.
     problem: of sequence classification and pairs: single_label_classification,
       multi_label_classification or regression; '' elsewhere.
-    tokens: special tokens by role ('start', 'delimiter', 'extract') -> their text.
+    tokens: ids of special tokens by role ('start', 'delimiter', 'extract').
     settings: those of config.examples.
   """
 
@@ -34,8 +35,9 @@ class TaskSpec:
   on_too_long: str = "stop"
   columns: str = ""
   labels: tuple[str, ...] = ()
+  label_weights: tuple[float, ...] = ()
   problem: str = ""
-  tokens: dict[str, str] = dataclasses.field(default_factory=dict)
+  tokens: dict[str, int] = dataclasses.field(default_factory=dict)
   settings: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   def replace(self, **changes: Any) -> TaskSpec:
@@ -57,7 +59,8 @@ class TaskSpec:
     for name in fields:
       if name not in names:
         raise UserError(f"{path}: unknown field {name!r}{did_you_mean(name, names)}")
-    fields["labels"] = tuple(fields.get("labels", ()))
+    for name in ("labels", "label_weights"):
+      fields[name] = tuple(fields.get(name, ()))
     return cls(**fields)
 
 

@@ -299,10 +299,10 @@ class Decoder(_Module):
     positions_BxT: default 0, 1, …, never reset at document boundaries (as the original).
     segment_ids_BxT: attention stays within equal ids; padding is a segment of its own.
     deterministic: False turns dropout on and needs the rng 'dropout'.
-    Raises ValueError for more tokens than there are positions.
+    Raises ValueError for more tokens than there are positions, unless positions_BxT are given.
     """
     T = ids_BxT.shape[1]
-    if T > self.config.max_position_embeddings:
+    if T > self.config.max_position_embeddings and positions_BxT is None:
       raise ValueError(
         f"{T} tokens, and the model has {self.config.max_position_embeddings} positions"
       )
@@ -310,7 +310,7 @@ class Decoder(_Module):
     wte_VxD = constrain(self.wte, axes.VOCAB, None)
     x_BxTxD = jnp.take(wte_VxD, ids_BxT, axis=0).astype(self.dtype)
     positions = self.wpe[None, :T]
-    if positions_BxT is not None:
+    if positions_BxT is not None:  # rows of several sequences may be longer than the table
       positions = jnp.take(self.wpe, positions_BxT, axis=0)  # NaN past the table: never silent
     x_BxTxD = x_BxTxD + positions.astype(self.dtype)
     x_BxTxD = constrain(x_BxTxD, axes.BATCH, axes.LENGTH, axes.ACT_EMBED)

@@ -59,25 +59,34 @@ class HeadedDecoder(Decoder):
     token_B: the position of each row that is read. Default for sequence classification: the last
       token that is not `pad_token_id` (`last_tokens`); for double_heads: the last position.
     """
-    config = self.config
     hidden_BxTxD = self(ids_BxT, deterministic=deterministic, **options)
-    if config.head in ("token_classification", "question_answering"):
-      hidden_BxTxD = self.head_dropout(hidden_BxTxD, deterministic=deterministic)
-      outputs_BxTxC = self.head(hidden_BxTxD).astype(jnp.float32)
-      if config.head == "token_classification":
-        return outputs_BxTxC
-      return outputs_BxTxC[..., 0], outputs_BxTxC[..., 1]
     if token_B is None:
-      if config.head == "sequence_classification":
-        token_B = last_tokens(ids_BxT, config.pad_token_id)
+      if self.config.head == "sequence_classification":
+        token_B = last_tokens(ids_BxT, self.config.pad_token_id)
       else:
         token_B = jnp.full(ids_BxT.shape[0], ids_BxT.shape[1] - 1)
-    pooled_BxD = jnp.take_along_axis(hidden_BxTxD, token_B[:, None, None], axis=1)[:, 0]
-    pooled_BxD = self.head_dropout(pooled_BxD, deterministic=deterministic)
-    outputs_BxC = self.head(pooled_BxD).astype(jnp.float32)
-    if config.head == "sequence_classification":
-      return outputs_BxC
-    return self.unembed(hidden_BxTxD), outputs_BxC[:, 0]
+    read = self.read(hidden_BxTxD, token_B[:, None], deterministic=deterministic)
+    if self.config.head == "sequence_classification":
+      return read[:, 0]
+    if self.config.head == "double_heads":
+      return self.unembed(hidden_BxTxD), read[:, 0, 0]
+    if self.config.head == "question_answering":
+      return read[..., 0], read[..., 1]
+    return read
+
+  def read(
+    self, hidden_BxTxD: jax.Array, token_BxE: jax.Array | None, *, deterministic: bool = True
+  ) -> jax.Array:
+    """What the head says of hidden states, float32.
+
+    Of each token, B x T x C, where the head labels tokens or spans; else of the tokens at
+    token_BxE, B x E x C.
+    """
+    if self.config.head in ("sequence_classification", "double_heads"):
+      assert token_BxE is not None
+      hidden_BxTxD = jnp.take_along_axis(hidden_BxTxD, token_BxE[..., None], axis=1)
+    hidden_BxTxD = self.head_dropout(hidden_BxTxD, deterministic=deterministic)
+    return self.head(hidden_BxTxD).astype(jnp.float32)
 
 
 def build(config: ModelConfig) -> Decoder:

@@ -1,7 +1,7 @@
 """Next-token prediction of a batch: its loss, and how each token is predicted.
 
-A batch has `inputs` and `targets`, int32 B x T, and may have `segment_ids` (int32) and `weights`
-(float32; 1 without) of the same shape.
+A batch has `inputs` and `targets`, int32 B x T, and may have `segment_ids`, `positions` (int32) and
+`weights` (float32; 1 without) of the same shape.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def loss(
   module: Decoder,
   params: Any,
   batch: Batch,
-  dropout_key: jax.Array,
+  dropout_key: jax.Array | None,
   *,
   weight_sum: jax.Array,
   z_loss: float,
@@ -44,19 +44,37 @@ def loss(
 
   With the `weight_sum` of a larger batch it is this batch's share of the larger one's mean.
   label_smoothing: ε of (1 - ε) · cross-entropy + ε · the mean over the vocabulary of -log p, in the
-    objective alone.
+    objective alone. dropout_key: None for none.
   """
-  config = module.config
-  drops = any((config.embed_dropout, config.attention_dropout, config.resid_dropout))
-  hidden_BxTxD = _hidden(
-    module, params, batch, deterministic=not drops, rngs={"dropout": dropout_key} if drops else None
+  hidden_BxTxD = hidden_states(module, params, batch, dropout_key)
+  return loss_of_hidden(
+    module,
+    params,
+    hidden_BxTxD,
+    batch,
+    weight_sum=weight_sum,
+    z_loss=z_loss,
+    label_smoothing=label_smoothing,
   )
+
+
+def loss_of_hidden(
+  module: Decoder,
+  params: Any,
+  hidden_BxTxD: jax.Array,
+  batch: Batch,
+  *,
+  weight_sum: jax.Array,
+  z_loss: float = 0.0,
+  label_smoothing: float = 0.0,
+) -> LossSums:
+  """`loss` of final hidden states."""
   tokens = (
     hidden_BxTxD,
-    output_table(config, params),
+    output_table(module.config, params),
     batch["targets"],
     _weights(batch) / weight_sum,
-    config.vocab_size,
+    module.config.vocab_size,
   )
   sums = loss_sums(*tokens, z_loss)
   if not label_smoothing:
@@ -85,7 +103,7 @@ def above_mean_sum(
 
 def predictions(module: Decoder, params: Any, batch: Batch) -> TokenPredictions:
   """How each token of a batch is predicted, without dropout."""
-  hidden_BxTxD = _hidden(module, params, batch, deterministic=True)
+  hidden_BxTxD = hidden_states(module, params, batch, None)
   config: ModelConfig = module.config
   return predictions_of_tokens(
     hidden_BxTxD,
@@ -96,9 +114,20 @@ def predictions(module: Decoder, params: Any, batch: Batch) -> TokenPredictions:
   )
 
 
-def _hidden(module: Decoder, params: Any, batch: Batch, **options) -> jax.Array:
+def hidden_states(
+  module: Decoder, params: Any, batch: Batch, dropout_key: jax.Array | None
+) -> jax.Array:
+  """Final hidden states of a batch, B x T x D; without dropout where the key is None."""
+  config = module.config
+  drops = any((config.embed_dropout, config.attention_dropout, config.resid_dropout))
+  drops = drops and dropout_key is not None
   return module.apply(
-    {"params": params}, batch["inputs"], segment_ids_BxT=batch.get("segment_ids"), **options
+    {"params": params},
+    batch["inputs"],
+    positions_BxT=batch.get("positions"),
+    segment_ids_BxT=batch.get("segment_ids"),
+    deterministic=not drops,
+    rngs={"dropout": dropout_key} if drops else None,
   )
 
 

@@ -103,8 +103,8 @@ def _with_file(value: str) -> str:
       " path; move the file, or start in its folder"
     )
   ours, asked = pathlib.Path(gptneo_jax.__file__).parent / "configs", pathlib.Path(path)
-  if asked.parent == pathlib.Path("configs") and (ours / asked.name).is_file():
-    return f"{ours / asked.name}{colon}{arg}"
+  if asked.parts[:1] == ("configs",) and (found := ours.joinpath(*asked.parts[1:])).is_file():
+    return f"{found}{colon}{arg}"
   there: list[str] = []
   for shown, folder in (
     (pathlib.Path(path).parent, pathlib.Path(path).parent),

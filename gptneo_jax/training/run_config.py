@@ -91,7 +91,7 @@ def base(model: ModelConfig) -> ConfigDict:
       validation_path="",  # empty: documents held out of `path`
       test_path="",
       mixture=(),  # ((share of tokens, source, path), ...)
-      tokenizer="EleutherAI/gpt-neo-125m",  # hub id, folder, or 'train'
+      tokenizer="EleutherAI/gpt-neo-125m",  # hub id, folder, 'init_from' or 'train'
       num_streams=0,  # the order depends on it; 0: the most up to 64 that divide batch_size
       shuffle_window=256,  # documents per stream
       segment_ids=False,  # True: attention stops at document boundaries
@@ -150,6 +150,31 @@ def neo(
   config.data.update(path="data/pile/train/*.jsonl.zst", validation_path="data/pile/val.jsonl.zst")
   config.eval_every, config.checkpoint_every, config.log_every = 1000, 1000, 20
   return config
+
+
+def finetune(task: str, arg: str = "", *, head: str = "lm") -> ConfigDict:
+  """The fine-tuning of a model that is there, `config.init_from`; all its parameters, or by LoRA.
+
+  arg: '' for all parameters; 'lora' for factors of rank 8 beside all linear layers, at ten times
+    the learning rate; 'qlora' for the same over weights of 4 bits.
+  """
+  if arg not in ("", "lora", "qlora"):
+    raise ValueError(f"unknown config argument {arg!r}; there are 'lora' and 'qlora'")
+  config = base(ModelConfig(head=head))
+  config.task, config.init_from, config.adopt_model = task, "EleutherAI/gpt-neo-125m", True
+  config.epochs, config.every_epoch, config.keep_latest = 3.0, True, 1
+  config.batch_size, config.grad_accumulation, config.model.remat = 16, 0, "auto"
+  config.seq_len = 512
+  config.optimizer.update(learning_rate=5e-5, b2=0.999, weight_decay=0.01)
+  config.schedule.update(name="linear", warmup_steps=0, warmup_ratio=0.05, decay_steps=0, floor=0.0)
+  config.data.update(source="auto", tokenizer="init_from", validation_fraction=0.1, test_fraction=0)
+  config.eval.documents = 0
+  if arg:
+    config.optimizer.update(learning_rate=2e-4, weight_decay=0.0)
+    config.lora.rank = 8
+  if arg == "qlora":
+    config.lora.base = "int4"
+  return config.lock()
 
 
 def finish(config: ConfigDict, arg: str) -> ConfigDict:

@@ -75,7 +75,9 @@ def _of_weights(init_from: str) -> Any:
 
 def _new(config: ConfigDict, data_config: data.DataConfig) -> tuple[Any, str]:
   name = data_config.tokenizer
-  if name != "train":
+  if name == "init_from" and not config.init_from:
+    raise UserError("data.tokenizer is that of init_from, and that is empty")
+  if name not in ("train", "init_from"):
     return data.load_tokenizer(name), name
   if config.init_from:  # a new one would have other ids for the tokens of these weights
     tokenizer = data.saved_tokenizer(find_checkpoint(config.init_from)[0])
@@ -88,7 +90,7 @@ def _new(config: ConfigDict, data_config: data.DataConfig) -> tuple[Any, str]:
 
 def _difference(name: str, saved: Any) -> str:
   """What to say of data.tokenizer where it names another tokenizer that is there."""
-  if name == "train" or not os.path.exists(os.path.expanduser(name)):
+  if name in ("train", "init_from") or not os.path.exists(os.path.expanduser(name)):
     return ""
   other = data.load_tokenizer(name)
   if data.DocumentEncoder(other).fingerprint() == data.DocumentEncoder(saved).fingerprint():

@@ -29,6 +29,10 @@ def prepare(run, tokenizer):
   return run.asked, None
 
 
+def write_files(run, tokenizer, workdir):
+  pass
+
+
 def batch_shapes(run):
   config = run.config
   shape = (config.batch_size, config.seq_len)

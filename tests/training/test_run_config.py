@@ -8,9 +8,10 @@ import pytest
 import setuptools
 from ml_collections import ConfigDict
 
-from gptneo_jax.config import ModelConfig
+from gptneo_jax.checkpoints.folder import save_config
+from gptneo_jax.config import PRESETS, ModelConfig
 from gptneo_jax.errors import UserError
-from gptneo_jax.training import config_file, parse_config, run_config
+from gptneo_jax.training import adopt_model, config_file, parse_config, run_config
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_a_file_without_a_config(tmp_path):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"task": "classification"}, "task is 'classification'; there is 'lm'"),
+    ({"task": "classification"}, r"task is 'classification'.*; there is 'lm'"),
     ({"model.head": "sequence_classification"}, "head is 'sequence_classification', which task"),
   ],
 )
@@ -187,3 +188,21 @@ def test_a_run_that_ends_within_its_warm_up_is_warned_of():
   )
   config.schedule.warmup_steps = 0
   assert parse_config.warmup_warning(config) == ""
+
+
+def test_a_fine_tuning_takes_the_model_of_its_weights(tmp_path):
+  source = ModelConfig(
+    hidden_size=32, num_layers=2, num_heads=2, vocab_size=99, window_size=7, embed_dropout=0.3
+  )
+  save_config(tmp_path, source)
+  config = run_config.finetune("sequence_classification", head="sequence_classification").unlock()
+  config.init_from, config.model.dtype = str(tmp_path), "bfloat16"
+  adopted = adopt_model.adopt_model(config.lock()).model
+  assert (adopted.hidden_size, adopted.vocab_size, adopted.window_size) == (32, 99, 7)
+  assert (adopted.head, adopted.dtype) == ("sequence_classification", "bfloat16")
+  assert adopted.embed_dropout == 0.0
+
+
+@pytest.mark.parametrize("name", adopt_model.PUBLISHED)
+def test_published_models_are_known_without_being_fetched(name):
+  assert adopt_model.settings_of(name) == PRESETS[adopt_model.PUBLISHED[name]]

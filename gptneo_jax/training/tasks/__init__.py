@@ -14,6 +14,7 @@ from typing import Any, Protocol, cast
 
 import jax
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from gptneo_jax.data import DataConfig
@@ -92,6 +93,10 @@ class Task(Protocol):
 
   def describe_data(self, run: Any, tokenizer: Any) -> str:
     """A line about the amount of data, printed at the start."""
+    ...
+
+  def write_files(self, run: Any, tokenizer: Any, workdir: epath.Path) -> None:
+    """Writes into the run's folder what the use of the model needs beside weights and config."""
     ...
 
   def open_batches(self, run: Any, tokenizer: Any) -> Batches:

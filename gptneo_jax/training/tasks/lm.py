@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 from ml_collections import ConfigDict
 
 from gptneo_jax import data
@@ -49,6 +50,10 @@ def describe_data(run: Run, tokenizer: Any) -> str:
   return data.amount_of_data(run.data_config, tokenizer, tokens)
 
 
+def write_files(run: Run, tokenizer: Any, workdir: epath.Path) -> None:
+  """There is nothing else."""
+
+
 def open_batches(run: Run, tokenizer: Any) -> data.TrainBatches:
   return data.TrainBatches(
     run.data_config,
@@ -76,7 +81,7 @@ def make_loss(config: ConfigDict, module: Decoder) -> Loss:
 def next_token_loss(module: Decoder, z_loss: float, label_smoothing: float = 0.0) -> Loss:
   """Metrics: `loss`, the mean cross-entropy in nats, without the z term and label smoothing."""
 
-  def share(params: Any, part: dict[str, jax.Array], key: jax.Array, weight_sum: jax.Array):
+  def share(params: Any, part: dict[str, jax.Array], key: jax.Array | None, weight_sum: jax.Array):
     sums = next_token.loss(
       module, params, part, key,
       weight_sum=weight_sum, z_loss=z_loss, label_smoothing=label_smoothing,

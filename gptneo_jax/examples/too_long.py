@@ -1,0 +1,47 @@
+"""What becomes of examples that are longer than the model is trained on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TypeVar
+
+from gptneo_jax.data import DataError
+from gptneo_jax.examples.task_file import TaskSpec
+
+logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+
+
+class TooLong:
+  """Counts them, and ends the encoding of a file in one line where they are refused."""
+
+  def __init__(self, spec: TaskSpec):
+    self._spec = spec
+    self._found: list[tuple[str, int]] = []
+
+  def keeps(self, location: str, tokens: int, *, can_be_cut: bool = True) -> bool:
+    """Whether an example of so many tokens is to be made, cut where it is longer than a row.
+
+    can_be_cut: False where what would be left teaches nothing.
+    """
+    if tokens <= self._spec.max_tokens:
+      return True
+    self._found.append((location, tokens))
+    return can_be_cut and self._spec.on_too_long == "truncate_left"
+
+  def finish(self, examples: Sequence[Item]) -> list[Item]:
+    """The examples. Raises DataError if there were some that are too long, and none may be."""
+    if self._found:
+      location, tokens = self._found[0]
+      most = max(tokens for _, tokens in self._found)
+      text = (
+        f"{location}: {tokens} tokens are more than the {self._spec.max_tokens} of seq_len;"
+        f" {len(self._found)} such example(s), the longest of {most}"
+      )
+      if self._spec.on_too_long == "stop":
+        raise DataError(f"{text}; raise seq_len, or set data.on_too_long to truncate_left or drop")
+      done = {"drop": "left out", "truncate_left": "cut at the left"}[self._spec.on_too_long]
+      logger.warning("%s: %s", text, done)
+    return list(examples)
