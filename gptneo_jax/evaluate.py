@@ -111,7 +111,7 @@ def _open_corpus(args: argparse.Namespace) -> _Corpus:
   else:
     if args.split:
       raise UserError(f"--split is for stdlib and config:FILE; all of {args.data} is evaluated")
-    source = args.source or ("jsonl" if data.holds_records(args.data) else "text")
+    source = args.source or ("auto" if data.holds_records(args.data) else "text")
     config = _data_config(
       source=source, path=args.data, test_path=args.data, text_key=args.text_key or "text"
     )

@@ -2,7 +2,7 @@
 
 import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from gptneo_jax.data.documents import BadRecords, Cursor, DataError, Document, Wanted
@@ -79,8 +79,32 @@ class HFDataset:
 
   def with_label_names(self, record: dict[str, Any]) -> dict[str, Any]:
     """The record, in which labels that the data set stores as numbers have their names."""
-    features = self._data.features or {}
-    return {name: _named(value, features.get(name)) for name, value in record.items()}
+    return _with_names(record, self._data.features or {})
+
+
+def label_names_of(file: Any) -> Callable[[Any], Any]:
+  """The same of the rows of a parquet file that the library wrote, such as the hub's; else nothing.
+
+  file: open for reading bytes; its position is the start again.
+  """
+  from pyarrow import ArrowException, parquet
+
+  try:
+    schema = parquet.read_schema(file)
+  except ArrowException:  # said when the rows are read
+    return lambda record: record
+  finally:
+    file.seek(0)
+  if b"huggingface" not in (schema.metadata or {}):
+    return lambda record: record
+  import datasets
+
+  features = datasets.Features.from_arrow_schema(schema)
+  return lambda record: _with_names(record, features)
+
+
+def _with_names(record: dict[str, Any], features: Mapping[str, Any]) -> dict[str, Any]:
+  return {name: _named(value, features.get(name)) for name, value in record.items()}
 
 
 def _named(value: Any, feature: Any) -> Any:

@@ -151,8 +151,8 @@ def source_files(config: DataConfig, split: str) -> dict[str, Callable[[], Binar
 
 
 def holds_records(path: str) -> bool:
-  """Whether a file or glob has an ending of files that the source 'jsonl' reads."""
-  return ending(path) in RECORDS
+  """Whether a file or glob has an ending of files of records or tables."""
+  return ending(path) in (*RECORDS, *tables.ENDINGS)
 
 
 def source_name(kind: str, path: str) -> str:

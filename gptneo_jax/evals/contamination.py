@@ -193,7 +193,7 @@ def _documents(train_glob: str, bad_records: BadRecords) -> Iterator[Document]:
   _, files = match_files(train_glob, folders=True)
   records = any(map(holds_records, files))
   config = DataConfig(
-    source="jsonl" if records else "text", path=train_glob, validation_fraction=0.0
+    source="auto" if records else "text", path=train_glob, validation_fraction=0.0
   )
   for component in open_components(config, "train", bad_records):
     yield from component.documents()

@@ -97,8 +97,9 @@ def _located(
 ) -> Iterator[tuple[str, Any]]:
   """(location, record) of each."""
   if file_formats.is_parquet(file_formats.first_bytes(file)):
+    with_label_names = hf_datasets.label_names_of(file)
     for _, location, row in jsonl.read_objects(file, name, bad_records):
-      yield location, row
+      yield location, with_label_names(row)
     return
   data = _utf8(file, name, bad_records)
   ending = file_formats.ending(name)

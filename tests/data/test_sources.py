@@ -374,7 +374,15 @@ def test_source_name(kind, path, name):
 
 
 def test_names_of_files_of_records():
-  for name in ("a.jsonl", "a/*.JSONL.ZST", "a.json.gz", "x.parquet", "a.jsonl.xz"):
+  for name in (
+    "a.jsonl",
+    "a/*.JSONL.ZST",
+    "a.json.gz",
+    "x.parquet",
+    "a.jsonl.xz",
+    "b.csv",
+    "c.TSV.gz",
+  ):
     assert holds_records(name)
   for name in ("a.txt", "a.txt.gz", "jsonl", "a/*"):
     assert not holds_records(name)

@@ -186,6 +186,7 @@ def test_damaged_object_of_several_lines(tmp_path):
 
 
 def test_data_set_of_the_datasets_library(tmp_path):
+  """Labels that it stores as numbers have their names, also in its parquet files; -1 is none."""
   import datasets
 
   names = datasets.ClassLabel(names=["ham", "spam"])
@@ -194,11 +195,14 @@ def test_data_set_of_the_datasets_library(tmp_path):
   data = datasets.Dataset.from_dict(rows, features=features)
   datasets.DatasetDict({"train": data, "test": data.select([1])}).save_to_disk(f"{tmp_path}/data")
   records = read_records(f"{tmp_path}/data", source="datasets")
-  assert [record.fields for record in records] == [
+  data.to_parquet(f"{tmp_path}/a.parquet")
+  expected = [
     {"text": "a", "label": "spam", "tags": ["ham", "spam"]},
     {"text": "b", "label": "ham", "tags": []},
     {"text": "c", "label": None, "tags": ["spam"]},
   ]
+  assert [record.fields for record in records] == expected
+  assert fields_of(f"{tmp_path}/a.parquet") == expected
   assert records[2].location == f"{tmp_path}/data#train[0]:3"
   assert len(read_records(f"{tmp_path}/data#test", source="datasets")) == 1
   with pytest.raises(DataError, match="no such folder or file"):
