@@ -48,7 +48,7 @@ class Column(NamedTuple):
 
   of: 'token': B x T, from Example.tokens. 'sequence': B x E, a place for each sequence of a row,
     from Example.values; 'position': the same, of places in the sequence that become places in the
-    row.
+    row; 'example': B x E, the number of the example in the row, from 1, of each sequence.
   shape: further axes of each entry.
   """
 
@@ -133,7 +133,7 @@ class Packing:
       batch[name] = np.full((B, across, *column.shape), column.fill, column.dtype)
     for b, numbers in enumerate(rows):
       start = segment = 0
-      for example in map(self.examples.__getitem__, numbers):
+      for order, example in enumerate(map(self.examples.__getitem__, numbers), 1):
         for s, ids in enumerate(example.sequences):
           end = start + len(ids)
           batch["inputs"][b, start:end] = ids
@@ -142,6 +142,8 @@ class Packing:
           for name, column in layout.items():
             if column.of == "token":
               batch[name][b, start:end] = example.tokens[name][s]
+            elif column.of == "example":
+              batch[name][b, segment] = order
             else:
               shift = start if column.of == "position" else 0
               batch[name][b, segment] = np.asarray(example.values[name][s]) + shift

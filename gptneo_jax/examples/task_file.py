@@ -20,6 +20,7 @@ class TaskSpec:
   Attributes:
     task: name of the module of `examples`.
     max_tokens: the longest sequence.
+    row_tokens: those of a row, which has room for all sequences of an example.
     on_too_long: 'stop', 'drop' or 'truncate_left', for a longer one.
     columns: 'role=field,…' of the training file; '' where the fields were found by their names.
     labels: their names, in the order of the model's outputs; () without any.
@@ -32,6 +33,7 @@ class TaskSpec:
 
   task: str
   max_tokens: int
+  row_tokens: int = 0
   on_too_long: str = "stop"
   columns: str = ""
   labels: tuple[str, ...] = ()

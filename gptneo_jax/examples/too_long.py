@@ -21,12 +21,15 @@ class TooLong:
     self._spec = spec
     self._found: list[tuple[str, int]] = []
 
-  def keeps(self, location: str, tokens: int, *, can_be_cut: bool = True) -> bool:
+  def keeps(
+    self, location: str, tokens: int, *, most: int | None = None, can_be_cut: bool = True
+  ) -> bool:
     """Whether an example of so many tokens is to be made, cut where it is longer than a row.
 
-    can_be_cut: False where what would be left teaches nothing.
+    most: tokens that it may have, if those are not spec.max_tokens. can_be_cut: False where what
+      would be left teaches nothing.
     """
-    if tokens <= self._spec.max_tokens:
+    if tokens <= (self._spec.max_tokens if most is None else most):
       return True
     self._found.append((location, tokens))
     return can_be_cut and self._spec.on_too_long == "truncate_left"
@@ -37,7 +40,7 @@ class TooLong:
       location, tokens = self._found[0]
       most = max(tokens for _, tokens in self._found)
       text = (
-        f"{location}: {tokens} tokens are more than the {self._spec.max_tokens} of seq_len;"
+        f"{location}: {tokens} tokens are more than seq_len {self._spec.max_tokens} allows;"
         f" {len(self._found)} such example(s), the longest of {most}"
       )
       if self._spec.on_too_long == "stop":

@@ -91,6 +91,7 @@ class ExampleTask:
     return TaskSpec(
       task=self.name,
       max_tokens=min(config.seq_len, run.model_config.max_position_embeddings),
+      row_tokens=config.seq_len,
       on_too_long=config.data.on_too_long,
       columns=config.data.columns,
       labels=tuple(config.examples.labels),
@@ -109,8 +110,8 @@ class ExampleTask:
     """Settings of model.* that follow from the data: labels, ids of added tokens."""
     vocabulary = max(config.model.vocab_size, 1 + max(spec.tokens.values(), default=0))
     settings: dict[str, Any] = {"vocab_size": vocabulary, "id2label": spec.labels}
-    if spec.labels or spec.problem:
-      settings["num_labels"] = len(spec.labels) or 1
+    if spec.labels or config.model.head == "sequence_classification":
+      settings["num_labels"] = len(spec.labels) or 1  # one: a value, or the score of a choice
     settings["problem_type"] = spec.problem
     if config.model.head == "sequence_classification":
       # Exported, transformers finds the last token of a row by this id; nothing here does.

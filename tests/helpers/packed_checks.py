@@ -90,23 +90,34 @@ def nobody_else_matters(task, spec, examples, model: ModelConfig, seq_len=64, **
 
   first = alone(task, spec, batch)
   _, grads = step(params, first)
-  others = dict(first, inputs=np.where(first["segment_ids"] > 1, 5, first["inputs"]))
-  _, same = step(params, others)
+  others = (example_of_token(batch) > 1) & (batch["segment_ids"] > 0)
+  assert others.any(), "nobody else is there"
+  _, same = step(params, dict(first, inputs=np.where(others, 5, first["inputs"])))
   close(same, grads, 1e-7)
+
+
+def example_of_token(batch):
+  """The number of each token's example in its row, from 1; 0 for padding."""
+  segments = batch["segment_ids"]
+  if "groups" not in batch:
+    return segments
+  groups = np.pad(batch["groups"], ((0, 0), (1, 0)))  # by the number of the segment
+  return np.take_along_axis(groups, segments, axis=1)
 
 
 def alone(task, spec, batch):
   """The batch in which nothing but the first example of each row counts."""
-  weights = dict(batch)
+  counted = dict(batch)
   for name, column in task.kind.layout(spec).items():
     if column.of == "token" and name == "labels":
-      weights[name] = np.where(batch["segment_ids"] == 1, batch[name], -100)
+      counted[name] = np.where(example_of_token(batch) == 1, batch[name], -100)
+    elif name == "weights" and column.of == "token":
+      counted[name] = np.where(example_of_token(batch) == 1, batch[name], 0).astype(np.float32)
     elif name == "weights":
-      place = (
-        batch["segment_ids"] if column.of == "token" else np.arange(1, batch[name].shape[1] + 1)
-      )
-      weights[name] = np.where(place == 1, batch[name], 0).astype(np.float32)
-  return weights
+      places = np.broadcast_to(np.arange(1, batch[name].shape[1] + 1), batch[name].shape)
+      first = batch.get("groups", places) == 1
+      counted[name] = np.where(first, batch[name], 0).astype(np.float32)
+  return counted
 
 
 def with_ids(example, ids):
