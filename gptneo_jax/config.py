@@ -19,8 +19,11 @@ from gptneo_jax.errors import did_you_mean
 _EXECUTION_FIELDS = (
   "dtype", "remat", "attention_impl", "initializer", "initializer_range", "vocab_multiple",
   "embed_dropout", "attention_dropout", "resid_dropout", "classifier_dropout",
-  "summary_first_dropout",
+  "summary_first_dropout", "lora_dropout", "neftune_alpha",
 )  # fmt: skip
+
+# Of a run of training, which says them elsewhere than under `model`; in no folder.
+_OF_A_RUN = ("lora_dropout", "neftune_alpha")
 
 HEADS = (
   "lm",
@@ -98,6 +101,8 @@ class ModelConfig:
   pad_token_id: int = -1  # -1: none; sequence classification finds the end of a row by it
   classifier_dropout: float = 0.1  # before the token classifier
   summary_first_dropout: float = 0.1  # before the multiple-choice projection
+  lora_dropout: float = 0.0  # of what low-rank factors read, beside their kernels
+  neftune_alpha: float = 0.0  # noise on embeddings, U(-1, 1) · alpha / sqrt(tokens · D); 0: none
   vocab_multiple: int = 1  # the embedding table is padded to a multiple of this, for sharding
   initializer: str = "mesh_tf"
   initializer_range: float = 0.02
@@ -152,9 +157,12 @@ class ModelConfig:
     if self.pad_token_id < -1:
       raise ValueError(f"model.pad_token_id is {self.pad_token_id}; -1 means none")
     for name in ("embed_dropout", "attention_dropout", "resid_dropout", "classifier_dropout",
-                 "summary_first_dropout"):  # fmt: skip
+                 "summary_first_dropout", "lora_dropout"):  # fmt: skip
       if not 0.0 <= getattr(self, name) < 1.0:
-        raise ValueError(f"model.{name} is {getattr(self, name)}; it must lie in [0, 1)")
+        where = "lora.dropout" if name == "lora_dropout" else f"model.{name}"
+        raise ValueError(f"{where} is {getattr(self, name)}; it must lie in [0, 1)")
+    if not self.neftune_alpha >= 0:
+      raise ValueError(f"neftune_alpha is {self.neftune_alpha}; it must be 0 (none) or more")
 
   @property
   def period(self) -> int:
@@ -195,6 +203,14 @@ class ModelConfig:
   def has_lm_head(self) -> bool:
     """Whether hidden states become logits over the vocabulary."""
     return self.head in ("lm", "double_heads")
+
+  @property
+  def draws_in_training(self) -> bool:
+    """Whether the decoder draws random numbers in training: any dropout of its own, or noise."""
+    return any((
+      self.embed_dropout, self.attention_dropout, self.resid_dropout, self.lora_dropout,
+      self.neftune_alpha,
+    ))  # fmt: skip
 
   @property
   def untied_lm_head(self) -> bool:
@@ -275,8 +291,10 @@ class ModelConfig:
     return cls(**fields)
 
   def to_dict(self) -> dict[str, Any]:
+    """Fields as JSON can hold them, but for what is said of a run and not of its model."""
     lists = {name: list(getattr(self, name)) for name in ("attention_pattern", "id2label")}
-    return {**dataclasses.asdict(self), **lists}
+    fields = {**dataclasses.asdict(self), **lists}
+    return {name: value for name, value in fields.items() if name not in _OF_A_RUN}
 
   def differences(self, other: ModelConfig) -> list[str]:
     """The fields, 'name: ours != theirs', in which `other` is a different model."""

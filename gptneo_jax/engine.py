@@ -79,7 +79,7 @@ def load(
     return LanguageModel(stored.weights, mesh, quantized=stored)
   loaded = model_io.load(str(path_or_hub_id), dtype, mesh, step)
   if adapter is not None:
-    merged = lora.merge(loaded.params, peft_files.read_adapter(adapter, loaded.config))
+    merged = lora.merged(loaded.params, peft_files.read_adapter(adapter, loaded.config))
     # Laid out like the weights were: what is computed here is not.
     put = lambda new, old: jax.device_put(new, old.sharding)
     loaded = loaded._replace(params=jax.tree.map(put, merged, loaded.params))

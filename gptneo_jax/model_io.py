@@ -21,12 +21,13 @@ from gptneo_jax.checkpoints.folder import is_checkpoint_folder, load_config, sav
 from gptneo_jax.checkpoints.lazy import LazyArray, write_params
 from gptneo_jax.checkpoints.reading import restore_params
 from gptneo_jax.checkpoints.step_folders import find_checkpoint
-from gptneo_jax.config import ModelConfig
+from gptneo_jax.config import VOCABULARY_TABLES, ModelConfig
 from gptneo_jax.errors import UserError, user_errors
 from gptneo_jax.generation import unstacked
 from gptneo_jax.interop.atomic_folder import new_folder
 from gptneo_jax.interop.hf_import import GENERATION_CONFIG, HF_CONFIG
 from gptneo_jax.model import heads, parameters
+from gptneo_jax.model.decoder import init_stddev
 from gptneo_jax.sharding import make_mesh
 
 QUANTIZED_FILE = "quantised.safetensors"  # as folders that exist have it
@@ -73,28 +74,77 @@ def load(name: str, dtype: str | None, mesh: Mesh, step: int | str | None = None
   return _load_hf(folder, dtype, mesh)
 
 
-def start_from(name: str, config: ModelConfig, mesh: Mesh) -> Any:
+def start_from(
+  name: str, config: ModelConfig, mesh: Mesh, *, adapt: bool = False, seed: int = 0
+) -> Any:
   """Parameters for a model of `config` from anything that `load` reads, in `config.param_dtype`.
 
   Raises UserError as `load`, and if the weights are of another model. Their configs are compared,
-  not only the shapes: window, attention pattern and epsilon have none.
+  not only the shapes: window, attention pattern and epsilon have none. With `adapt` the config may
+  have more token ids, for which rows are drawn, and another head, or one of other labels, which is
+  a new one: normal, 0.02 as transformers', biases 0. Both are drawn from `seed`.
   """
   folder, step = find_checkpoint(name)
   ours = is_checkpoint_folder(folder)
   opened = None if ours else interop.open_hf(folder, config.param_dtype)
   source = load_config(folder) if opened is None else opened.config
   # Settings of a head's training do not belong to the model.
-  same = ("param_dtype", "num_labels", "problem_type", "id2label", "pad_token_id")
+  same = ["param_dtype", "num_labels", "problem_type", "id2label", "pad_token_id"]
+  if adapt:
+    same += ["head"] + ["vocab_size"] * (config.vocab_size > source.vocab_size)
   alike = config.replace(**{field: getattr(source, field) for field in same})
   if differences := alike.differences(source):
     raise UserError(
       f"init_from {name} holds a different model (here != there: {'; '.join(differences)}); give"
       " these settings of model.* the values that they have there"
     )
-  abstract = abstract_params(config, mesh)
+  stored = alike.replace(param_dtype=config.param_dtype) if adapt else config
+  abstract = abstract_params(_for_mesh(stored, mesh), mesh)
   if opened is None:
-    return restore_params(folder, abstract, step, vocab_size=config.vocab_size)
-  return _placed(functools.partial(_leaf, opened.params), abstract)
+    params = restore_params(folder, abstract, step, vocab_size=stored.vocab_size)
+  else:
+    params = _placed(functools.partial(_leaf, opened.params), abstract)
+  return _adapted(params, source, config, mesh, seed) if adapt else params
+
+
+def _adapted(
+  params: dict[str, Any], source: ModelConfig, config: ModelConfig, mesh: Mesh, seed: int
+) -> dict[str, Any]:
+  """The parameters of `source` for the same decoder with another head and more token ids.
+
+  New rows of the tables have the old rows' mean and their covariance. They are for tokens with a
+  part of their own in a task, between which a model must tell: nearly equal rows, as
+  `resize_vocabulary` draws them, would give each the same meaning at first, and the same gradient.
+  """
+  abstract = abstract_params(config, mesh)
+  if missing := abstract.keys() - params.keys() - {"head"}:
+    raise UserError(f"init_from holds no {', '.join(sorted(missing))}, which this model has")
+  key = jax.random.fold_in(jax.random.key(seed), 2)
+  adapted = {name: params[name] for name in abstract if name != "head"}
+  for number, name in enumerate(VOCABULARY_TABLES):
+    if name in adapted and config.vocab_size > source.vocab_size:
+      table_VxD = adapted[name][: source.vocab_size]
+      rows = functools.partial(_resized, table_VxD, config.vocab_size)
+      table_VxD = rows(jax.random.fold_in(key, number), spread=1.0)
+      padding = ((0, config.padded_vocab_size - config.vocab_size), (0, 0))
+      adapted[name] = jax.device_put(jnp.pad(table_VxD, padding), abstract[name].sharding)
+  if "head" in abstract:
+    fields = ("head", "num_labels", "id2label")
+    kept = all(getattr(config, field) == getattr(source, field) for field in fields)
+    head = params["head"] if kept else _new_head(config, abstract["head"], key)
+    adapted["head"] = head
+  return adapted
+
+
+def _new_head(config: ModelConfig, abstract: dict[str, Any], key: jax.Array) -> dict[str, Any]:
+  def make(path: tuple, to: jax.ShapeDtypeStruct) -> jax.Array:
+    first = jnp.zeros(to.shape, to.dtype)
+    if path[-1].key == "kernel":
+      deviation = init_stddev(config, "head")
+      first = (deviation * jax.random.normal(key, to.shape)).astype(to.dtype)
+    return jax.device_put(first, to.sharding)
+
+  return jax.tree_util.tree_map_with_path(make, abstract)
 
 
 def init(config: ModelConfig, seed: int, mesh: Mesh) -> LoadedModel:
@@ -300,11 +350,14 @@ def _placed(leaf: Callable[[str], LazyArray], abstract: Any) -> Any:
   return jax.tree_util.tree_map_with_path(place, abstract)
 
 
-def _resized(table_VxD: jax.Array, size: int, key: jax.Array) -> jax.Array:
+def _resized(
+  table_VxD: jax.Array, size: int, key: jax.Array, spread: float = _NEW_ROWS_SPREAD
+) -> jax.Array:
+  """A table of `size` rows; new ones have the old ones' mean and `spread` of their covariance."""
   V = table_VxD.shape[0]
   old_VxD = table_VxD.astype(jnp.float32)
   mean_1xD = old_VxD.mean(0, keepdims=True)
   # Random mixtures of the deviations have their covariance, without factorizing a matrix.
   mix_NxV = jax.random.normal(key, (max(size - V, 0), V)) / math.sqrt(V)
-  new_NxD = mean_1xD + math.sqrt(_NEW_ROWS_SPREAD) * mix_NxV @ (old_VxD - mean_1xD)
+  new_NxD = mean_1xD + math.sqrt(spread) * mix_NxV @ (old_VxD - mean_1xD)
   return jnp.concatenate([table_VxD[:size], new_NxD.astype(table_VxD.dtype)])

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from gptneo_jax.model import lora
 from gptneo_jax.sharding import BATCH_SPEC
 from gptneo_jax.state import TrainState
 
@@ -54,7 +55,10 @@ def make_train_step(
   *,
   accumulation: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-  """One update of the parameters, compiled; the state passed in is donated.
+  """One update of what learns, compiled; the state passed in is donated.
+
+  What does not learn, `state.frozen`, stays where it is: it has no gradient, and nothing of the
+  forward pass is kept for one.
 
   With accumulation A the batch is taken in A parts, whose gradients are added in float32: the same
   mean, A times less memory for activations. Metrics: those of the loss, and `grad_norm` (before
@@ -64,7 +68,11 @@ def make_train_step(
   def train_step(state: TrainState, batch: Batch):
     weight_sums = loss.weight_sums(batch)
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-    gradient = jax.grad(loss.share, has_aux=True)
+
+    def share(params: Any, *rest: Any) -> tuple[jax.Array, Metrics]:
+      return loss.share(lora.combine(state.frozen, params), *rest)
+
+    gradient = jax.grad(share, has_aux=True)
 
     if accumulation == 1:
       grads, metrics = gradient(state.params, batch, key, weight_sums)
@@ -77,7 +85,7 @@ def make_train_step(
 
       parts = jax.tree.map(_split(accumulation), batch)
       one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), parts)
-      _, metrics = jax.eval_shape(loss.share, state.params, one, key, weight_sums)
+      _, metrics = jax.eval_shape(share, state.params, one, key, weight_sums)
       zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (state.params, metrics))
       (grads, metrics), _ = jax.lax.scan(add, zeros, (parts, jnp.arange(accumulation)))
 

@@ -41,7 +41,7 @@ from gptneo_jax.checkpoints.manager import Checkpointer
 from gptneo_jax.checkpoints.step_folders import latest_step
 from gptneo_jax.errors import UserError
 from gptneo_jax.planning import advice
-from gptneo_jax.state import TrainState, init_state
+from gptneo_jax.state import TrainState
 from gptneo_jax.steps import place_batch
 from gptneo_jax.training import (
   config_file,
@@ -50,6 +50,7 @@ from gptneo_jax.training import (
   multihost,
   parse_config,
   run_record,
+  run_state,
   run_tokenizer,
 )
 from gptneo_jax.training.adopt_model import adopt_model
@@ -139,7 +140,7 @@ def _run(
     )
   )
   restored = _restore(run, checkpoints, batches, workdir)
-  state, written = restored or (_start(run, tokenizer, say), {})
+  state, written = restored or (_start(run, tokenizer, workdir, say), {})
   step = int(state.step)
   if restored:
     say("\n".join([f"resuming from step {step}", *changed]))
@@ -171,7 +172,7 @@ def _run(
   closing.callback(reports.close)
   stop = closing.enter_context(contextlib.closing(multihost.StopRequest()))
   trace = closing.enter_context(contextlib.closing(Trace(workdir, config.profile)))
-  save = functools.partial(_save, checkpoints, batches, reports)
+  save = functools.partial(_save, run, workdir, checkpoints, batches, reports)
   evaluate = functools.partial(_evaluate, evaluation, stop, reports, say)
 
   stopping, previous = False, None
@@ -243,31 +244,32 @@ def _restore(
 
   `batches` continue after those that the checkpoint has seen. Raises UserError if they cannot.
   """
-  restored = checkpoints.restore(
-    run.state.params, _all_but_params(run.state), vocab_size=run.model_config.vocab_size
-  )
-  if not restored:
+  found = run_state.restore(run, checkpoints, workdir)
+  if not found:
     return None
+  state, restored = found
   try:
     batches.set_state(restored.data_state)
   except data.DataError as error:
     raise UserError(f"{workdir}: {error}. {run_record.start_anew(workdir)}") from None
-  return TrainState(params=restored.params, **restored.optimizer), restored.metrics
+  return state, restored.metrics
 
 
-def _start(run: Run, tokenizer: Any, say: Callable[[str], None]) -> TrainState:
+def _start(run: Run, tokenizer: Any, workdir: epath.Path, say: Callable[[str], None]) -> TrainState:
   """The state before the first step: random weights, or those of init_from."""
-  init_from = run.config.init_from
-  if init_from:
+  init_from, params = run.config.init_from, None
+  if init_from and not run.config.random_weights:
     run_tokenizer.check_of_weights(tokenizer, init_from)
-  state = init_state(run.module, run.optimizer, run.mesh, run.config.seed)
-  if init_from:
-    state = state.replace(params=model_io.start_from(init_from, run.model_config, run.mesh))
+    params = model_io.start_from(
+      init_from, run.model_config, run.mesh, adapt=run.config.adopt_model, seed=run.config.seed
+    )
     say(f"weights from {init_from}")
-  return state
+  return run_state.start(run, workdir, params)
 
 
 def _save(
+  run: Run,
+  workdir: epath.Path,
   checkpoints: Checkpointer,
   batches: Batches,
   reports: StepReports,
@@ -279,11 +281,12 @@ def _save(
   with reports.section("checkpoint"):
     checkpoints.save(
       step,
-      params=state.params,
-      optimizer=_all_but_params(state),
+      params=run_state.saved_params(run, state),
+      optimizer=run_state.all_but_params(state),
       data_state=data.merge_states(multihost.gather_objects(batches.get_state())),
       metrics=line,
     )
+    run_state.write_adapter(run, workdir, state)
 
 
 def _evaluate(
@@ -296,7 +299,7 @@ def _evaluate(
 ) -> dict[str, float] | None:
   """What is measured at a step; None if the run was asked to stop first."""
   with reports.section("eval"):
-    measured = evaluation(state.params, stop)
+    measured = evaluation(state.model_params, stop)
   if measured is None:
     return None
   results, text = measured
@@ -307,11 +310,6 @@ def _evaluate(
 def _last_saved(checkpoints: Checkpointer, workdir: epath.Path) -> int | None:
   checkpoints.wait()
   return latest_step(str(workdir))
-
-
-def _all_but_params(state: TrainState) -> dict[str, Any]:
-  """What a checkpoint holds beside the parameters, which are loaded without it elsewhere."""
-  return {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
 
 
 def _owes_evaluation(config: ConfigDict, step: int, written: dict[str, float]) -> bool:

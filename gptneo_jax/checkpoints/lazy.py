@@ -19,10 +19,12 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from etils import epath
 
+from gptneo_jax.checkpoints import adapters
 from gptneo_jax.checkpoints.quiet import quiet_orbax
 from gptneo_jax.checkpoints.reading import params_metadata
 from gptneo_jax.checkpoints.step_folders import CheckpointError, existing_step
 from gptneo_jax.errors import first_line
+from gptneo_jax.model import lora
 
 _ITEM = "params"
 
@@ -94,7 +96,8 @@ def write_params(
 def open_params(folder: str | os.PathLike, step: int | None = None) -> dict[str, LazyArray]:
   """The saved parameters by path ('blocks/layer_0/attn/q/kernel'), not read yet.
 
-  Those below `blocks`, whose leading axis is the layers', are stacked.
+  Those below `blocks`, whose leading axis is the layers', are stacked. Of a run of LoRA they are
+  those of the merged model, merged as they are read.
 
   Args:
     folder: holds the numbered checkpoints.
@@ -104,6 +107,32 @@ def open_params(folder: str | os.PathLike, step: int | None = None) -> dict[str,
     CheckpointError: no such checkpoint; when a slice is read, damage, naming the array.
   """
   step = existing_step(folder, step)
+  if (settings := adapters.settings_of(folder)) is None:
+    return _open(folder, step)
+  base = _open(epath.Path(folder) / adapters.BASE, 0)
+  adapter = adapters.adapter_of(read_learned(folder, step), settings)
+
+  def merged(path: str, leaf: LazyArray) -> LazyArray:
+    read = lambda index: lora.merge_slice(adapter, path, index, leaf.read(index))
+    return dataclasses.replace(leaf, read=read)
+
+  return {path: merged(path, leaf) for path, leaf in base.items()}
+
+
+def read_learned(folder: str | os.PathLike, step: int | None = None) -> dict[str, Any]:
+  """What a checkpoint of a run of LoRA holds, in memory."""
+  tree: dict[str, Any] = {}
+  for path, leaf in _open(folder, existing_step(folder, step)).items():
+    *parents, name = path.split("/")
+    node = tree
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[name] = leaf.load()
+  return tree
+
+
+def _open(folder: str | os.PathLike, step: int) -> dict[str, LazyArray]:
+  """The arrays that a checkpoint holds."""
   metadata = params_metadata(str(folder), step)
   path = epath.Path(os.path.abspath(folder)) / str(step) / _ITEM
   leaves = {

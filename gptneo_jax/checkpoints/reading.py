@@ -13,10 +13,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from gptneo_jax.checkpoints import adapters
 from gptneo_jax.checkpoints.quiet import quiet_orbax, quiet_reads
 from gptneo_jax.checkpoints.step_folders import CheckpointError, absolute, existing_step
 from gptneo_jax.config import VOCABULARY_TABLES
 from gptneo_jax.errors import first_line
+from gptneo_jax.model import lora
+from gptneo_jax.model.lora import LoraConfig
 
 
 class DamagedError(Exception):
@@ -44,7 +47,7 @@ def restore_params(
   """The parameters of one checkpoint, for inference; changes nothing in the folder.
 
   Args:
-    folder: holds the numbered checkpoints.
+    folder: holds the numbered checkpoints; of those of LoRA the merged model is read.
     abstract_params: tree of ShapeDtypeStruct with the shardings and types of the result.
     step: default the newest.
     vocab_size: number of rows of `wte` and `lm_head` without padding; the number of padding rows
@@ -54,12 +57,30 @@ def restore_params(
     CheckpointError: no such checkpoint, one of another model, or damage.
   """
   step = existing_step(folder, step)
+  if (settings := adapters.settings_of(folder)) is not None:
+    base = restore_params(
+      str(absolute(folder) / adapters.BASE), abstract_params, 0, vocab_size=vocab_size
+    )
+    return _merged(base, _restore(folder, params_metadata(folder, step), step, None), settings)
+  return _restore(folder, abstract_params, step, vocab_size)
+
+
+def _restore(folder: str, abstract_params: Any, step: int, vocab_size: int | None) -> Any:
   path = absolute(folder) / str(step)
   try:
     require_same_model(path, "params", abstract_params, vocab_size, same_dtype=False)
     return read(path, params=restore_args(abstract_params))["params"]
   except DamagedError as error:
     raise CheckpointError(f"checkpoint {step} in {folder} is damaged: {error}") from error
+
+
+def _merged(base: Any, learned: Any, settings: LoraConfig) -> Any:
+  """The base with factors added, where the base is. They are small, and come as every device can
+  have them."""
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, base)
+  adapter = adapters.adapter_of(jax.tree.map(np.asarray, learned), settings)
+  add = jax.jit(lora.merged, out_shardings=shardings, donate_argnums=0)
+  return add(base, adapter)
 
 
 def restore_args(abstract: Any) -> ocp.args.StandardRestore:

@@ -13,6 +13,7 @@ import pathlib
 import re
 from typing import Any
 
+import jax
 import numpy as np
 
 from gptneo_jax.config import ModelConfig
@@ -20,7 +21,7 @@ from gptneo_jax.errors import UserError
 from gptneo_jax.interop import name_map
 from gptneo_jax.interop.hf_files import open_file
 from gptneo_jax.interop.safetensors_file import write_safetensors
-from gptneo_jax.model.lora import Adapter
+from gptneo_jax.model import lora
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -49,8 +50,8 @@ _READ = {
 _PLAIN_INITS = (True, False, "gaussian")
 
 
-def read_adapter(folder: str | os.PathLike, config: ModelConfig) -> Adapter:
-  """Reads PEFT's files for a model; factors are float32 NumPy arrays.
+def read_adapter(folder: str | os.PathLike, config: ModelConfig) -> dict[str, Any]:
+  """Reads PEFT's files for a model: an adapter as model/lora.py has it, of float32 NumPy arrays.
 
   Raises UserError for a missing or damaged file, a setting that is neither implemented nor at its
   default, and tensors that do not belong to this model; names the setting or the tensor.
@@ -70,14 +71,13 @@ def read_adapter(folder: str | os.PathLike, config: ModelConfig) -> Adapter:
     raise UserError(f"{path} holds {next(iter(tensors))}, which does not belong to this model")
   if settings.get("layers_to_transform") is None and isinstance(settings["target_modules"], list):
     _check_all_layers(config, pairs, path)
-  scale = _scale(settings, settings["lora_alpha"], settings["r"])
-  return Adapter(scale, _to_tree(config, settings, scale, pairs), head)
+  return _to_tree(config, settings, pairs) | ({"head": head} if head else {})
 
 
 def write_adapter(
   folder: str | os.PathLike,
   config: ModelConfig,
-  adapter: Adapter,
+  adapter: dict[str, Any],
   *,
   base: str | None = None,
   dropout: float = 0.0,
@@ -88,29 +88,31 @@ def write_adapter(
   """
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  tensors, ranks = _to_pairs(config, adapter)
+  scale = _first_scale(adapter)
+  tensors, ranks = _to_pairs(config, adapter, scale)
   rank = min(ranks.values())
   wider = {name: r for name, r in ranks.items() if r != rank}
   head_name = name_map.HEAD_NAMES[config.head]
-  if adapter.head is not None:
-    tensors[f"{_PREFIX}{head_name}.weight"] = np.asarray(adapter.head["kernel"], np.float32).T
-    if "bias" in adapter.head:
-      tensors[f"{_PREFIX}{head_name}.bias"] = np.asarray(adapter.head["bias"], np.float32)
+  head = adapter.get("head")
+  if head is not None:
+    tensors[f"{_PREFIX}{head_name}.weight"] = np.asarray(head["kernel"], np.float32).T
+    if "bias" in head:
+      tensors[f"{_PREFIX}{head_name}.bias"] = np.asarray(head["bias"], np.float32)
   settings = {
     "peft_type": "LORA",
     "task_type": _TASKS[config.head],
     "base_model_name_or_path": base,
     "inference_mode": True,
     "r": rank,
-    "lora_alpha": adapter.scale * rank,
+    "lora_alpha": scale * rank,
     "lora_dropout": dropout,
     "target_modules": sorted(ranks),
-    "modules_to_save": None if adapter.head is None else [head_name],
+    "modules_to_save": None if head is None else [head_name],
     "fan_in_fan_out": config.model_type == "gpt2",  # the layout of Conv1D
     "bias": "none",
     "use_rslora": False,
     "rank_pattern": wider,
-    "alpha_pattern": {name: adapter.scale * r for name, r in wider.items()},
+    "alpha_pattern": {name: scale * r for name, r in wider.items()},
   }
   write_safetensors(
     folder / WEIGHTS_FILE,
@@ -233,7 +235,7 @@ def _check_all_layers(config: ModelConfig, pairs: Pairs, file: pathlib.Path) -> 
 # --- our factors, and back ------------------------------------------------------------------------
 
 
-def _to_tree(config: ModelConfig, settings, scale: float, pairs: Pairs) -> dict[str, Any]:
+def _to_tree(config: ModelConfig, settings, pairs: Pairs) -> dict[str, Any]:
   """Factors by our paths; zeros for layers without factors, and to pad lower ranks."""
   shapes = name_map.leaf_shapes(config)
   repeats = config.num_layers // config.period
@@ -250,6 +252,7 @@ def _to_tree(config: ModelConfig, settings, scale: float, pairs: Pairs) -> dict[
         outputs = math.prod(out_shape)
         a = np.zeros((repeats, math.prod(in_shape), r), np.float32)
         b = np.zeros((repeats, r, outputs), np.float32)
+        scale = np.zeros(repeats, np.float32)
         for n in range(repeats):
           layer = n * config.period + j
           name = f"{name_map.PREFIX}h.{layer}.{module}"
@@ -258,34 +261,49 @@ def _to_tree(config: ModelConfig, settings, scale: float, pairs: Pairs) -> dict[
           A, B = pairs[module, layer]
           rank = A.shape[0]
           alpha = _pattern(settings.get("alpha_pattern"), name, settings["lora_alpha"])
-          own = _scale(settings, alpha, rank)
+          scale[n] = _scale(settings, alpha, rank)
           a[n, :, :rank] = A.T
-          b[n, :rank] = own / scale * B[start : start + outputs].T
+          b[n, :rank] = B[start : start + outputs].T
         start += outputs
         *parents, _ = f"blocks/layer_{j}/{path}".split("/")
         node = tree
         for parent in parents:
           node = node.setdefault(parent, {})
-        node |= {"a": a.reshape(repeats, *in_shape, r), "b": b.reshape(repeats, r, *out_shape)}
+        node |= {
+          "lora_a": a.reshape(repeats, *in_shape, r),
+          "lora_b": b.reshape(repeats, r, *out_shape),
+          "lora_scale": scale,
+        }
   return tree
 
 
+def _first_scale(adapter: dict[str, Any]) -> float:
+  """The scale of a pair of factors; others are in their B, over this one."""
+  scales = [
+    float(np.max(np.abs(leaf)))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(adapter)
+    if path[-1].key == "lora_scale"
+  ]
+  return next((scale for scale in scales if scale), 1.0)
+
+
 def _to_pairs(
-  config: ModelConfig, adapter: Adapter
+  config: ModelConfig, adapter: dict[str, Any], scale: float
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
   """PEFT's tensors by name, and the rank of each module that has factors."""
   tensors, ranks = {}, {}
   shapes = name_map.leaf_shapes(config)
   for module, row in _matrices(config).items():
     for j in range(config.period):
-      nodes = [adapter.pair(f"blocks/layer_{j}/{path}") for path in row.paths]
+      parents = [f"blocks/layer_{j}/{path.rpartition('/')[0]}" for path in row.paths]
+      nodes = [lora.at(adapter, parent) for parent in parents]
       if not any(nodes):
         continue
       sizes = [
         math.prod(shapes[f"blocks/layer_{j}/{path}"][1 + row.input_axes :]) for path in row.paths
       ]
       for n in range(config.num_layers // config.period):
-        A, B = _joined([node and _slices(node, n) for node in nodes], sizes)
+        A, B = _joined([node and _slices(node, n, scale) for node in nodes], sizes)
         name = f"{_PREFIX}{name_map.PREFIX}h.{n * config.period + j}.{module}"
         tensors |= {f"{name}.lora_A.weight": A, f"{name}.lora_B.weight": B}
         ranks[module] = max(ranks.get(module, 0), A.shape[0])
@@ -321,8 +339,8 @@ def _joined(parts: list[Any], sizes: list[int]) -> tuple[np.ndarray, np.ndarray]
   return (present[0][0] if shared else np.concatenate(columns)), np.concatenate(rows)
 
 
-def _slices(node: dict[str, Any], n: int) -> tuple[np.ndarray, np.ndarray]:
-  """PEFT's A (r, in) and B (out, r) of one layer."""
-  a, b = np.asarray(node["a"][n], np.float32), np.asarray(node["b"][n], np.float32)
-  r = a.shape[-1]
-  return a.reshape(-1, r).T, b.reshape(r, -1).T
+def _slices(node: dict[str, Any], n: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
+  """PEFT's A (r, in) and B (out, r) of one layer, for factors that are scaled by `scale`."""
+  a, b = (np.asarray(node[name][n], np.float32) for name in ("lora_a", "lora_b"))
+  r, own = a.shape[-1], float(node["lora_scale"][n])
+  return a.reshape(-1, r).T, (own / scale * b).reshape(r, -1).T.astype(np.float32)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jax.sharding import PartitionSpec
 
 from gptneo_jax import axes
@@ -58,14 +59,19 @@ def loss_sums(
   return LossSums(nll + z_loss * losses.z_BxT.sum(), nll)
 
 
-@loss_sums.defjvp
+@functools.partial(loss_sums.defjvp, symbolic_zeros=True)
 def _loss_sums_jvp(vocab_size, z_loss, primals, tangents):
   """The tangent is an inner product with the gradients, which are computed together with the loss:
-  its transpose, for reverse mode, only multiplies them by the cotangent of the objective."""
+  its transpose, for reverse mode, only multiplies them by the cotangent of the objective. The
+  gradient of a table that does not learn is not computed: it is a third of the work, and large."""
   x_BxTxD, table_VxD, targets_BxT, weights_BxT = primals
+  learns = not isinstance(tangents[1], SymbolicZero)
+  of_table = PartitionSpec(RULES[axes.VOCAB], RULES[axes.EMBED]) if learns else PartitionSpec()
   gradients = _on_mesh(
-    functools.partial(_loss_and_gradients, vocab_size=vocab_size, z_loss=z_loss),
-    (PartitionSpec(), BATCH_SPEC, PartitionSpec(RULES[axes.VOCAB], RULES[axes.EMBED])),
+    functools.partial(
+      _loss_and_gradients, vocab_size=vocab_size, z_loss=z_loss, table_learns=learns
+    ),
+    (PartitionSpec(), BATCH_SPEC, of_table),
   )
   sums, dx_BxTxD, dtable_VxD = gradients(
     x_BxTxD, table_VxD.astype(x_BxTxD.dtype), targets_BxT, weights_BxT
@@ -74,7 +80,10 @@ def _loss_sums_jvp(vocab_size, z_loss, primals, tangents):
   return sums, LossSums(slope, jnp.zeros_like(sums.nll))
 
 
-def _inner_product(a: jax.Array, b: jax.Array) -> jax.Array:
+def _inner_product(a: jax.Array | SymbolicZero, b: jax.Array | None) -> jax.Array:
+  if isinstance(a, SymbolicZero):
+    return jnp.float32(0)
+  assert b is not None
   return (a.astype(jnp.float32) * b.astype(jnp.float32)).sum()
 
 
@@ -176,9 +185,13 @@ def _terms(x_NxD, table_VxD, V: int, targets_N, vocab_size: int, layout: _Layout
 
 
 def _loss_and_gradients(
-  x_BxTxD, table_VxD, targets_BxT, weights_BxT, *, vocab_size, z_loss, layout: _Layout
-) -> tuple[LossSums, jax.Array, jax.Array]:
-  """The sums over all devices' tokens, and the gradients of `objective`; the table's is float32."""
+  x_BxTxD, table_VxD, targets_BxT, weights_BxT, *, vocab_size, z_loss, table_learns,
+  layout: _Layout,
+) -> tuple[LossSums, jax.Array, jax.Array | None]:  # fmt: skip
+  """The sums over all devices' tokens, and the gradients of `objective`; the table's is float32.
+
+  Without `table_learns` that one is None.
+  """
   V, table_VxD = table_VxD.shape[0], _with_padded_columns(table_VxD)
 
   def visit(carry, chunk):
@@ -194,23 +207,28 @@ def _loss_and_gradients(
     dlogits_NxV -= weights_N[:, None] * is_target_NxV
     dlogits_NxV = dlogits_NxV.astype(x_NxD.dtype)
     dx_NxD = jnp.einsum("NV,VD->ND", dlogits_NxV, table_VxD, preferred_element_type=jnp.float32)
-    dtable_VxD += jnp.einsum("NV,ND->VD", dlogits_NxV, x_NxD, preferred_element_type=jnp.float32)
+    if table_learns:
+      dtable_VxD += jnp.einsum("NV,ND->VD", dlogits_NxV, x_NxD, preferred_element_type=jnp.float32)
     sums = LossSums(
       sums.objective + (objective_N * weights_N).sum(), sums.nll + (terms.nll_N * weights_N).sum()
     )
     return (sums, dtable_VxD), _sum_over(layout.vocab, dx_NxD).astype(x_NxD.dtype)
 
-  start = (LossSums(jnp.float32(0), jnp.float32(0)), jnp.zeros(table_VxD.shape, jnp.float32))
+  dtable_VxD = jnp.zeros(table_VxD.shape, jnp.float32) if table_learns else None
+  start = (LossSums(jnp.float32(0), jnp.float32(0)), dtable_VxD)
   chunks = [_chunks(x) for x in (x_BxTxD, targets_BxT, weights_BxT)]
   (sums, dtable_VxD), dx = jax.lax.scan(visit, start, chunks)
   sums = LossSums(*(_sum_over(layout.batch, x) for x in sums))
+  dx_BxTxD = _joined(dx, x_BxTxD.shape)
+  if dtable_VxD is None:
+    return sums, dx_BxTxD, None
   dtable_VxD = dtable_VxD[:V]
   for axis in layout.batch:
     if axis == layout.embed:
       dtable_VxD = jax.lax.psum_scatter(dtable_VxD, axis, scatter_dimension=1, tiled=True)
     else:
       dtable_VxD = jax.lax.psum(dtable_VxD, axis)
-  return sums, _joined(dx, x_BxTxD.shape), dtable_VxD
+  return sums, dx_BxTxD, dtable_VxD
 
 
 def _of_tokens(

@@ -9,9 +9,10 @@ time to compile does not grow with depth. Parameters, float32 unless `param_dtyp
     attn/{q,k,v}/kernel (D, H, K), and bias (H, K) in GPT-2 · attn/out/kernel (H, K, D), bias (D)
     mlp/c_fc/kernel (D, F), bias (F) · mlp/c_proj/kernel (F, D), bias (D)
 
-Other collections, each of the same layout: `lora` is read where it is passed
-(interop/peft_files.py); `hidden_states` and `attentions` are written where asked for (see the
-functions of these names).
+Beside a kernel of the blocks there may be low-rank factors, `lora_a`, `lora_b` and `lora_scale`
+(lora.py), and the kernel may be quantized (quantized_kernel.py): both are read where they are
+passed, and never made here. Other collections, each of the same layout, `hidden_states` and
+`attentions`, are written where asked for (see the functions of these names).
 
 Letters as in axes.py. Sources: EleutherAI/gpt-neo (models/gpt2/gpt2.py), transformers'
 modeling_gpt_neo.py and modeling_gpt2.py.
@@ -133,7 +134,8 @@ class LayerNorm(_Module):
 class Dense(_Module):
   """A dense layer: contracts the last axes of x with the first of the kernel, and adds the bias.
 
-  Where the collection `lora` holds factors for it, a (…in, r) and b (r, …out), x·a·b is added.
+  Where there are low-rank factors beside the kernel, a (…in, r) and b (r, …out), scale · x·a·b is
+  added, x after a dropout of its own.
   """
 
   rule: str = ""
@@ -144,15 +146,25 @@ class Dense(_Module):
   use_bias: bool = True
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    shape, names = self.in_shape + self.out_shape, self.in_axes + self.out_axes
-    y = matmul(x, self.weight("kernel", self.rule, shape, names), len(self.in_shape))
-    if self.has_variable("lora", "a"):
-      a, b = (self.get_variable("lora", name).astype(self.dtype) for name in ("a", "b"))
-      y += jnp.tensordot(jnp.tensordot(x, a, axes=len(self.in_shape)), b, axes=1)
+  def __call__(self, x: jax.Array, deterministic: bool = True) -> jax.Array:
+    y = self._product(x)
+    if self.has_variable("params", "lora_a"):
+      a, b, scale = (self.get_variable("params", f"lora_{name}") for name in ("a", "b", "scale"))
+      read = nn.Dropout(self.config.lora_dropout, deterministic=deterministic)(x)
+      y += scale.astype(y.dtype) * matmul(matmul(read, a, len(self.in_shape)), b)
     if self.use_bias:
       y = add_bias(y, self.constant("bias", 0.0, self.out_shape, self.out_axes))
     return y
+
+  def _product(self, x: jax.Array) -> jax.Array:
+    if self.has_variable("params", "kernel"):
+      kernel = self.get_variable("params", "kernel")
+      if not isinstance(kernel, jax.Array):
+        from gptneo_jax.model import quantized_kernel  # qwix takes a second to import
+
+        return quantized_kernel.matmul(x, kernel, len(self.in_shape))
+    shape, names = self.in_shape + self.out_shape, self.in_axes + self.out_axes
+    return matmul(x, self.weight("kernel", self.rule, shape, names), len(self.in_shape))
 
 
 class Attention(_Module):
@@ -173,7 +185,8 @@ class Attention(_Module):
       out_axes=(axes.HEADS, axes.HEAD_DIM), use_bias=config.qkv_bias,
     )  # fmt: skip
     q_BxTxHxK, k_BxTxHxK, v_BxTxHxK = (
-      constrain(heads(rule=name, name=name)(x_BxTxD), *_HEADS_AXES) for name in ("q", "k", "v")
+      constrain(heads(rule=name, name=name)(x_BxTxD, deterministic), *_HEADS_AXES)
+      for name in ("q", "k", "v")
     )
     if layer is not None:  # in q, for the scale of a kernel cannot differ from layer to layer
       q_BxTxHxK = (q_BxTxHxK / (layer + 1.0)).astype(self.dtype)
@@ -197,23 +210,23 @@ class Attention(_Module):
     return Dense(
       config, rule="out", in_shape=H + K, in_axes=(axes.HEADS, axes.HEAD_DIM), out_shape=D,
       out_axes=(axes.EMBED,), name="out",
-    )(y_BxTxHxK)  # fmt: skip
+    )(y_BxTxHxK, deterministic)  # fmt: skip
 
 
 class MLP(_Module):
   @nn.compact
-  def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
+  def __call__(self, x_BxTxD: jax.Array, deterministic: bool) -> jax.Array:
     config = self.config
     D, F = (config.hidden_size,), (config.mlp_size,)
     h_BxTxF = Dense(
       config, rule="c_fc", in_shape=D, in_axes=(axes.EMBED,), out_shape=F, out_axes=(axes.MLP,),
       name="c_fc",
-    )(x_BxTxD)  # fmt: skip
+    )(x_BxTxD, deterministic)  # fmt: skip
     h_BxTxF = constrain(h_BxTxF, axes.BATCH, axes.LENGTH, axes.ACT_MLP)
     return Dense(
       config, rule="c_proj", in_shape=F, in_axes=(axes.MLP,), out_shape=D, out_axes=(axes.EMBED,),
       name="c_proj",
-    )(activate(h_BxTxF, config.activation_function))  # fmt: skip
+    )(activate(h_BxTxF, config.activation_function), deterministic)  # fmt: skip
 
 
 class Block(_Module):
@@ -232,7 +245,7 @@ class Block(_Module):
     h_BxTxD = LayerNorm(self.config, name="ln_1")(x_BxTxD)
     x_BxTxD += drop(attention(h_BxTxD, segment_ids_BxT, deterministic, layer))
     h_BxTxD = LayerNorm(self.config, name="ln_2")(x_BxTxD)
-    x_BxTxD += drop(MLP(self.config, name="mlp")(h_BxTxD))
+    x_BxTxD += drop(MLP(self.config, name="mlp")(h_BxTxD, deterministic))
     if self.asked_for("hidden_states"):
       self.sow("hidden_states", "output", x_BxTxD)
     return constrain(x_BxTxD, axes.BATCH, axes.LENGTH, axes.ACT_EMBED)
@@ -277,7 +290,7 @@ class Decoder(_Module):
     self.embed_dropout = nn.Dropout(config.embed_dropout)
     scan = nn.scan(
       Period,
-      variable_axes=dict.fromkeys(("params", "lora", "hidden_states", "attentions"), 0),
+      variable_axes=dict.fromkeys(("params", "hidden_states", "attentions"), 0),
       split_rngs={"params": True, "dropout": True},
       in_axes=(nn.broadcast, nn.broadcast, 0),
       length=config.num_layers // config.period,
@@ -298,7 +311,7 @@ class Decoder(_Module):
 
     positions_BxT: default 0, 1, …, never reset at document boundaries (as the original).
     segment_ids_BxT: attention stays within equal ids; padding is a segment of its own.
-    deterministic: False turns dropout on and needs the rng 'dropout'.
+    deterministic: False turns dropout and noise on and needs the rng 'dropout'.
     Raises ValueError for more tokens than there are positions, unless positions_BxT are given.
     """
     T = ids_BxT.shape[1]
@@ -309,6 +322,8 @@ class Decoder(_Module):
     # Every device has all of a row before the look-up: else XLA copies all activations to reshard.
     wte_VxD = constrain(self.wte, axes.VOCAB, None)
     x_BxTxD = jnp.take(wte_VxD, ids_BxT, axis=0).astype(self.dtype)
+    if self.config.neftune_alpha and not deterministic:
+      x_BxTxD += self._noise(x_BxTxD, segment_ids_BxT)
     positions = self.wpe[None, :T]
     if positions_BxT is not None:  # rows of several sequences may be longer than the table
       positions = jnp.take(self.wpe, positions_BxT, axis=0)  # NaN past the table: never silent
@@ -322,6 +337,16 @@ class Decoder(_Module):
       first_R = jnp.arange(0, self.config.num_layers, self.config.period, dtype=jnp.float32)
     x_BxTxD, _ = self.blocks(x_BxTxD, segment_ids_BxT, deterministic, first_R)
     return self.ln_f(x_BxTxD)
+
+  def _noise(self, x_BxTxD: jax.Array, segment_ids_BxT: jax.Array | None) -> jax.Array:
+    """NEFTune's (arXiv:2310.05914): uniform, of alpha / sqrt(L · D), L the tokens of a segment."""
+    B, T, D = x_BxTxD.shape
+    tokens_BxT = jnp.full((B, T), T)
+    if segment_ids_BxT is not None:
+      tokens_BxT = (segment_ids_BxT[:, :, None] == segment_ids_BxT[:, None, :]).sum(-1)
+    size_BxT = self.config.neftune_alpha * jax.lax.rsqrt(tokens_BxT * float(D))
+    noise_BxTxD = jax.random.uniform(self.make_rng("dropout"), (B, T, D), jnp.float32, -1.0, 1.0)
+    return (size_BxT[..., None] * noise_BxTxD).astype(x_BxTxD.dtype)
 
   def unembed(self, x_BxTxD: jax.Array) -> jax.Array:
     """Logits, float32 B x T x V with V the padded vocabulary; padded ids get no probability."""

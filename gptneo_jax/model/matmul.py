@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 from gptneo_jax.hardware import current_hardware
 
@@ -44,19 +45,26 @@ def _rounded_kernel(x_NxD: jax.Array, kernel_DxF: jax.Array) -> jax.Array:
 
 def _forward(x_NxD, kernel_DxF):
   # Not `_rounded_kernel`: a rematerialisation policy must see a dot product, which it may keep.
-  return _plain(x_NxD, kernel_DxF), (x_NxD, kernel_DxF)
+  y_NxF = _plain(x_NxD.value, kernel_DxF.value)
+  # A kernel that does not learn has no gradient, for which nothing is kept.
+  return y_NxF, (x_NxD.value if kernel_DxF.perturbed else None, kernel_DxF.value)
 
 
-def _backward(residuals, dy_NxF):
+def _backward(residuals, dy_NxF: Any):
   x_NxD, kernel_DxF = residuals
+  if isinstance(dy_NxF, SymbolicZero):
+    aval: Any = dy_NxF.aval
+    dy_NxF = jnp.zeros(aval.shape, aval.dtype)
   dx_NxD = jax.lax.dot_general(dy_NxF, kernel_DxF.astype(dy_NxF.dtype), (((1,), (1,)), ((), ())))
+  if x_NxD is None:
+    return dx_NxD, None
   dkernel_DxF = jax.lax.dot_general(
     x_NxD, dy_NxF, (((0,), (0,)), ((), ())), preferred_element_type=kernel_DxF.dtype
   )
   return dx_NxD, dkernel_DxF
 
 
-_rounded_kernel.defvjp(_forward, _backward)
+_rounded_kernel.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:

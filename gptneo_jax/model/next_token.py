@@ -118,9 +118,7 @@ def hidden_states(
   module: Decoder, params: Any, batch: Batch, dropout_key: jax.Array | None
 ) -> jax.Array:
   """Final hidden states of a batch, B x T x D; without dropout where the key is None."""
-  config = module.config
-  drops = any((config.embed_dropout, config.attention_dropout, config.resid_dropout))
-  drops = drops and dropout_key is not None
+  drops = module.config.draws_in_training and dropout_key is not None
   return module.apply(
     {"params": params},
     batch["inputs"],

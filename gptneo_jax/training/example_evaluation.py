@@ -42,7 +42,7 @@ class ExampleEvaluation:
       said = packed_outputs.of_batch(module, params, batch) if kind.OUTPUTS else ()
       return losses, sums, said
 
-    self._measure = make_eval_step(measure, run.shardings.params, run.mesh)
+    self._measure = make_eval_step(measure, run.param_shardings, run.mesh)
 
   def __call__(
     self, params: Any, stop: Callable[[], bool] = lambda: False

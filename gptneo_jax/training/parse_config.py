@@ -11,6 +11,8 @@ from ml_collections import ConfigDict
 from gptneo_jax import data, sharding
 from gptneo_jax.config import REMATS, ModelConfig
 from gptneo_jax.errors import UserError, user_errors
+from gptneo_jax.model.lora import LoraConfig
+from gptneo_jax.model.methods import Method
 from gptneo_jax.training import run_config, tasks
 from gptneo_jax.training.epochs import settle_schedule
 from gptneo_jax.training.optimizer import OptimizerConfig, Schedule, ScheduleConfig, make_optimizer
@@ -27,6 +29,7 @@ _FROM_ZERO = (  # grad_accumulation=0: as few parts as fit
 class Parsed(NamedTuple):
   task: Task
   model: ModelConfig
+  method: Method
   data: data.DataConfig
   optimizer: optax.GradientTransformation
   learning_rate: Schedule
@@ -43,7 +46,10 @@ def read(config: ConfigDict) -> Parsed:
   if model_fields["remat"] == AUTO:
     model_fields["remat"] = "full"
   with user_errors():
-    model_config = ModelConfig.from_dict(model_fields)
+    method = _method(config)
+    model_config = ModelConfig.from_dict(model_fields).replace(
+      lora_dropout=method.lora.dropout if method.lora else 0.0, neftune_alpha=config.neftune_alpha
+    )
     data_config = data.DataConfig(**config.data.to_dict())
     optimizer, learning_rate = make_optimizer(
       OptimizerConfig(**config.optimizer.to_dict()), _schedule(config)
@@ -84,6 +90,7 @@ def read(config: ConfigDict) -> Parsed:
   return Parsed(
     task=task,
     model=model_config,
+    method=method,
     data=data_config,
     optimizer=optimizer,
     learning_rate=learning_rate,
@@ -97,6 +104,12 @@ def _schedule(config: ConfigDict) -> ScheduleConfig:
   settled = settle_schedule(config).schedule.to_dict()
   with user_errors():
     return ScheduleConfig(**settled)
+
+
+def _method(config: ConfigDict) -> Method:
+  if config.lora.rank == 0:
+    return Method(frozen=config.frozen)
+  return Method(LoraConfig(**config.lora.to_dict()), config.frozen)
 
 
 def warmup_warning(config: ConfigDict) -> str:

@@ -7,7 +7,6 @@ follows the colon in `--config configs/neo_1p3b.py:runlocal`. Any key can be set
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Mapping
@@ -46,9 +45,8 @@ def base(model: ModelConfig) -> ConfigDict:
   config.patience = 0  # evaluations without a better best_metric that end the run; 0: never
   config.wandb_project = ""  # empty: no wandb
 
-  config.model = ConfigDict(
-    {**dataclasses.asdict(model), "attention_pattern": model.attention_pattern}
-  )
+  # Without what is said of a run elsewhere: lora.dropout, neftune_alpha.
+  config.model = ConfigDict({name: getattr(model, name) for name in model.to_dict()})
   config.optimizer = ConfigDict(
     dict(
       name="adamw",

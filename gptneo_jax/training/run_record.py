@@ -32,6 +32,10 @@ _FIXED = {
   ),
   "task": "its state is of that",
   "optimizer.name": "the optimizer's state is of that",
+  **dict.fromkeys(
+    ("frozen", *(f"lora.{name}" for name in ("rank", "alpha", "rslora", "targets", "base"))),
+    "what learns follows from that",
+  ),
   "init_from": "it resumes from its own checkpoints",
 }
 

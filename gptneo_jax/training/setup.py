@@ -19,8 +19,9 @@ from gptneo_jax import sharding
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.data import DataConfig
 from gptneo_jax.errors import user_errors
-from gptneo_jax.model import heads
+from gptneo_jax.model import heads, lora
 from gptneo_jax.model.decoder import Decoder
+from gptneo_jax.model.methods import Method
 from gptneo_jax.state import TrainState, abstract_state
 from gptneo_jax.training import fitting, memory_estimate, multihost, parse_config
 from gptneo_jax.training.optimizer import Schedule
@@ -36,6 +37,7 @@ class Run:
     config: the same with nothing left open: the number of parts of a batch and `model.remat` are
       chosen for the devices (fitting.py).
     task: what it learns.
+    method: what of the model learns.
     module: the model, with the head of `model.head`.
     learning_rate: by the number of updates done.
     mesh: the devices; where only their number is known an AbstractMesh, good for shapes alone.
@@ -51,6 +53,7 @@ class Run:
   config: ConfigDict
   task: Task
   model_config: ModelConfig
+  method: Method
   data_config: DataConfig
   module: Decoder
   optimizer: optax.GradientTransformation
@@ -70,6 +73,12 @@ class Run:
   @property
   def shardings(self) -> TrainState:
     return jax.tree.map(lambda leaf: leaf.sharding, self.state)
+
+  @property
+  def param_shardings(self) -> Any:
+    """Of the model, what learns of it and what does not together."""
+    shardings = self.shardings
+    return lora.combine(shardings.frozen, shardings.params)
 
   @property
   def choice(self) -> tuple[int, str]:
@@ -92,10 +101,17 @@ class Run:
     shape = " x ".join(f"{name} {size}" for name, size in self.mesh.shape.items())
     attention = ", ".join(f"{kind} {backend}" for kind, backend in self.attention.items())
     return (
-      f"{self.model_config.num_params():,} parameters on {self.mesh.size}"
+      f"{self.model_config.num_params():,} parameters{self._what_learns()} on {self.mesh.size}"
       f" {jax.devices()[0].device_kind} device(s), mesh {shape}: {size} of weights and optimizer on"
       f" each; {self.describe_choice()}; attention: {attention}"
     )
+
+  def _what_learns(self) -> str:
+    """How many of the parameters learn, and by what method; '' for all."""
+    learn = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
+    if self.method.lora is not None:
+      return f", {learn:,} trainable: {self.method.lora.describe()};"
+    return f", {learn:,} trainable," if self.method.frozen else ""
 
   def describe_choice(self) -> str:
     """How the batch is taken and what is computed again, marked where the config left it open."""
@@ -132,7 +148,7 @@ def setup_run(
     else:
       mesh = sharding.make_mesh(**config.mesh.to_dict(), devices=devices)
     attention = _attention_backends(config, parsed.model, mesh)
-    state = abstract_state(heads.build(parsed.model), parsed.optimizer, mesh)
+    state = abstract_state(heads.build(parsed.model), parsed.optimizer, mesh, parsed.method)
   parse_config.check_batch(config, mesh)
   streams = {}
   if isinstance(mesh, Mesh):
@@ -144,6 +160,7 @@ def setup_run(
     config=config,
     task=parsed.task,
     model_config=parsed.model,
+    method=parsed.method,
     data_config=parsed.data,
     module=heads.build(parsed.model),
     optimizer=parsed.optimizer,

@@ -17,7 +17,8 @@ from gptneo_jax.axes import round_up
 from gptneo_jax.engine import LanguageModel
 from gptneo_jax.errors import Stopped, UserError, first_line
 from gptneo_jax.evals import perplexity
-from gptneo_jax.model import next_token
+from gptneo_jax.model import lora, next_token
+from gptneo_jax.model.parameters import abstract_params
 from gptneo_jax.model_io import LoadedModel
 from gptneo_jax.steps import make_eval_step, place_batch
 from gptneo_jax.training import multihost
@@ -43,7 +44,7 @@ class Validation:
     _check_tasks(run.config)
     self._run, self._mesh, self._tokenizer = run, run.mesh, tokenizer
     self._predict = make_eval_step(
-      functools.partial(next_token.predictions, run.module), run.shardings.params, run.mesh
+      functools.partial(next_token.predictions, run.module), run.param_shardings, run.mesh
     )
     config, ways = run.config, sharding.batch_ways(run.mesh)
     rows = config.eval.batch_size or config.batch_size // config.grad_accumulation
@@ -99,9 +100,20 @@ class Validation:
     return self._predict(params, place_batch(own, self._mesh, self._rows)).nll_BxT
 
   def _language_model(self, params: Any) -> LanguageModel:
+    if self._run.method.lora is not None:
+      params = self._merge(params)
     lm = LanguageModel(LoadedModel(self._run.model_config, params), self._mesh)
     lm.tokenizer = self._tokenizer
     return lm
+
+  @functools.cached_property
+  def _merge(self) -> Callable[[Any], Any]:
+    """Adds factors to their kernels: decoding runs on plain weights."""
+    abstract = abstract_params(self._run.module, self._mesh)
+    cast = lambda params: jax.tree.map(
+      lambda x, to: x.astype(to.dtype), lora.merge(params), abstract
+    )
+    return jax.jit(cast, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))
 
   def _tasks(self, params: Any, stop: Callable[[], bool]) -> dict[str, float]:
     """`eval/TASK/METRIC` of each of the config's tasks that can be had; says once of the others

@@ -118,7 +118,7 @@ class Evaluation:
     def measure(params, batch):
       return loss.share(params, batch, None, batch["weights"].sum())[1]
 
-    self._measure = steps.make_eval_step(measure, run.shardings.params, run.mesh)
+    self._measure = steps.make_eval_step(measure, run.param_shardings, run.mesh)
 
   def __call__(self, params, stop=lambda: False):
     config, found = self._run.config, []

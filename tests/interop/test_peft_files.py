@@ -30,15 +30,18 @@ def test_written_and_read_again(adapter, tmp_path):
     peft_files.read_adapter(tmp_path, CONFIG)
   (tmp_path / peft_files.CONFIG_FILE).write_text(json.dumps({**settings, **config_with_gaps}))
   again = peft_files.read_adapter(tmp_path, CONFIG)
-  expected, found = (lora.merge(random_params(CONFIG, seed=9), which) for which in (adapter, again))
+  expected, found = (
+    lora.merged(random_params(CONFIG, seed=9), which) for which in (adapter, again)
+  )
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), found, expected)
 
 
 @pytest.fixture
 def folder(tmp_path):
-  factors = {"a": draw(2, 16, 3), "b": draw(2, 3, 2, 8)}
+  scale = np.full(2, 1.5, np.float32)
+  factors = {"lora_a": draw(2, 16, 3), "lora_b": draw(2, 3, 2, 8), "lora_scale": scale}
   places = {f"layer_{j}": {"attn": {"q": factors}} for j in range(2)}
-  peft_files.write_adapter(tmp_path, CONFIG, lora.Adapter(1.5, {"blocks": places}))
+  peft_files.write_adapter(tmp_path, CONFIG, {"blocks": places})
   return tmp_path
 
 
@@ -97,6 +100,6 @@ def test_load_with_an_adapter(folder, tmp_path):
   lm = gptneo_jax.init(CONFIG)
   lm.save(str(tmp_path / "base"))
   adapted = gptneo_jax.load(str(tmp_path / "base"), adapter=str(folder))
-  expected = lora.merge(lm.params, peft_files.read_adapter(folder, CONFIG))
+  expected = lora.merged(lm.params, peft_files.read_adapter(folder, CONFIG))
   jax.tree.map(np.testing.assert_array_equal, adapted.params, expected)
   assert np.abs(adapted.logits([[1, 2, 3]]) - lm.logits([[1, 2, 3]])).max() > 0

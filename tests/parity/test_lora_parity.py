@@ -47,9 +47,7 @@ def make_adapter(model, folder, **settings):
 
 
 def our_logits(config, params, adapter=None):
-  variables = {"params": jax.tree.map(jnp.asarray, params)}
-  if adapter is not None:
-    variables["lora"] = adapter.collection()
+  variables = {"params": jax.tree.map(jnp.asarray, lora.combine(params, adapter or {}))}
   method = "logits" if config.head == "lm" else "outputs"
   run = lambda variables: heads.build(config).apply(variables, IDS, method=method)
   return np.asarray(jax.jit(run, compiler_options=QUICK)(variables))
@@ -85,9 +83,8 @@ def test_adapters_of_peft(name, tmp_path):
   plain = our_logits(config, params)
   theirs = make_adapter(model, tmp_path / "theirs", **settings)
   adapter = peft_files.read_adapter(tmp_path / "theirs", config)
-  with_head = {**params, "head": adapter.head} if adapter.head else params
-  applied = our_logits(config, with_head, adapter)
-  merged = our_logits(config, lora.merge(params, adapter))
+  applied = our_logits(config, params, adapter)
+  merged = our_logits(config, lora.merged(params, adapter))
   errors = [float(np.abs(ours - theirs).max()) for ours in (applied, merged)]
   print(f"{name}: applied {errors[0]:.1e}, merged {errors[1]:.1e}")
   assert max(errors) <= 1e-4
@@ -107,19 +104,20 @@ def test_separate_factors_of_gpt2(tmp_path):
   params = hf_models.to_params(hf_models.tensors(model), config)
   rng = np.random.default_rng(2)
   draw = lambda *shape: rng.standard_normal((4, *shape)).astype(np.float32)
-  pair = lambda: {"a": draw(24, 2), "b": draw(2, 4, 6)}
+  scale = {"lora_scale": np.full(4, 0.1, np.float32)}
+  pair = lambda: {"lora_a": draw(24, 2), "lora_b": draw(2, 4, 6), **scale}
   layer = {
     "attn": {"q": pair(), "v": pair()},
-    "mlp": {"c_fc": {"a": draw(24, 2), "b": draw(2, 96)}},
+    "mlp": {"c_fc": {"lora_a": draw(24, 2), "lora_b": draw(2, 96), **scale}},
   }
-  adapter = lora.Adapter(0.1, {"blocks": {"layer_0": layer}})
+  adapter = {"blocks": {"layer_0": layer}}
   peft_files.write_adapter(tmp_path, config, adapter)
   opened = peft.PeftModel.from_pretrained(model, str(tmp_path)).eval()
   with torch.no_grad():
     theirs = opened(torch.tensor(IDS)).logits.numpy()
   assert np.abs(our_logits(config, params, adapter) - theirs).max() <= 1e-4
   again = peft_files.read_adapter(tmp_path, config)
-  assert np.abs(our_logits(config, lora.merge(params, again)) - theirs).max() <= 1e-4
+  assert np.abs(our_logits(config, lora.merged(params, again)) - theirs).max() <= 1e-4
 
 
 @pytest.mark.parametrize(
@@ -159,8 +157,8 @@ def test_an_adapter_in_a_bin(tmp_path):
   file.unlink()
   jax.tree.map(
     np.testing.assert_array_equal,
-    peft_files.read_adapter(tmp_path, config).factors,
-    expected.factors,
+    peft_files.read_adapter(tmp_path, config),
+    expected,
   )
 
 
