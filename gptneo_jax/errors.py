@@ -76,7 +76,7 @@ def did_you_mean(name: str, valid: Iterable[str], form: str = "{}") -> str:
   section, leaf = _parts(name)
   ordered = sorted(valid, key=lambda one: (_parts(one)[0] != section, one.count(".")))
   leaves = [_parts(one)[1] for one in ordered]
-  for meant in (_parts(_ALIASES.get(leaf, ""))[1], leaf):
+  for meant in filter(None, (_parts(_ALIASES.get(leaf, ""))[1], leaf)):
     if near := difflib.get_close_matches(meant, leaves, n=1, cutoff=_CLOSE):
       return f"; did you mean {form.format(ordered[leaves.index(near[0])])}?"
   return ""

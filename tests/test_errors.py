@@ -48,6 +48,7 @@ def test_settings(name, meant, settings):
 
 def test_no_names_no_suggestion():
   assert did_you_mean("lr", []) == ""
+  assert did_you_mean("text", ["a sentence ...", "label"]) == ""  # a column of a table
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,9 @@ def _value(record: Record, field: str) -> Any:
   value = field_of(record.fields, field)
   if value is None and "+" in field:
     values = [field_of(record.fields, name) for name in field.split("+")]
-    return None if None in values else values
+    while values and values[-1] is None:  # a question with fewer choices
+      values.pop()
+    return None if None in values else values or None
   return value
 
 

@@ -52,6 +52,10 @@ def test_a_list_of_fields():
   assert fields_of(nested, roles=roles, columns="choices=A+B+C.d") == [
     {"choices": ["a", "b", "c"], "C": {"d": "c"}}
   ]
+  fewer = {"A": "a", "B": "b", "C": None}
+  assert fields_of(nested | {"C": "c"}, fewer, roles=roles, columns="choices=A+B+C") == [
+    {"choices": ["a", "b", "c"]}, {"choices": ["a", "b"]},
+  ]  # fmt: skip
   assert fields_of({"a+b": ["c"]}, roles=roles, columns="choices=a+b") == [{"choices": ["c"]}]
   with pytest.raises(DataError, match=r"no column 'A\+D'.*there are 'A', 'B'"):
     fields_of({"A": "a", "B": "b"}, roles=roles, columns="choices=A+D")
