@@ -13,6 +13,7 @@ from absl import flags
 
 import gptneo_jax.train
 from tests.helpers import train_runs
+from tests.helpers.data_rows import byte_tokenizer
 
 pytestmark = pytest.mark.processes
 
@@ -65,6 +66,35 @@ def refused_here(monkeypatch, capsys):
 def test_settings(settings, expected, tmp_path, refused_here):
   assert expected in refused_here(train_runs.train_command(tmp_path / "run", **settings))
   assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+  ("name", "content", "settings", "expected"),
+  [
+    ("a.csv", "mesage,label\nhi,1\n", {}, "a.csv: no column 'text'"),
+    ("a.csv", "a,b\nhi,1\n", {"columns": "text=A,label=b"}, "did you mean a?"),
+    ("a.csv", "text,label\nhi,1,2\n", {}, "a.csv:2: 3 fields in a table of 2"),
+    ("a.csv", 'text,label\nhi,1\n"no end,0\n', {}, "a.csv:3: a quote opens here"),
+    ("a.jsonl", '{"text": "a", "label": 1}\n{"text"\n', {}, "a.jsonl:2: invalid JSON"),
+    ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b"}\n', {}, "a.jsonl:2: no field 'label'"),
+    ("a.json", '[{"text": "a", "label": 1}]', {}, "data.validation_fraction=0.1 of 1 record"),
+    ("a.json", "[]", {}, "a.json holds no record"),
+    ("a.tsv", "1\thi\n", {"columns": "txt=1"}, "there is no 'txt' here; did you mean text?"),
+  ],
+)
+def test_labelled_files(name, content, settings, expected, tmp_path, refused_here):
+  (tmp_path / name).write_text(content)
+  byte_tokenizer().save_pretrained(tmp_path / "tokenizer")
+  settings = {f"data__{key}": value for key, value in settings.items()} | {
+    "task": "sequence_classification",
+    "model__head": "sequence_classification",
+    "data__source": "auto",
+    "data__path": tmp_path / name,
+    "data__tokenizer": tmp_path / "tokenizer",
+    "data__validation_fraction": 0.1,
+    "data__test_fraction": 0.0,
+  }
+  assert expected in refused_here(train_runs.train_command(tmp_path / "run", **settings))
 
 
 def test_config_file_that_is_not_there(tmp_path, refused_here):
