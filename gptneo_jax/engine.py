@@ -20,7 +20,8 @@ from gptneo_jax.checkpoints.folder import is_checkpoint_folder
 from gptneo_jax.config import ModelConfig, dtype_name
 from gptneo_jax.data import DocumentEncoder
 from gptneo_jax.errors import UserError, did_you_mean
-from gptneo_jax.generation import api, model_defaults, unstacked
+from gptneo_jax.examples import TaskSpec, task_file
+from gptneo_jax.generation import api, model_defaults, prediction, unstacked
 from gptneo_jax.generation.api import Generation
 from gptneo_jax.generation.requests import require_tokenizer
 from gptneo_jax.interop import peft_files
@@ -186,6 +187,11 @@ class LanguageModel:
     end = None if tokenizer is None else data.find_end_of_text(tokenizer)
     return model_defaults.read(kept.get(GENERATION_CONFIG), kept.get(HF_CONFIG), end)
 
+  @functools.cached_property
+  def task(self) -> TaskSpec | None:
+    text = self._loaded.kept_files.get(task_file.FILE)
+    return None if text is None else TaskSpec.from_json(text, task_file.FILE)
+
   # --- forward passes -----------------------------------------------------------------------------
 
   def logits(
@@ -222,6 +228,17 @@ class LanguageModel:
     """Embeddings, then each block's output, the last after the final norm: L + 1 of B x T x D."""
     states, T = self._run(forward.hidden_states, ids, attention_mask)
     return tuple(x[:, :T] for x in states)
+
+  def predict(self, inputs: Any, *, batch_size: int = prediction.ROWS) -> list[dict[str, Any]]:
+    """Labels, values, choices, entities or spans with probabilities, one object for each input.
+
+    lm.predict(["WINNER! Call now", "see you at 8"]) for a model that classifies texts; other models
+    take dictionaries of fields: {"first": …, "second": …} for pairs, {"question": …, "choices":
+    […]}, {"question": …, "context": …}, {"text": …} or {"tokens": […]} for entities. What is in the
+    predictions: the modules of `examples`. Raises UserError.
+    """
+    spec, _ = prediction.task_of(self)
+    return prediction.predict(self, prediction.records_of(inputs, spec), batch_size=batch_size)
 
   def attentions(self, ids: Any, attention_mask: Any = None) -> tuple[jax.Array, ...]:
     """Attention probabilities of each layer, L of B x H x T x T, always from the O(T²) path."""

@@ -23,6 +23,7 @@ from gptneo_jax.checkpoints.reading import restore_params
 from gptneo_jax.checkpoints.step_folders import find_checkpoint
 from gptneo_jax.config import VOCABULARY_TABLES, ModelConfig
 from gptneo_jax.errors import UserError, user_errors
+from gptneo_jax.examples import task_file
 from gptneo_jax.generation import unstacked
 from gptneo_jax.interop.atomic_folder import new_folder
 from gptneo_jax.interop.hf_import import GENERATION_CONFIG, HF_CONFIG
@@ -273,7 +274,7 @@ def _save_rest(folder: Any, loaded: LoadedModel, tokenizer: Any) -> None:
 def _tokenizer_and_files(name: str) -> tuple[str | None, dict[str, str]]:
   """The `tokenizer_from` and `kept_files` of a checkpoint folder."""
   folder = epath.Path(name)
-  kept = {f: folder / f for f in (HF_CONFIG, GENERATION_CONFIG)}
+  kept = {f: folder / f for f in (HF_CONFIG, GENERATION_CONFIG, task_file.FILE)}
   return (
     name if (folder / "tokenizer.json").exists() else None,
     {file: path.read_text() for file, path in kept.items() if path.exists()},

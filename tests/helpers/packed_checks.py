@@ -24,7 +24,7 @@ def small_model(head: str, vocab_size: int, **fields) -> ModelConfig:
   """A GPT-Neo whose local layers see 8 tokens; weights of real spread come from `params_of`."""
   return ModelConfig(
     hidden_size=32, num_layers=2, num_heads=2, vocab_size=vocab_size, window_size=WINDOW,
-    max_position_embeddings=64, head=head, initializer="hf", **fields,
+    max_position_embeddings=64, head=head, **{"initializer": "hf", **fields},
   )  # fmt: skip
 
 
