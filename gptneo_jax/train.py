@@ -59,6 +59,7 @@ from gptneo_jax.training.machine_figures import peak_flops_per_second
 from gptneo_jax.training.metrics import check_wandb
 from gptneo_jax.training.setup import Run, setup_run
 from gptneo_jax.training.step_report import StepReports, Trace
+from gptneo_jax.training.summary import Summary
 from gptneo_jax.training.tasks import Batches, Evaluation
 
 
@@ -140,7 +141,7 @@ def _run(
     )
   )
   restored = _restore(run, checkpoints, batches, workdir)
-  state, written = restored or (_start(run, tokenizer, workdir, say), {})
+  state, written, summed = restored or (_start(run, tokenizer, workdir, say), {}, {})
   step = int(state.step)
   if restored:
     say("\n".join([f"resuming from step {step}", *changed]))
@@ -150,6 +151,7 @@ def _run(
     run_record.write(workdir, record, changed, step)
 
   # --- step ---------------------------------------------------------------------------------------
+  summary = Summary(run, summed)
   estimated = run
   with advice.when_out_of_memory(config, run.mesh.size, run.memory):
     run, train_step = fit(run, compile_step)
@@ -163,6 +165,7 @@ def _run(
     workdir,
     record,
     batches=batches,
+    summary=summary,
     peak_flops=peak_flops,
     last_saved=functools.partial(_last_saved, checkpoints, workdir),
     first_step=step,
@@ -172,21 +175,23 @@ def _run(
   closing.callback(reports.close)
   stop = closing.enter_context(contextlib.closing(multihost.StopRequest()))
   trace = closing.enter_context(contextlib.closing(Trace(workdir, config.profile)))
-  save = functools.partial(_save, run, workdir, checkpoints, batches, reports)
+  save = functools.partial(_save, run, workdir, checkpoints, batches, reports, summary)
   evaluate = functools.partial(_evaluate, evaluation, stop, reports, say)
 
-  stopping, previous = False, None
+  stopping, previous, first = False, None, step
   if restored and evaluation.measures and _owes_evaluation(run.config, step, written):
     results = evaluate(step, state)
-    stopping = results is None
+    stopping, first = results is None, -1
     if results:
       checkpoints.add_metrics(step, results)
       written = written | results
   reports.write(step, written)
+  if problem := summary.add_evaluation(step, written):
+    raise UserError(problem)
 
   # --- loop: the report of a step is made while the next one runs ---------------------------------
   reports.begin()
-  while step < run.config.steps and not stopping:
+  while step < run.config.steps and not (stopping or summary.best.is_over):
     step += 1
     trace.before(step)
     batch = place_batch(next(batches), run.mesh, config.batch_size)
@@ -213,13 +218,16 @@ def _run(
         if not saves and jax.process_count() == 1:  # one of several hosts may be alone here
           save(step, state, line)
         raise
-    if results is None:
-      stopping, results = True, {}
-      if not saves:
-        save(step, state, line)
-    elif results and saves:
+    stopping, results = stopping or results is None, results or {}
+    problem = summary.add_evaluation(step, results)
+    if (stopping or problem or summary.best.is_over) and not saves:
+      save(step, state, line)
+      saves = True
+    if results and saves:
       checkpoints.add_metrics(step, results)
     reports.write(step, line | results)
+    if problem:
+      raise UserError(f"{problem}. Step {step} is saved: the run resumes with another best_metric")
     reports.begin()
 
   checkpoints.wait()
@@ -230,7 +238,10 @@ def _run(
     )
     say(f"stopped by {stop.reason}, saved at step {step} in {workdir}; to resume: {again}")
     return stop.status
-  say(f"done: step {step}, checkpoint in {workdir / str(step)}")
+  if multihost.is_host0() and (step > first or not summary.is_written(workdir)):
+    say(summary.write(workdir, step, batches.epochs))
+  early = f" of {run.config.steps}, {summary.best.describe()}" if step < run.config.steps else ""
+  say(f"done: step {step}{early}, checkpoint in {workdir / str(step)}")
   return 0
 
 
@@ -239,8 +250,9 @@ def _run(
 
 def _restore(
   run: Run, checkpoints: Checkpointer, batches: Batches, workdir: epath.Path
-) -> tuple[TrainState, dict[str, float]] | None:
-  """The state of the newest checkpoint and the metrics stored with it; None if there is none.
+) -> tuple[TrainState, dict[str, float], dict[str, Any]] | None:
+  """The state of the newest checkpoint, the metrics stored with it, and the state of the summary;
+  None if there is none.
 
   `batches` continue after those that the checkpoint has seen. Raises UserError if they cannot.
   """
@@ -252,7 +264,7 @@ def _restore(
     batches.set_state(restored.data_state)
   except data.DataError as error:
     raise UserError(f"{workdir}: {error}. {run_record.start_anew(workdir)}") from None
-  return state, restored.metrics
+  return state, restored.metrics, restored.data_state.get("summary", {})
 
 
 def _start(run: Run, tokenizer: Any, workdir: epath.Path, say: Callable[[str], None]) -> TrainState:
@@ -273,17 +285,19 @@ def _save(
   checkpoints: Checkpointer,
   batches: Batches,
   reports: StepReports,
+  summary: Summary,
   step: int,
   state: TrainState,
   line: dict[str, float],
 ) -> None:
   """Saves a step with its line of metrics; returns while it is still being written."""
+  data_state = data.merge_states(multihost.gather_objects(batches.get_state()))
   with reports.section("checkpoint"):
     checkpoints.save(
       step,
       params=run_state.saved_params(run, state),
       optimizer=run_state.all_but_params(state),
-      data_state=data.merge_states(multihost.gather_objects(batches.get_state())),
+      data_state=data_state | {"summary": summary.get_state()},
       metrics=line,
     )
     run_state.write_adapter(run, workdir, state)

@@ -18,6 +18,7 @@ from gptneo_jax.training.machine_figures import memory_in_use_bytes
 from gptneo_jax.training.metrics import MetricWriter
 from gptneo_jax.training.progress import Progress
 from gptneo_jax.training.setup import Run
+from gptneo_jax.training.summary import Summary
 from gptneo_jax.training.tasks import Batches
 
 
@@ -34,6 +35,7 @@ class StepReports:
     record: Mapping[str, Any],
     *,
     batches: Batches,
+    summary: Summary,
     peak_flops: float,
     last_saved: Callable[[], int | None],
     first_step: int,
@@ -43,6 +45,7 @@ class StepReports:
 
     Args:
       record: of the run, for wandb.
+      summary: is given the loss of each step.
       peak_flops: FLOP/s of one device.
       last_saved: the newest checkpoint there is, once it is written.
       first_step: steps done before.
@@ -53,7 +56,7 @@ class StepReports:
     self._flops_per_token = run.model_config.flops_per_token(config.seq_len)
     self._peak_flops = peak_flops * jax.device_count()
     self._learning_rate, self._train_metrics = run.learning_rate, run.task.train_metrics
-    self._batches, self._last_saved = batches, last_saved
+    self._batches, self._summary, self._last_saved = batches, summary, last_saved
     self._writer = MetricWriter(
       str(workdir),
       resume_step=resume_step,
@@ -100,6 +103,7 @@ class StepReports:
         f"step {step}: loss {loss}, gradient norm {grad_norm}; stopped before anything of it was"
         f" saved. {last}"
       )
+    self._summary.add_loss(loss)
     due = step % self._every == 0 or step == self._steps
     self._progress.update(step, loss if due else None)
     if not due:
