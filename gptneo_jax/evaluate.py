@@ -1,4 +1,4 @@
-"""Measures a model: perplexity of documents, tasks of lm-evaluation-harness, its answers.
+"""Measures a model: perplexity of documents, harness tasks, its answers, its predictions.
 
   python -m gptneo_jax.evaluate --checkpoint runs/tiny --data stdlib --output tiny.json
   python -m gptneo_jax.evaluate --checkpoint DIR --data 'pile/test.jsonl.zst' --output pile.json
@@ -6,6 +6,7 @@
   python -m gptneo_jax.evaluate --checkpoint DIR --tasks lambada_openai,piqa --output tasks.json
   python -m gptneo_jax.evaluate --checkpoint DIR --tasks gptneo_paper --output paper.json
   python -m gptneo_jax.evaluate --checkpoint DIR --answers FILE.jsonl --judge MODEL --output a.json
+  python -m gptneo_jax.evaluate --checkpoint runs/spam --labelled test.tsv --output spam.json
   python -m gptneo_jax.evaluate --compare a.json b.json --output both.json
 
 FILE.json holds everything needed to reproduce its numbers; a table (FILE.md) and a picture
@@ -27,7 +28,15 @@ from typing import Any, NamedTuple
 from gptneo_jax import cli, data, engine, model_io, sharding
 from gptneo_jax.axes import round_up
 from gptneo_jax.errors import UserError, user_errors
-from gptneo_jax.evals import comparison, flags, perplexity, provenance, report, report_tables
+from gptneo_jax.evals import (
+  comparison,
+  flags,
+  labelled,
+  perplexity,
+  provenance,
+  report,
+  report_tables,
+)
 from gptneo_jax.evals.resume_file import ResumeFile
 from gptneo_jax.generation.requests import require_tokenizer
 from gptneo_jax.sharding import batch_ways
@@ -52,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     items += _run_harness_tasks(args, lm, found)
   if args.answers:
     items += _evaluate_answers(args, lm, found)
+  if args.labelled:
+    _evaluate_labelled(args, lm, found)
   if args.check_overlap:
     _check_overlap(args, corpus, items, found)
   if not found["results"]:
@@ -59,6 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     raise UserError("nothing was measured: " + "; ".join(f"{task}: {why}" for task, why in missing))
 
   notes = report.write(found, args.output)
+  if confusion := found.get("labelled", {}).get("confusion"):
+    notes += labelled.draw_confusion(
+      confusion["labels"], confusion["counts"], pathlib.Path(args.output).with_suffix(".png"),
+      f"{report_tables.name(found)}: {args.labelled}",
+    )  # fmt: skip
   if resume_file is not None:
     resume_file.remove()
   print(report_tables.markdown(found), end="")
@@ -278,6 +294,24 @@ def _evaluate_answers(
     (question.location, " ".join((question.prompt, *question.references)))
     for question in itertools.islice(qa_file.read(args.answers), args.limit)
   ]
+
+
+def _evaluate_labelled(
+  args: argparse.Namespace, lm: engine.LanguageModel, found: dict[str, Any]
+) -> None:
+  """Predictions against labels; adds `labelled` and `results.labelled`."""
+  with cli.progress_bar(desc="predict", unit=" rows", delay=2) as bar:
+
+    def show(done: int, total: int) -> None:
+      bar.total = total
+      bar.update(done - bar.n)
+
+    measured = labelled.evaluate(
+      lm, args.labelled, given=args.columns, batch_size=args.batch_size, limit=args.limit,
+      progress=show,
+    )  # fmt: skip
+  found["results"]["labelled"] = measured.pop("metrics")
+  found["labelled"] = measured
 
 
 def _check_overlap(

@@ -143,12 +143,11 @@ def test_adapter_and_tokenizer_of_other_folders(checkpoint, corpus, tmp_path):
   """The figures are those of `load` with the same adapter and tokenizer; the report names both."""
   lm = gptneo_jax.load(checkpoint)
   random = np.random.default_rng(0)
-  factors = {"a": random.normal(size=(1, 16, 2)), "b": random.normal(size=(1, 2, 2, 8))}
+  factors = {"lora_a": random.normal(size=(1, 16, 2)), "lora_b": random.normal(size=(1, 2, 2, 8))}
   pair = {name: factor.astype(np.float32) for name, factor in factors.items()}
+  pair["lora_scale"] = np.full(1, 4.0, np.float32)
   places = {f"layer_{i}": {"attn": {"q": pair}} for i in range(2)}
-  peft_files.write_adapter(
-    tmp_path / "lora", lm.config, peft_files.Adapter(4.0, {"blocks": places})
-  )
+  peft_files.write_adapter(tmp_path / "lora", lm.config, {"blocks": places})
   lm.tokenizer.save_pretrained(tmp_path / "words")
   lm.tokenizer = None
   lm.save(str(tmp_path / "bare"))

@@ -17,6 +17,7 @@ _ONLY_WITH = {
   "data": ("split", "source", "text_key", "seq_len", "stride"),
   "tasks": ("include_path", "task_data", "num_fewshot", "log_samples", "cache"),
   "answers": ("judge",),
+  "labelled": ("columns",),
 }
 
 
@@ -28,8 +29,11 @@ def parse(argv: Sequence[str] | None, description: str | None) -> argparse.Names
     return args
   if not args.checkpoint:
     raise UserError("no --checkpoint; give a run's --workdir, a Hugging Face folder or a hub id")
-  if not (args.data or args.tasks or args.answers):
-    raise UserError("nothing to evaluate; give --data GLOB, --tasks NAMES or --answers FILE.jsonl")
+  if not (args.data or args.tasks or args.answers or args.labelled):
+    raise UserError(
+      "nothing to evaluate; give --data GLOB, --tasks NAMES, --answers FILE.jsonl or"
+      " --labelled FILE"
+    )
   args.output = _output(args.output, "evaluation")
   for flag in ("batch_size", "seq_len", "limit", "max_new_tokens"):
     value = getattr(args, flag)
@@ -113,6 +117,14 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
   of_tasks("--num_fewshot", type=int, metavar="K", help="examples before each item")
   of_tasks("--log_samples", action="store_true", help="write every item to FILE.samples.jsonl")
   of_tasks("--cache", metavar="FILE", help="answers of the model, kept for the next time")
+
+  of_labels = parser.add_argument_group("predictions of a fine-tuned head").add_argument
+  of_labels(
+    "--labelled", metavar="FILE",
+    help="records with labels, as in training; of one label each the picture FILE.png shows which"
+    " is taken for which",
+  )  # fmt: skip
+  of_labels("--columns", metavar="ROLE=FIELD,…", help="what the fields are; default as in training")
 
   of_answers = parser.add_argument_group("answers").add_argument
   of_answers(
