@@ -64,7 +64,9 @@ def _estimate(config: ConfigDict, num_devices: int) -> dict[str, int]:
 @functools.lru_cache(maxsize=64)
 def _state(model: ModelConfig, optimizer: OptimizerConfig, mesh: AbstractMesh) -> TrainState:
   """The state of a run as shapes, which takes a second to find out."""
-  rule, _ = make_optimizer(optimizer, ScheduleConfig(name="constant", decay_steps=1))
+  rule, _ = make_optimizer(
+    optimizer, ScheduleConfig(name="constant", decay_steps=1), model.num_layers
+  )
   return abstract_state(heads.build(model), rule, mesh)
 
 

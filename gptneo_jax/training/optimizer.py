@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gptneo_jax.training import rate_factors
+
 OPTIMIZERS = ("mesh_adam", "adamw", "adafactor")
 SCHEDULES = ("mesh_cosine", "mesh_linear", "cosine", "linear", "wsd", "constant")
 
@@ -58,6 +60,10 @@ class OptimizerConfig:
     _require(self.eps > 0, "optimizer.eps", self.eps, "above 0")
     _require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "0 or more")
     _require(self.clip_norm >= 0, "optimizer.clip_norm", self.clip_norm, "0 (off) or more")
+    _require(
+      0 < self.layer_decay <= 1, "optimizer.layer_decay", self.layer_decay, "above 0, at most 1"
+    )
+    rate_factors.parse(self.rates)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -233,7 +239,7 @@ def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransforma
 
 
 def make_optimizer(
-  optimizer: OptimizerConfig, schedule: ScheduleConfig
+  optimizer: OptimizerConfig, schedule: ScheduleConfig, num_layers: int = 0
 ) -> tuple[optax.GradientTransformation, Schedule]:
   """Returns the update rule and its schedule (step -> learning rate, for the log).
 
@@ -242,6 +248,8 @@ def make_optimizer(
   parameters; `optax.apply_updates` rounds once, at the end. The moments of both Adams are trees
   like the parameters and take their sharding. The state is a dictionary, which has the same keys
   whether clipping and decay are on or off: a run can resume with either changed.
+
+  num_layers: of the model, for `layer_decay`.
   """
   schedule_fn = make_schedule(schedule, optimizer.learning_rate)
   clip = optax.clip_by_global_norm(optimizer.clip_norm) if optimizer.clip_norm else optax.identity()
@@ -259,10 +267,15 @@ def make_optimizer(
     else optax.identity(),
     functools.partial(decay_mask, optimizer_name=optimizer.name),
   )
+  rate = optax.scale_by_learning_rate(schedule_fn)
+  if optimizer.rates or optimizer.layer_decay != 1:
+    rate = rate_factors.with_factors(
+      rate, rates=optimizer.rates, layer_decay=optimizer.layer_decay, num_layers=num_layers
+    )
   chain = optax.named_chain(
     ("clip", clip),
     (optimizer.name, direction),
     ("decay", decay),
-    ("learning_rate", optax.scale_by_learning_rate(schedule_fn)),
+    ("learning_rate", rate),
   )
   return _in_float32(chain), schedule_fn

@@ -52,7 +52,7 @@ def read(config: ConfigDict) -> Parsed:
     )
     data_config = data.DataConfig(**config.data.to_dict())
     optimizer, learning_rate = make_optimizer(
-      OptimizerConfig(**config.optimizer.to_dict()), _schedule(config)
+      OptimizerConfig(**config.optimizer.to_dict()), _schedule(config), model_config.num_layers
     )
   for name in ("steps", "batch_size", "seq_len", "log_every", "keep_latest"):
     if config[name] < 1:

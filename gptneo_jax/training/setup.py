@@ -23,7 +23,13 @@ from gptneo_jax.model import heads, lora
 from gptneo_jax.model.decoder import Decoder
 from gptneo_jax.model.methods import Method
 from gptneo_jax.state import TrainState, abstract_state
-from gptneo_jax.training import fitting, memory_estimate, multihost, parse_config
+from gptneo_jax.training import (
+  fitting,
+  memory_estimate,
+  multihost,
+  parse_config,
+  rate_factors,
+)
 from gptneo_jax.training.optimizer import Schedule
 from gptneo_jax.training.tasks import Task
 
@@ -149,6 +155,7 @@ def setup_run(
       mesh = sharding.make_mesh(**config.mesh.to_dict(), devices=devices)
     attention = _attention_backends(config, parsed.model, mesh)
     state = abstract_state(heads.build(parsed.model), parsed.optimizer, mesh, parsed.method)
+    rate_factors.check(config.optimizer.rates, state.params)
   parse_config.check_batch(config, mesh)
   streams = {}
   if isinstance(mesh, Mesh):
