@@ -24,6 +24,7 @@ examples:
   python -m gptneo_jax.convert verify      EleutherAI/gpt-neo-125m checkpoints/neo_125m
   python -m gptneo_jax.convert orbax-to-hf runs/my_run my_model --dtype bfloat16
   python -m gptneo_jax.convert orbax-to-hf runs/my_run my_model --step 2000
+  python -m gptneo_jax.convert orbax-to-hf runs/my_lora my_adapter --adapter_only
 
 A checkpoint folder holds numbered Orbax steps, config.json and the tokenizer: it is the --workdir
 of gptneo_jax.train, and generate, evaluate and gptneo_jax.load read it. Tensors are converted one
@@ -53,6 +54,10 @@ def _hf_to_orbax(args: argparse.Namespace) -> int:
 
 
 def _orbax_to_hf(args: argparse.Namespace) -> int:
+  if args.adapter_only:
+    interop.export_adapter(args.source, args.destination, step=args.step)
+    print(f"{args.destination}: ready for PEFT's PeftModel.from_pretrained")
+    return 0
   with _Bar() as bar:
     interop.orbax_to_hf(
       args.source, args.destination, step=args.step, dtype=args.dtype,
@@ -150,6 +155,11 @@ def _parser() -> argparse.ArgumentParser:
     "Exports a folder that transformers opens.",
     "It gets weights (in several files above 5 GB), configs, tokenizer and a model card.",
   )  # fmt: skip
+  to_hf.add_argument(
+    "--adapter_only",
+    action="store_true",
+    help="of a run of LoRA: its adapter alone, in PEFT's format, not merged into the weights",
+  )
   verify = command(
     "verify", _verify, "model or checkpoint folder", "the other of the two; gets parity.json",
     "Compares logits with PyTorch's.",

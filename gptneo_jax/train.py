@@ -23,6 +23,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 import shlex
 import signal
 import sys
@@ -38,7 +39,7 @@ from ml_collections import ConfigDict, config_flags
 from gptneo_jax import data, model_io
 from gptneo_jax.checkpoints.folder import run_folder, save_config
 from gptneo_jax.checkpoints.manager import Checkpointer
-from gptneo_jax.checkpoints.step_folders import latest_step
+from gptneo_jax.checkpoints.step_folders import latest_step, metrics_of
 from gptneo_jax.errors import UserError
 from gptneo_jax.planning import advice
 from gptneo_jax.state import TrainState
@@ -238,6 +239,13 @@ def _run(
     )
     say(f"stopped by {stop.reason}, saved at step {step} in {workdir}; to resume: {again}")
     return stop.status
+  merged = run_state.loss_of_merged(run, tokenizer, workdir, state, stop) if step > first else None
+  if merged is not None:
+    trained = metrics_of(workdir / str(step)).get("eval/loss", math.nan)
+    say(
+      f"validation loss over the {config.lora.base} base {trained:.4f}; merged into the base as it"
+      f" was, which is what {workdir} loads as, {merged:.4f}"
+    )
   if multihost.is_host0() and (step > first or not summary.is_written(workdir)):
     say(summary.write(workdir, step, batches.epochs))
   early = f" of {run.config.steps}, {summary.best.describe()}" if step < run.config.steps else ""

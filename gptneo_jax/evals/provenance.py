@@ -16,6 +16,7 @@ import numpy as np
 from etils import epath
 
 from gptneo_jax import engine
+from gptneo_jax.checkpoints import adapters
 from gptneo_jax.checkpoints.folder import is_checkpoint_folder
 from gptneo_jax.checkpoints.step_folders import find_checkpoint, latest_step
 from gptneo_jax.cli import progress_bar
@@ -45,6 +46,8 @@ def of_checkpoint(
     if step is not None:
       about["step"] = step
       weights = list(_files_below(folder / str(step) / "params"))
+      if (folder / adapters.FILE).exists():  # of LoRA: into the base these are merged
+        weights += [folder / adapters.FILE, *_files_below(folder / adapters.BASE)]
     else:
       weights = list(folder.glob("*.safetensors"))  # quantized
   else:

@@ -13,15 +13,17 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
+import jax
 import numpy as np
 
+from gptneo_jax.checkpoints import adapters
 from gptneo_jax.checkpoints.folder import load_config
-from gptneo_jax.checkpoints.lazy import LazyArray, open_params
+from gptneo_jax.checkpoints.lazy import LazyArray, open_params, read_learned
 from gptneo_jax.checkpoints.step_folders import existing_step, find_checkpoint
 from gptneo_jax.config import VOCABULARY_TABLES, ModelConfig
 from gptneo_jax.data import end_of_text_id, load_tokenizer
 from gptneo_jax.errors import UserError
-from gptneo_jax.interop import name_map
+from gptneo_jax.interop import name_map, peft_files
 from gptneo_jax.interop.atomic_folder import new_folder
 from gptneo_jax.interop.dtypes import FLOATS, Caster
 from gptneo_jax.interop.hf_config import CLASSES, to_hf
@@ -125,6 +127,27 @@ def orbax_to_hf(
     _write_json(folder / "config.json", hf_config)
     _write_generation_config(source, folder, hf_config)
     (folder / "README.md").write_text(_card(config, step))
+
+
+def export_adapter(
+  source: str | os.PathLike, destination: str | os.PathLike, *, step: int | str | None = None
+) -> None:
+  """Writes the factors of a checkpoint of LoRA, and its head, as PEFT's two files.
+
+  The base that they are named for is the one that the run started from. Raises UserError for a
+  folder of another method.
+  """
+  folder, number = find_checkpoint(source, step)
+  settings = adapters.settings_of(folder)
+  if settings is None:
+    raise UserError(f"{folder} is no run of LoRA: it has no adapter")
+  adapter = adapters.adapter_of(read_learned(folder, number), settings)
+  named = pathlib.Path(folder) / adapters.ADAPTER / peft_files.CONFIG_FILE
+  base = json.loads(named.read_text())["base_model_name_or_path"] if named.is_file() else None
+  with new_folder(destination, 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(adapter))) as made:
+    peft_files.write_adapter(
+      made, load_config(folder), adapter, base=base, dropout=settings.dropout
+    )
 
 
 def _bytes(spec: tuple[tuple[int, ...], np.dtype]) -> int:

@@ -168,7 +168,7 @@ def _with_own_a(node: Any) -> Any:
   if "lora_a" not in node or "lora_b" in node:
     return {key: _with_own_a(below) for key, below in node.items()}
   shared = node["lora_a"]
-  give = lambda below: {**below, "lora_a": shared} if "lora_b" in below else below
+  give = lambda below: {"lora_a": shared, **below} if "lora_b" in below else below
   return {key: give(below) for key, below in node.items() if key != "lora_a"}
 
 

@@ -6,7 +6,9 @@ what learns: the base is in the folder once (checkpoints/adapters.py).
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,6 +22,7 @@ from gptneo_jax.checkpoints.manager import Checkpointer, Restored
 from gptneo_jax.checkpoints.reading import restore_params
 from gptneo_jax.interop import peft_files
 from gptneo_jax.model import lora
+from gptneo_jax.model.methods import FULL
 from gptneo_jax.model.parameters import abstract_params
 from gptneo_jax.state import TrainState
 from gptneo_jax.training import multihost
@@ -105,3 +108,20 @@ def merged(run: Run, workdir: epath.Path, state: TrainState) -> Any:
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
   add = lambda params, learned: lora.merged(params, adapters.adapter_of(learned, run.method.lora))
   return jax.jit(add, out_shardings=shardings, donate_argnums=0)(base(run, workdir), state.params)
+
+
+def loss_of_merged(
+  run: Run, tokenizer: Any, workdir: epath.Path, state: TrainState, stop: Callable[[], bool]
+) -> float | None:
+  """The `eval/loss` of factors that learned over a quantized base, merged into the base as it was.
+
+  That is another model than the one trained, and it is the one that the folder loads as. None where
+  the base is not quantized, nothing is measured, or `stop` returned True.
+  """
+  if run.method.lora is None or not run.method.lora.base:
+    return None
+  abstract = abstract_params(run.module, run.mesh)
+  plain = dataclasses.replace(run, method=FULL, state=run.state.replace(params=abstract, frozen={}))
+  evaluation = run.task.make_evaluation(plain, tokenizer)
+  measured = evaluation(merged(run, workdir, state), stop) if evaluation.measures else None
+  return measured[0].get("eval/loss") if measured else None

@@ -59,7 +59,7 @@ def test_q_k_and_v_of_gpt2_share_a():
   assert attn["lora_a"].shape == (4, 24, 3) and "lora_a" not in attn["q"]
   combined = parts.combined()["blocks"]["layer_0"]["attn"]
   assert all(combined[name]["lora_a"] is attn["lora_a"] for name in "qkv")
-  assert "lora_a" not in combined
+  assert combined["out"]["lora_a"] is attn["out"]["lora_a"] and "lora_a" not in combined
 
 
 def test_patterns_of_what_does_not_learn():

@@ -1,5 +1,6 @@
 """Where a run starts from: its own checkpoint with other settings, or weights of another model."""
 
+import functools
 import json
 import shutil
 
@@ -132,6 +133,48 @@ def test_weights_of_another_model_are_refused_though_their_shapes_agree(kind, ch
   (name,) = changes
   with pytest.raises(UserError, match=rf"different model \(here != there: {name}: .*\); give"):
     model_io.start_from(sources[kind], MODEL.replace(**changes), model_io.first_device())
+
+
+@pytest.mark.parametrize("kind", ["folder", "hugging_face"])
+def test_more_ids_and_another_head(kind, sources):
+  """Rows of added tokens differ as old ones do: a model must tell them apart. Its head is drawn."""
+  mesh, old = model_io.first_device(), gptneo_jax.load(sources["folder"]).params
+  config = MODEL.replace(
+    vocab_size=340, vocab_multiple=8, head="token_classification", num_labels=40
+  )
+  with pytest.raises(UserError, match="different model"):
+    model_io.start_from(sources[kind], config, mesh)
+  start = functools.partial(model_io.start_from, sources[kind], config, mesh, adapt=True)
+  params = start(seed=1)
+  rows, before = np.asarray(params["wte"]), np.asarray(old["wte"])[:299]
+  np.testing.assert_array_equal(rows[:299], before)
+  assert rows.shape == (344, 16) and not rows[340:].any()
+  new = rows[299:340]
+  np.testing.assert_allclose(new.mean(0), before.mean(0), atol=4 * before.std() / 41**0.5)
+  assert new.std() == pytest.approx(before.std(), rel=0.2)
+  distances = np.linalg.norm(new[:, None] - new[None], axis=-1) + np.eye(41)
+  assert distances.min() > 0.3 * np.linalg.norm(before.std(0))
+  head = params["head"]
+  assert not head["bias"].any() and float(head["kernel"].std()) == pytest.approx(0.02, rel=0.1)
+  jax.tree.map(np.testing.assert_array_equal, params["blocks"], old["blocks"])
+  jax.tree.map(np.testing.assert_array_equal, start(seed=1), params)
+  assert np.abs(start(seed=2)["wte"][299:340] - new).max() > 0
+  with pytest.raises(UserError, match=r"different model \(here != there: window_size"):
+    model_io.start_from(sources[kind], config.replace(window_size=5), mesh, adapt=True)
+
+
+def test_a_head_is_kept_where_its_labels_are_the_same(tmp_path):
+  config = MODEL.replace(head="sequence_classification", num_labels=3, id2label=("a", "b", "c"))
+  lm = gptneo_jax.init(config)
+  lm.save(str(tmp_path / "one"))
+  start = functools.partial(
+    model_io.start_from, str(tmp_path / "one"), mesh=model_io.first_device(), adapt=True
+  )
+  same = start(config.replace(vocab_size=300))
+  np.testing.assert_array_equal(same["head"]["kernel"], lm.params["head"]["kernel"])
+  others = start(config.replace(id2label=("a", "b", "d")))
+  assert np.abs(others["head"]["kernel"] - lm.params["head"]["kernel"]).max() > 0
+  assert "head" not in start(config.replace(head="lm"))
 
 
 def test_a_run_starts_from_a_step_of_another(first, corpus, tmp_path, capsys):

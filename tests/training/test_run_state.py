@@ -90,6 +90,11 @@ def test_a_folder_of_lora_stands_alone(start, of_lora, tmp_path):
   interop.orbax_to_hf(of_lora, tmp_path / "hf", step=2)
   exported = gptneo_jax.load(str(tmp_path / "hf"))
   np.testing.assert_allclose(exported.logits(ids), older.logits(ids), atol=1e-5)
+  interop.export_adapter(of_lora, tmp_path / "adapter", step=2)
+  beside = gptneo_jax.load(start, adapter=str(tmp_path / "adapter"))
+  np.testing.assert_allclose(beside.logits(ids), older.logits(ids), atol=1e-5)
+  with pytest.raises(UserError, match="no run of LoRA"):
+    interop.export_adapter(start, tmp_path / "none")
   started = model_io.start_from(str(of_lora), MODEL, model_io.first_device())
   assert equal(started, adapted.params)
 
@@ -100,6 +105,7 @@ def test_resumed_it_is_bitwise_the_same(base, start, corpus, tmp_path, capsys):
   changes = dict(init_from=str(start), lora__rank=2, lora__base=base, neftune_alpha=5.0)
   assert run(config_of(corpus, **changes), str(tmp_path / "whole")) == 0
   said = capsys.readouterr().out
+  assert bool(base) == ("merged into the base as it was" in said)
   trainable = 2 * (3 * 32 + 32 + 2 * 80) * 2
   assert f"{trainable:,} trainable: LoRA of rank 2 on q, k, v, out, c_fc, c_proj" in said
   assert "scale = alpha / r = 8" in said.splitlines()[0]
