@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from gptneo_jax import data
 from gptneo_jax.data import DataError
 from gptneo_jax.examples import question_answering as kind
-from gptneo_jax.examples.records import Record
+from gptneo_jax.examples.columns import by_role
+from gptneo_jax.examples.records import Record, read_records
 from gptneo_jax.examples.task_file import TaskSpec
 from tests.helpers.small_tokenizers import trained_tokenizer
 
@@ -224,13 +225,12 @@ def test_metrics(encoder):
 @pytest.mark.parametrize("name", ["xquad_en/xquad.en", "squad2_a/dev-v2.0-a"])
 def test_the_spans_of_real_answers(shared_data, name):
   """Encoded with GPT-2's tokens and read back: all but one in 1,190 are made of whole tokens."""
-  content = json.loads((shared_data / f"tasks/qa/{name}.json").read_text(encoding="utf-8"))
-  paragraphs = [each for article in content["data"] for each in article["paragraphs"]]
-  records = [
-    Record({"context": each["context"], **one}, name) for each in paragraphs for one in each["qas"]
-  ]
+  found = read_records(str(shared_data / f"tasks/qa/{name}.json"))
+  records = by_role(found, kind.ROLES, "")
   encoder = data.DocumentEncoder(data.load_tokenizer(str(shared_data / "gpt2_tokenizer")))
   spec = kind.settle(records, spec_of(max_tokens=1024))
   examples = kind.encode(records, spec, encoder, labelled=True)
-  found = kind.metrics(kind.predictions(sure(examples), examples, spec), records, spec)
+  said = kind.predictions(sure(examples), examples, spec)
+  found = kind.metrics(said, records, spec)
   assert found["exact_match"] > 0.999 and found["f1"] > 0.9995
+  assert len({one["id"] for one in said}) == len(records)

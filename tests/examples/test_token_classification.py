@@ -12,7 +12,8 @@ from tokenizers import pre_tokenizers
 from gptneo_jax import data
 from gptneo_jax.data import DataError
 from gptneo_jax.examples import token_classification as kind
-from gptneo_jax.examples.records import Record
+from gptneo_jax.examples.columns import by_role
+from gptneo_jax.examples.records import Record, read_records
 from gptneo_jax.examples.task_file import TaskSpec
 from tests.helpers.small_tokenizers import trained_tokenizer
 
@@ -185,3 +186,22 @@ def test_labels_that_are_no_tags_have_an_accuracy_alone(encoder):
   said = kind.predictions(outputs_of(examples, spec, lambda label: 0), examples, spec)
   assert "entities" not in said[0]
   assert kind.metrics(said, records, spec) == {"accuracy": 0.5}
+
+
+FILES = {
+  "wnut17/train.conll": (3394, 6),
+  "ner_pt/pt_bosque-ud-dev.iob2": (1172, 3),
+  "classification/nlupp_banking_en/train.json": (1867, 13),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_real_files(shared_data, encoder, name):
+  """Each word has its label back, in rows shorter than some sentences."""
+  records = by_role(read_records(str(shared_data / "tasks" / name)), kind.ROLES, "")
+  spec = kind.settle(records, spec_of(max_tokens=140))
+  assert (len(records), len(spec.labels) // 2) == FILES[name]
+  examples = kind.encode(records, spec, encoder, labelled=True)
+  said = kind.predictions(outputs_of(examples, spec, lambda label: label), examples, spec)
+  found = kind.metrics(said, records, spec)
+  assert found["f1"] == found["accuracy"] == 1
