@@ -11,7 +11,7 @@ from gptneo_jax.examples import iob
 def of_tags(
   said: Sequence[Sequence[str]], true: Sequence[Sequence[str]], types: Sequence[str]
 ) -> dict[str, float]:
-  """precision, recall and f1 of all entities, and TYPE_precision, … of each type; 0 without any."""
+  """precision, recall and f1 of all entities, and f1/TYPE, … of each type; 0 without any."""
   counts = {type_: collections.Counter() for type_ in types}
   for said_tags, true_tags in zip(said, true, strict=True):
     found, there = set(iob.entities(said_tags)), set(iob.entities(true_tags))
@@ -20,7 +20,7 @@ def of_tags(
         counts[entity.type][name] += 1
   total = sum(counts.values(), collections.Counter())
   by_type = {
-    f"{type_}_{name}": value
+    f"{name}/{type_}": value
     for type_, each in counts.items()
     for name, value in _ratios(each).items()
   }

@@ -53,7 +53,7 @@ def target(record: Record, spec: TaskSpec) -> np.ndarray:
   """What the head is to say, float32: a distribution, bits or a value. Raises DataError."""
   if spec.problem == REGRESSION:
     return np.array([number(record)], np.float32)
-  places = [index(name, record, spec) for name in names_of(record, spec.problem)]
+  places = [index(name, record.location, spec) for name in names_of(record, spec.problem)]
   bits = np.zeros(len(spec.labels), np.float32)
   bits[places] = 1
   return bits
@@ -67,20 +67,26 @@ def smoothed(target_C: np.ndarray, spec: TaskSpec, amount: float) -> np.ndarray:
 
 
 def _weighted(records: Sequence[Record], spec: TaskSpec) -> TaskSpec:
-  """The spec with the weight of each label, by examples.class_weights.
-
-  'balanced': records / (labels · records of the label), as scikit-learn has it; 'LABEL=WEIGHT,…':
-  1 for those that are not named. Raises DataError.
-  """
-  text = spec.settings.get("class_weights", "")
-  if not text:
+  """The spec with the weight of each label, by examples.class_weights. Raises DataError."""
+  if not spec.settings.get("class_weights"):
     return spec
   if spec.problem != SINGLE:
     raise DataError(f"examples.class_weights are for one label a record, and here: {spec.problem}")
+  counts_C = np.sum([target(record, spec) for record in records], axis=0)
+  return spec.replace(label_weights=class_weights(counts_C, spec))
+
+
+def class_weights(counts_C: np.ndarray, spec: TaskSpec) -> tuple[float, ...]:
+  """The weight of each label, by examples.class_weights; () where that is ''. Raises DataError.
+
+  'balanced': examples / (labels · examples of the label), as scikit-learn has it; 'LABEL=WEIGHT,…':
+  1 for those that are not named.
+  """
+  text = spec.settings.get("class_weights", "")
+  if not text:
+    return ()
   if text == "balanced":
-    counts = np.sum([target(record, spec) for record in records], axis=0)
-    weights = len(records) / (len(counts) * np.maximum(counts, 1))
-    return spec.replace(label_weights=tuple(weights.tolist()))
+    return tuple((counts_C.sum() / (len(counts_C) * np.maximum(counts_C, 1))).tolist())
   weights = [1.0] * len(spec.labels)
   for part in text.split(","):
     name, equals, value = part.rpartition("=")
@@ -94,7 +100,7 @@ def _weighted(records: Sequence[Record], spec: TaskSpec) -> TaskSpec:
         f" {', '.join(spec.labels[:20])}"
       )
     weights[spec.labels.index(name)] = weight
-  return spec.replace(label_weights=tuple(weights))
+  return tuple(weights)
 
 
 def names_of(record: Record, problem: str) -> list[str]:
@@ -125,13 +131,13 @@ def number(record: Record) -> float:
   return found
 
 
-def index(name: str, record: Record, spec: TaskSpec) -> int:
+def index(name: str, location: str, spec: TaskSpec) -> int:
   """The place of a label among those of the spec. Raises DataError."""
   try:
     return spec.labels.index(name)
   except ValueError:
     raise DataError(
-      f"{record.location}: the label {name!r} is none of the {len(spec.labels)} that training"
+      f"{location}: the label {name!r} is none of the {len(spec.labels)} that training"
       f" knows{did_you_mean(name, spec.labels)}: {', '.join(spec.labels[:20])}"
     ) from None
 

@@ -4,7 +4,9 @@ A sequence is the question, a line break, the context, and the end of text. Atte
 the context is read with the question in mind; the end of text has seen everything, and is what both
 ends of an answer point at where there is none. (BERT-like models point at their first token, which
 here has seen nothing.) A context too long for a row becomes windows that share examples.stride
-tokens, each with the whole question; one without the answer is learned as having none.
+tokens, each with the whole question; one without the answer is learned as having none. Of a
+question that leaves its context no room data.on_too_long decides: truncate_left takes its end, of
+half a row.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from gptneo_jax.examples.columns import Role
 from gptneo_jax.examples.packing import Column, Example
 from gptneo_jax.examples.records import Record
 from gptneo_jax.examples.task_file import TaskSpec
+from gptneo_jax.examples.too_long import TooLong
 
 ROLES = (
   Role("question", ("query",)),
@@ -74,6 +77,9 @@ def added_tokens(spec: TaskSpec) -> dict[str, str]:
 
 def settle(records: Sequence[Record], spec: TaskSpec) -> TaskSpec:
   """The spec with the setting `unanswerable`: whether there are questions without an answer."""
+  for name in ("class_weights", "label_smoothing"):
+    if spec.settings.get(name):
+      raise DataError(f"{name} is of labels, and an answer's places are none")
   there = [answers_of(record) for record in records]
   if not any(there):
     raise DataError(f"{records[0].location}: none of the {len(records)} questions has an answer")
@@ -87,16 +93,15 @@ def encode(
   contexts = list(dict.fromkeys(_text(record, "context") for record in records))
   encoded = dict(zip(contexts, encoder.encode_with_offsets(contexts)))
   (separator,) = encoder.encode([SEPARATOR])
-  examples = []
+  examples, long = [], TooLong(spec)
   for number, (record, question) in enumerate(zip(records, questions)):
     context_ids, offsets_Nx2 = encoded[record.fields["context"]]
     prefix = np.concatenate([question, separator])
+    if len(prefix) + 2 > spec.max_tokens:
+      if not long.keeps(_location(record), len(prefix) + 2):
+        continue
+      prefix = prefix[-(spec.max_tokens // 2) :]
     room = spec.max_tokens - len(prefix) - 1
-    if room < 1:
-      raise DataError(
-        f"{_location(record)}: the question has {len(question)} tokens, which leaves no room for"
-        f" its context in the {spec.max_tokens} of seq_len"
-      )
     span = None
     if labelled and (answers := answers_of(record)):
       span = token_span(offsets_Nx2, answers[0].start, answers[0].start + len(answers[0].text))
@@ -115,7 +120,7 @@ def encode(
           extra=window,
         )
       )  # fmt: skip
-  return examples
+  return long.finish(examples)
 
 
 def windows(count: int, room: int, shared: int) -> list[tuple[int, int]]:

@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gptneo_jax.data import DataError, DocumentEncoder
-from gptneo_jax.errors import did_you_mean
-from gptneo_jax.examples import entity_metrics, iob, sentences
+from gptneo_jax.examples import entity_metrics, iob, labels, sentences
 from gptneo_jax.examples.columns import Role
 from gptneo_jax.examples.packing import Column, Example
 from gptneo_jax.examples.records import Record
@@ -74,7 +73,9 @@ def settle(records: Sequence[Record], spec: TaskSpec) -> TaskSpec:
     spec = spec.replace(labels=iob.labels({iob.type_of(name) for name in names} - {""}))
   else:
     spec = spec.replace(labels=tuple(sorted(set(names))))
-  return spec
+  places = [labels.index(name, one.location, spec) for one in known for name in one.labels or ()]
+  counts_C = np.bincount(places, minlength=len(spec.labels))
+  return spec.replace(label_weights=labels.class_weights(counts_C, spec))
 
 
 def encode(
@@ -152,16 +153,16 @@ def metrics(
 
 
 def _example(number: int, window: Window, ids: np.ndarray, spec: TaskSpec) -> Example:
-  labels = np.full(len(ids), IGNORED, np.int32)
-  weights = np.zeros(len(ids), np.float32)
+  labels_T = np.full(len(ids), IGNORED, np.int32)
+  weights_T = np.zeros(len(ids), np.float32)
   names = window.sentence.labels
   if names is not None:
     own = names[window.first : window.first + len(window.tokens)]
-    places = np.array([_index(name, window.sentence, spec) for name in own], int)
-    labels[window.tokens] = places
-    weights[window.tokens] = 1
+    places = np.array([labels.index(name, window.sentence.location, spec) for name in own], int)
+    labels_T[window.tokens] = places
+    weights_T[window.tokens] = np.array(spec.label_weights)[places] if spec.label_weights else 1
   return Example(
-    (ids,), {"labels": (labels,), "weights": (weights,)}, record=number,
+    (ids,), {"labels": (labels_T,), "weights": (weights_T,)}, record=number,
     location=window.sentence.location, extra=window,
   )  # fmt: skip
 
@@ -169,10 +170,10 @@ def _example(number: int, window: Window, ids: np.ndarray, spec: TaskSpec) -> Ex
 def _prediction(sentence: Sentence, logits_WxC: np.ndarray, spec: TaskSpec) -> dict[str, Any]:
   chance_WxC = np.exp(logits_WxC - logits_WxC.max(-1, keepdims=True))
   best_W = (chance_WxC.max(-1) / chance_WxC.sum(-1)).tolist()
-  labels = [spec.labels[place] for place in logits_WxC.argmax(-1)]
-  said = {"tokens": list(sentence.words), "labels": labels, "probabilities": best_W}
+  names = [spec.labels[place] for place in logits_WxC.argmax(-1)]
+  said = {"tokens": list(sentence.words), "labels": names, "probabilities": best_W}
   if any(map(iob.is_tag, spec.labels)):
-    said["entities"] = [_entity(sentence, one, best_W) for one in iob.entities(labels)]
+    said["entities"] = [_entity(sentence, one, best_W) for one in iob.entities(names)]
   return said
 
 
@@ -194,13 +195,3 @@ def _check_given(labels: Sequence[str]) -> None:
         f"examples.labels has {name!r}: tags are learned as IOB2, O, B-TYPE and I-TYPE, whatever"
         " scheme the files have"
       )
-
-
-def _index(name: str, sentence: Sentence, spec: TaskSpec) -> int:
-  try:
-    return spec.labels.index(name)
-  except ValueError:
-    raise DataError(
-      f"{sentence.location}: the label {name!r} is none of the {len(spec.labels)} that training"
-      f" knows{did_you_mean(name, spec.labels)}: {', '.join(spec.labels[:20])}"
-    ) from None

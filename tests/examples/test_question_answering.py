@@ -194,9 +194,28 @@ def test_an_answer_that_does_not_fit_is_named(encoder, answers, message):
   kind.encode([question(answers=answers)], spec_of(), encoder, labelled=False)
 
 
-def test_a_question_longer_than_a_row(encoder):
-  with pytest.raises(DataError, match=r"^f:1: question q: the question has .* leaves no room"):
-    kind.encode([question(question="why " * 90)], spec_of(64), encoder, labelled=True)
+@pytest.mark.parametrize("policy", ["stop", "drop", "truncate_left"])
+def test_a_question_longer_than_a_row(encoder, policy):
+  records = [question(question="why " * 90 + "dog?"), question()]
+  spec = spec_of(64).replace(on_too_long=policy)
+  encode = lambda: kind.encode(records, spec, encoder, labelled=True)
+  if policy == "stop":
+    with pytest.raises(DataError, match=r"^f:1: question q: \d+ tokens are more than seq_len 64"):
+      encode()
+    return
+  first = [one for one in encode() if one.record == 0]
+  assert bool(first) == (policy == "truncate_left")
+  for example in first:
+    assert example.length <= 64 and example.extra.prefix == 32
+    asked, line = encoder.encode([records[0].fields["question"], "\n"])
+    expected = [*asked, *line][-32:]
+    assert example.sequences[0][:32].tolist() == expected
+
+
+@pytest.mark.parametrize("name, value", [("class_weights", "balanced"), ("label_smoothing", 0.1)])
+def test_settings_that_are_of_labels(name, value):
+  with pytest.raises(DataError, match=f"{name} is of labels, and an answer's places are none"):
+    kind.settle([question()], spec_of(**{name: value}))
 
 
 def test_an_empty_context_has_no_answer(encoder):

@@ -68,6 +68,17 @@ def test_labels_of_the_config_stay_in_their_order():
     kind.settle(numbers, spec_of(labels=("S-X", "I-X", "O")))
 
 
+def test_weights_of_classes(encoder):
+  spec = spec_of()
+  spec = kind.settle(
+    records_of(*FIELDS), spec.replace(settings={**spec.settings, "class_weights": "O=0.5"})
+  )
+  examples = kind.encode(records_of(*FIELDS), spec, encoder, labelled=True)
+  for example in examples:
+    (labels,), (weights,) = example.tokens["labels"], example.tokens["weights"]
+    np.testing.assert_array_equal(weights, np.select([labels < 0, labels == 0], [0, 0.5], 1))
+
+
 def test_one_class_is_nothing_to_learn():
   one = records_of({"tokens": ["a", "b"], "labels": ["O", "O"]})
   with pytest.raises(DataError, match="f:1: all 2 labels are 'O', so there is nothing to learn"):
@@ -174,7 +185,7 @@ def test_metrics(spec, encoder):
   assert found["accuracy"] == 0.5 and found["f1"] == found["recall"] == 0
   right = kind.predictions(outputs_of(examples, spec, lambda label: label), examples, spec)
   found = kind.metrics(right, records, spec)
-  names = {f"{of}{name}" for of in ("", "ACT_", "ANI_") for name in ("f1", "precision", "recall")}
+  names = {f"{name}{of}" for of in ("", "/ACT", "/ANI") for name in ("f1", "precision", "recall")}
   assert set(found) == {"accuracy", *names}
   assert set(found.values()) == {1.0}
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.examples.packing import Packing
-from gptneo_jax.model import heads
+from gptneo_jax.model import heads, packed_outputs
 from gptneo_jax.model.parameters import init_params
 from gptneo_jax.training import run_config
 
@@ -49,6 +49,12 @@ def loss_of(task, model: ModelConfig, **settings):
     return jax.value_and_grad(objective)(params)
 
   return value_and_grad
+
+
+def outputs_of(model: ModelConfig, params, batch):
+  """What the head says of a batch."""
+  module = heads.build(model)
+  return np.asarray(jax.jit(packed_outputs.of_batch, static_argnums=0)(module, params, batch))
 
 
 def batch_of(task, spec, examples, seq_len: int, *, packed: bool = True):
@@ -103,6 +109,26 @@ def example_of_token(batch):
     return segments
   groups = np.pad(batch["groups"], ((0, 0), (1, 0)))  # by the number of the segment
   return np.take_along_axis(groups, segments, axis=1)
+
+
+def padding_may_stand_anywhere(task, spec, examples, model: ModelConfig, seq_len=64) -> None:
+  """Rows of one example with padding on their right, on their left, and on both sides."""
+  step, params = loss_of(task, model), params_of(model)
+  batch = batch_of(task, spec, examples, seq_len, packed=False)
+  loss, grads = step(params, batch)
+  free_B = seq_len - (batch["segment_ids"] > 0).sum(1)
+  for shift_B in (free_B, free_B // 2):
+    moved = {}
+    for name, array in batch.items():
+      column = task.kind.layout(spec).get(name)
+      if column is None or column.of == "token":
+        rows = [np.roll(row, shift, axis=0) for row, shift in zip(array, shift_B)]
+        moved[name] = np.stack(rows)
+      else:
+        moved[name] = array + shift_B[:, None] if column.of == "position" else array
+    other, others = step(params, moved)
+    np.testing.assert_allclose(other, loss, rtol=1e-6)
+    close(others, grads, 1e-6)
 
 
 def alone(task, spec, batch):
