@@ -13,8 +13,10 @@ import tqdm
 
 from gptneo_jax import cli, interop
 from gptneo_jax.checkpoints.lazy import LazyArray
+from gptneo_jax.checkpoints.step_folders import find_checkpoint
 from gptneo_jax.cli import progress_bar
 from gptneo_jax.config import FLOAT_TYPES, ModelConfig
+from gptneo_jax.examples import TaskSpec, instruction, task_file
 from gptneo_jax.interop import peft_files
 from gptneo_jax.model import lora
 
@@ -58,14 +60,27 @@ def _orbax_to_hf(args: argparse.Namespace) -> int:
     interop.export_adapter(args.source, args.destination, step=args.step)
     print(f"{args.destination}: ready for PEFT's PeftModel.from_pretrained")
     return 0
+  task = task_file.load(find_checkpoint(args.source, args.step)[0])
   with _Bar() as bar:
     interop.orbax_to_hf(
       args.source, args.destination, step=args.step, dtype=args.dtype,
       transform=_merging(args.adapter), tokenizer=not args.no_tokenizer,
-      tokenizer_from=args.tokenizer, progress=bar.at,
+      tokenizer_from=args.tokenizer, chat_template=_chat_template(task),
+      beside={} if task is None else {task_file.FILE: task.to_json()}, progress=bar.at,
     )  # fmt: skip
   print(f"{args.destination}: ready for transformers' from_pretrained")
   return 0
+
+
+def _chat_template(task: TaskSpec | None) -> str | None:
+  """Transformers' form of the template that a model was fine-tuned with, if it has that form."""
+  if task is None or task.task != "instruction":
+    return None
+  try:
+    return instruction.template_of(task).jinja()
+  except ValueError as error:
+    print(f"warning: without a chat template: {error}", file=sys.stderr)
+    return None
 
 
 def _merging(folder: str | None):

@@ -20,7 +20,7 @@ from gptneo_jax.checkpoints.folder import is_checkpoint_folder
 from gptneo_jax.config import ModelConfig, dtype_name
 from gptneo_jax.data import DocumentEncoder
 from gptneo_jax.errors import UserError, did_you_mean
-from gptneo_jax.examples import TaskSpec, task_file
+from gptneo_jax.examples import TaskSpec, instruction, task_file
 from gptneo_jax.generation import api, model_defaults, prediction, unstacked
 from gptneo_jax.generation.api import Generation
 from gptneo_jax.generation.requests import require_tokenizer
@@ -108,6 +108,8 @@ class LanguageModel:
       quantized weights themselves, and 'w8a8' rounds activations there only.
     mesh: the devices it is on.
     tokenizer: a fast transformers tokenizer, read when first used; None if the folder has none.
+    task: what it was fine-tuned for, with what its examples were made with (FOLDER/task.json), read
+      when first used; None for a language model.
     generation_config: defaults of `generate` in the model's files, by option, read when first used;
       set it to {} to ignore them.
 
@@ -129,6 +131,7 @@ class LanguageModel:
     self._loaded = loaded._replace(params=None)
     self._quantized = quantized
     self._unstacked: tuple[Any, Any] | None = None  # leaves of params, what was made of them
+    self._encoder: tuple[Any, DocumentEncoder] | None = None  # and the tokenizer that it is of
 
   @property
   def params(self) -> Any:
@@ -191,6 +194,11 @@ class LanguageModel:
   def task(self) -> TaskSpec | None:
     text = self._loaded.kept_files.get(task_file.FILE)
     return None if text is None else TaskSpec.from_json(text, task_file.FILE)
+
+  @property
+  def has_template(self) -> bool:
+    """Whether it was fine-tuned on instructions: `prompt_ids` writes prompts as it learned them."""
+    return self.task is not None and self.task.task == "instruction"
 
   # --- forward passes -----------------------------------------------------------------------------
 
@@ -326,6 +334,24 @@ class LanguageModel:
     self._require_lm_head("generate")
     call = api.prepare_stream(self, prompt, seed, options)
     return api.stream(self, self.unstacked_params, call)
+
+  def prompt_ids(self, prompt: Any) -> list[int]:
+    """A prompt as the model learned to answer it: lm.generate([lm.prompt_ids("Who was it?")]).
+
+    `generate` itself continues what it is given. Here the template that the model was fine-tuned
+    with (`lm.task`) writes a text, the fields of a record ({"instruction": …, "input": …}), or
+    messages ([{"role": "user", "content": …}, …]) of which the user's is last: the ids are those of
+    training. Raises UserError for a model that was not fine-tuned on instructions.
+    """
+    if self.task is None or not self.has_template:
+      raise UserError(
+        "the model was not fine-tuned on instructions, so it has no template: generate continues"
+        " texts as they are"
+      )
+    tokenizer = require_tokenizer(self, "write a prompt")
+    if self._encoder is None or self._encoder[0] is not tokenizer:
+      self._encoder = tokenizer, DocumentEncoder(tokenizer)
+    return instruction.prompt_ids(prompt, self.task, self._encoder[1]).tolist()
 
   @property
   def unstacked_params(self) -> Any:

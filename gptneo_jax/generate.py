@@ -7,8 +7,9 @@
   python -m gptneo_jax.generate --checkpoint DIR --chat
 
 Prompts come from the command line, from standard input ('-'), or from a file of JSON lines: texts,
-or objects with "prompt". Generation options have transformers' names and defaults; those that say
-how to sample turn sampling on.
+or objects with "prompt". A model that was fine-tuned on instructions gets them in the template that
+it learned, and answers; objects may then be records or have "messages". Generation options have
+transformers' names and defaults; those that say how to sample turn sampling on.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ from gptneo_jax import cli, engine
 from gptneo_jax.config import FLOAT_TYPES
 from gptneo_jax.data import load_tokenizer
 from gptneo_jax.errors import UserError
+from gptneo_jax.examples import TaskSpec, instruction
 from gptneo_jax.generation import api, chat
 from gptneo_jax.generation.api import Generation
 
 _BATCH = 8
+_ANSWER = 128  # new tokens at most of a fine-tuned model's answer, which ends itself
 _INTEGERS = {
-  "max_new_tokens": "new tokens at most; default 20",
+  "max_new_tokens": "new tokens at most; default 20; answers of fine-tuned models 128",
   "max_length": "tokens at most, prompt included",
   "min_new_tokens": "no end of text before N new tokens",
   "min_length": "no end of text before N tokens, prompt included",
@@ -98,23 +101,32 @@ def _run(args: argparse.Namespace) -> None:
     lm.generation_config = {}
   if args.assistant:
     options["assistant_model"] = engine.load(args.assistant, args.dtype)
+  task = lm.task if lm.has_template and not args.raw else None
   if args.chat:
-    chat.talk(lm, chat.Format.parse(args.chat_format), options, args.seed)
+    stored = task and not args.chat_format
+    turn = chat.Stored(task) if stored else chat.Format.parse(args.chat_format or chat.FORMAT)
+    chat.talk(lm, turn, options, args.seed)
     return
-  _check_lengths(lm, prompts, options)
+  requests = [_request(lm, task, prompt) for prompt in prompts]
+  if task and not {"max_new_tokens", "max_length"} & {*options, *lm.generation_config}:
+    longest = max(len(request.prompt) for request in requests)
+    options["max_new_tokens"] = max(1, min(_ANSWER, lm.config.max_position_embeddings - longest))
+  _check_lengths(lm, requests, options)
   if args.output == "stream":
-    _stream(lm, prompts, args.seed, options)
+    _stream(lm, requests, args.seed, options)
     return
   merged = {**lm.generation_config, **options}
   speculates = "assistant_model" in merged or "prompt_lookup_num_tokens" in merged
-  for start in range(0, len(prompts), args.batch_size):
-    texts = [prompt.text for prompt in prompts[start : start + args.batch_size]]
+  for start in range(0, len(requests), args.batch_size):
+    batch = requests[start : start + args.batch_size]
     logprobs = args.output == "jsonl" and not speculates
-    result = lm.generate(texts, seed=args.seed, output_logprobs=logprobs, **options)
+    result = lm.generate(
+      [request.prompt for request in batch], seed=args.seed, output_logprobs=logprobs, **options
+    )
     if args.output == "jsonl":
-      _as_json(texts, result)
+      _as_json(batch, result)
     else:
-      _as_text(texts, result, start, len(prompts))
+      _as_text(batch, result, start, len(requests))
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
@@ -137,7 +149,39 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
 class _Prompt(NamedTuple):
   where: str  # for messages
-  text: str
+  given: Any  # a text, or an object of a file
+
+
+class _Request(NamedTuple):
+  """What the model is to continue: a text, or the ids that its template makes of a prompt.
+
+  shown: what of it is printed before the new text.
+  """
+
+  where: str
+  given: Any
+  prompt: str | list[int]
+  shown: str
+  task: TaskSpec | None
+
+  def answer(self, text: str) -> str:
+    """What is printed of the new text."""
+    return text if self.task is None else instruction.answer_of(text, self.task)
+
+
+def _request(lm: engine.LanguageModel, task: TaskSpec | None, prompt: _Prompt) -> _Request:
+  """Raises UserError with the prompt's line."""
+  where, given = prompt
+  text = given.get("prompt") if isinstance(given, dict) else given
+  if task is None:
+    if not isinstance(text, str):
+      raise UserError(f'{where}: neither a text nor an object with the text "prompt"')
+    return _Request(where, text, text, text, None)
+  try:
+    messages = given.get("messages") if isinstance(given, dict) else None
+    return _Request(where, given, lm.prompt_ids(messages or given), "", task)
+  except UserError as error:
+    raise UserError(f"{where}: {error}") from None
 
 
 def _prompts(args: argparse.Namespace) -> Iterator[_Prompt]:
@@ -154,19 +198,19 @@ def _prompts(args: argparse.Namespace) -> Iterator[_Prompt]:
       value = json.loads(line)
     except ValueError as error:
       raise UserError(f"{where}: not JSON: {error}") from None
-    text = value.get("prompt") if isinstance(value, dict) else value
-    if not isinstance(text, str):
+    if not isinstance(value, str | dict):
       raise UserError(f'{where}: neither a text nor an object with the text "prompt"')
-    yield _checked(where, text)
+    yield _checked(where, value)
 
 
-def _checked(where: str, text: str) -> _Prompt:
+def _checked(where: str, given: Any) -> _Prompt:
+  text = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
   try:
     text.encode()
   except UnicodeEncodeError as error:
     wrong = text[error.start]
     raise UserError(f"{where}: {wrong!a} is half a character, and no text") from None
-  return _Prompt(where, text)
+  return _Prompt(where, given)
 
 
 def _read(name: str) -> str:
@@ -190,21 +234,25 @@ def _read(name: str) -> str:
     ) from None
 
 
-def _check_lengths(lm: engine.LanguageModel, prompts: list[_Prompt], options: dict) -> None:
+def _check_lengths(lm: engine.LanguageModel, requests: list[_Request], options: dict) -> None:
   """Raises UserError, with its line, for a prompt that is too long, before any is continued."""
-  for where, text in prompts:
+  for request in requests:
     try:
-      api.check(lm, text, options)
+      api.check(lm, request.prompt, options)
     except UserError as error:
-      raise UserError(f"{where}: {str(error).removeprefix('generate: ')}") from None
+      raise UserError(f"{request.where}: {str(error).removeprefix('generate: ')}") from None
 
 
-def _stream(lm: engine.LanguageModel, prompts: list[_Prompt], seed: int, options: dict) -> None:
-  for number, prompt in enumerate(prompts, 1):
-    _print_separator(number, len(prompts))
-    print(prompt.text, end="", flush=True)
-    for piece in lm.stream(prompt.text, seed=seed, **options):
-      print(piece, end="", flush=True)
+def _stream(lm: engine.LanguageModel, requests: list[_Request], seed: int, options: dict) -> None:
+  for number, request in enumerate(requests, 1):
+    _print_separator(number, len(requests))
+    print(request.shown, end="", flush=True)
+    made, printed = "", 0
+    for piece in lm.stream(request.prompt, seed=seed, **options):
+      made += piece
+      text = request.answer(made)
+      print(text[printed:], end="", flush=True)
+      printed = len(text)
     print(flush=True)
 
 
@@ -214,24 +262,25 @@ def _print_separator(number: int, count: int) -> None:
     print(f"--- {number} of {count} ---", flush=True)
 
 
-def _as_text(prompts: list[str], result: Generation, done: int, count: int) -> None:
+def _as_text(requests: list[_Request], result: Generation, done: int, count: int) -> None:
   assert result.texts is not None  # without a tokenizer a prompt of text is refused
-  each = len(result.texts) // len(prompts)
+  each = len(result.texts) // len(requests)
   for b, text in enumerate(result.texts):
     _print_separator(done * each + b + 1, count * each)
-    print(prompts[b // each] + text, flush=True)
+    request = requests[b // each]
+    print(request.shown + request.answer(text), flush=True)
 
 
-def _as_json(prompts: list[str], result: Generation) -> None:
+def _as_json(requests: list[_Request], result: Generation) -> None:
   """One object a line: prompt, text, tokens, and their log-probabilities if they are known."""
   assert result.texts is not None and result.lengths is not None
-  each = len(result.texts) // len(prompts)
+  each = len(result.texts) // len(requests)
   width = result.sequences.shape[1] - int(result.lengths.max())
   for b, text in enumerate(result.texts):
     n = int(result.lengths[b])
     row = {
-      "prompt": prompts[b // each],
-      "text": text,
+      "prompt": requests[b // each].given,
+      "text": requests[b // each].answer(text),
       "tokens": result.sequences[b, width : width + n].tolist(),
     }
     if result.logprobs is not None:
@@ -259,10 +308,14 @@ def _parser() -> argparse.ArgumentParser:
   add("--prompts", metavar="FILE", help="JSON lines: texts, or objects with \"prompt\"; '-' too")
   add("--chat", action="store_true", help="chat in the terminal; /help lists commands")
   add(
-    "--chat_format", default=chat.FORMAT, metavar="TEXT",
-    help="text of a turn, \\n for a new line; default 'User: {message}\\n"
-    "Assistant:{answer}\\n'; for models whose turns end with the end of text"
+    "--chat_format", metavar="TEXT",
+    help="text of a turn, \\n for a new line; default what the model was fine-tuned with, or else"
+    " 'User: {message}\\nAssistant:{answer}\\n'; for models whose turns end with the end of text"
     " '{message}<|endoftext|>{answer}<|endoftext|>'",
+  )  # fmt: skip
+  add(
+    "--raw", action="store_true",
+    help="continue texts as they are, without the template that the model was fine-tuned with",
   )  # fmt: skip
   add("--output", choices=("text", "jsonl", "stream"), default="text", help="default text")
   add("--batch_size", type=int, default=_BATCH, metavar="N", help="prompts at once; default 8")

@@ -38,10 +38,10 @@ _NEW_ROWS_SPREAD = 1e-9
 
 
 class LoadedModel(NamedTuple):
-  """Loaded parameters with their config, the place of the tokenizer, and Hugging Face's files.
+  """Loaded parameters with their config, the place of the tokenizer, and files beside them.
 
   tokenizer_from: the folder that holds a tokenizer, or None.
-  kept_files: contents of Hugging Face's config files by name, kept for a later export.
+  kept_files: contents by name: Hugging Face's config files, for a later export, and task.json.
   """
 
   config: ModelConfig
@@ -274,11 +274,16 @@ def _save_rest(folder: Any, loaded: LoadedModel, tokenizer: Any) -> None:
 def _tokenizer_and_files(name: str) -> tuple[str | None, dict[str, str]]:
   """The `tokenizer_from` and `kept_files` of a checkpoint folder."""
   folder = epath.Path(name)
-  kept = {f: folder / f for f in (HF_CONFIG, GENERATION_CONFIG, task_file.FILE)}
   return (
     name if (folder / "tokenizer.json").exists() else None,
-    {file: path.read_text() for file, path in kept.items() if path.exists()},
+    _texts(folder, HF_CONFIG, GENERATION_CONFIG, task_file.FILE),
   )
+
+
+def _texts(folder: Any, *files: str) -> dict[str, str]:
+  """The contents of those files that are there."""
+  paths = {file: folder / file for file in files}
+  return {file: path.read_text() for file, path in paths.items() if path.exists()}
 
 
 def _load_ours(name: str, step: int | None, dtype: str | None, mesh: Mesh) -> LoadedModel:
@@ -302,9 +307,7 @@ def _load_hf(name: str, dtype: str | None, mesh: Mesh) -> LoadedModel:
 
   params = _placed(functools.partial(_leaf, opened.params), abstract_params(config, mesh))
   kept = {HF_CONFIG: json.dumps(opened.hf_config, indent=2) + "\n"}
-  generation = opened.folder / GENERATION_CONFIG
-  if generation.exists():
-    kept[GENERATION_CONFIG] = generation.read_text()
+  kept |= _texts(opened.folder, GENERATION_CONFIG, task_file.FILE)
   return LoadedModel(config, params, str(opened.folder) if opened.has_tokenizer else None, kept)
 
 

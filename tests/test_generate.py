@@ -119,7 +119,9 @@ def test_chat(checkpoint, capsys, monkeypatch):
   stream = LanguageModel.stream
   monkeypatch.setattr(
     LanguageModel, "stream",
-    lambda self, prompt, **options: seen.append(prompt) or stream(self, prompt, **options),
+    lambda self, prompt, **options: (
+      seen.append(self.tokenizer.decode(prompt[0])) or stream(self, prompt, **options)
+    ),
   )  # fmt: skip
   monkeypatch.setattr("sys.stdin", typed("the dog\nfox\n\n/reset\nlazy\n"))
   argv = ["--checkpoint", checkpoint, "--chat", "--max_new_tokens", "4"]
@@ -216,7 +218,9 @@ def test_turns_divided_by_the_end_of_text(checkpoint, monkeypatch, capsys):
   stream = LanguageModel.stream
   monkeypatch.setattr(
     LanguageModel, "stream",
-    lambda self, prompt, **options: seen.append(prompt) or stream(self, prompt, **options),
+    lambda self, prompt, **options: (
+      seen.append(self.tokenizer.decode(prompt[0])) or stream(self, prompt, **options)
+    ),
   )  # fmt: skip
   monkeypatch.setattr("sys.stdin", typed("dog\nfox\n"))
   argv = ["--checkpoint", checkpoint, "--chat", "--max_new_tokens", "2"]

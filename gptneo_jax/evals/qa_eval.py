@@ -16,6 +16,7 @@ from gptneo_jax.evals import generation_metrics, llm_judge, provenance, qa_file
 from gptneo_jax.evals.llm_judge import Judge, Judgement
 from gptneo_jax.evals.qa_file import Question
 from gptneo_jax.evals.resume_file import ResumeLog
+from gptneo_jax.examples import instruction
 from gptneo_jax.generation.requests import require_tokenizer
 
 
@@ -25,6 +26,8 @@ def evaluate(
   output: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
   """Generates answers to the prompts of a file, with greedy decoding, and scores them.
+
+  A model that was fine-tuned on instructions gets them in its own template.
 
   Args:
     lm: the model that answers; None where the file has all predictions.
@@ -103,9 +106,12 @@ def _answer(
     raise UserError(f"cannot answer: the model's head is {lm.config.head!r}, not next-token")
   require_tokenizer(lm, "answer")
   weights = provenance.of_model(lm)
-  key_of = lambda q: _key("answer", weights, max_new_tokens, q.prompt, q.stop_strings)
+  task = lm.task if lm.has_template else None
+  used = [] if task is None else [task.settings["template"]]
+  key_of = lambda q: _key("answer", weights, max_new_tokens, q.prompt, q.stop_strings, *used)
   by_key = {key_of(question): question for question in unanswered}
-  ids = {key: list(lm.tokenizer(question.prompt).input_ids) for key, question in by_key.items()}
+  written = lm.prompt_ids if task else lambda text: list(lm.tokenizer(text).input_ids)
+  ids = {key: written(question.prompt) for key, question in by_key.items()}
   limit = lm.config.max_position_embeddings
   for key, question in by_key.items():
     if len(ids[key]) + max_new_tokens > limit:
@@ -125,7 +131,8 @@ def _answer(
           stop_strings=list(stop_strings) or None, num_return_sequences=1,
         )  # fmt: skip
         assert generated.texts is not None  # there is a tokenizer: the prompts went through it
-        log.add({key: _cut(text, stop_strings) for key, text in zip(batch, generated.texts)})
+        said = [instruction.answer_of(text, task) if task else text for text in generated.texts]
+        log.add({key: _cut(text, stop_strings) for key, text in zip(batch, said)})
         bar.update(len(batch))
   answered = [
     q if q.prediction is not None else q._replace(prediction=log[key_of(q)]) for q in questions

@@ -61,14 +61,20 @@ def read(record: Record, *, labelled: bool) -> Conversation:
 def of_prompt(prompt: Any) -> Conversation:
   """What a caller asks: a text, the fields of a record, or messages of which the user's is last.
 
-  A text is the prompt, whatever the field is called that a template has for it. Raises ValueError.
+  Texts and messages are what the user says, whatever the field is called that a template has for
+  it. Raises ValueError.
   """
-  if isinstance(prompt, str):
-    fields = dict.fromkeys((*PAIRS, "message"), _text("the prompt", prompt))
-    return Conversation((Turn({**fields, "input": ""}, None),))
   if isinstance(prompt, Mapping):
-    return _read(dict(prompt), labelled=False)
-  return _read({MESSAGES: prompt}, labelled=False)
+    return _read(prompt, labelled=False)
+  if isinstance(prompt, str):
+    turns, system = (Turn({"message": _text("the prompt", prompt)}, None),), ""
+  else:
+    turns, system = _of_messages(prompt, labelled=False)
+  return Conversation(tuple(turn._replace(fields=_any_name(turn)) for turn in turns), system)
+
+
+def _any_name(turn: Turn) -> dict[str, str]:
+  return {**dict.fromkeys((*PAIRS, "message"), turn.fields["message"]), "input": ""}
 
 
 def _read(fields: Mapping[str, Any], labelled: bool) -> Conversation:

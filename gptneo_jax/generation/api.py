@@ -104,7 +104,7 @@ def prepare_stream(model: Model, prompt: Any, seed: int, options: dict[str, Any]
     return Call(batch, make_request(model, batch, settings, seed))
 
 
-def check(model: Model, prompt: str, options: dict[str, Any]) -> None:
+def check(model: Model, prompt: str | list[int], options: dict[str, Any]) -> None:
   """Raises UserError if the model has too few positions for the prompt and its new tokens."""
   settings = GenerationOptions.from_dict(options, model.generation_config)
   try:

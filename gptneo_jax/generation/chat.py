@@ -1,17 +1,56 @@
-"""Chat with a model in the terminal: turns, the history that fits, commands."""
+"""Chat with a model in the terminal: turns, the history that fits, commands.
+
+A model that was fine-tuned on conversations gets them as its own template writes them, and ends its
+answers; another one continues the text of a conversation up to where the user's turn begins.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from gptneo_jax.errors import UserError
+from gptneo_jax.examples import instruction
 
 FORMAT = "User: {message}\nAssistant:{answer}\n"
 HELP = "/reset forgets what was said, /help shows this, Ctrl-D ends."
 
 _NEW_TOKENS = 128  # new tokens of an answer by default
+
+
+class Writing(Protocol):
+  """How turns are written.
+
+  stop: the stop string of an answer; '' where an answer ends with the end of text.
+  """
+
+  @property
+  def stop(self) -> str: ...
+
+  def prompt(self, lm: Any, past: Sequence[tuple[str, str]], message: str) -> list[int]:
+    """Ids of (message, answer) pairs and a message, which the model is to continue."""
+    ...
+
+  def answer(self, text: str) -> str:
+    """The answer in what the model has generated, which may go on."""
+    ...
+
+
+class Stored(NamedTuple):
+  """As the model's own template has it, with which it was fine-tuned."""
+
+  task: Any
+  stop = ""
+
+  def prompt(self, lm: Any, past: Sequence[tuple[str, str]], message: str) -> list[int]:
+    answered = [pair for pair in past if pair[1].strip()]  # it learned from no empty answer
+    said = [text for pair in answered for text in pair] + [message]
+    roles = ("user", "assistant")
+    return lm.prompt_ids([{"role": roles[n % 2], "content": text} for n, text in enumerate(said)])
+
+  def answer(self, text: str) -> str:
+    return instruction.answer_of(text, self.task)
 
 
 class Format(NamedTuple):
@@ -42,8 +81,15 @@ class Format(NamedTuple):
     following = self.after + self.before
     return following.rstrip() or following
 
+  def prompt(self, lm: Any, past: Sequence[tuple[str, str]], message: str) -> list[int]:
+    turns = [self.before + asked + self.between + said + self.after for asked, said in past]
+    return list(lm.tokenizer("".join([*turns, self.before + message + self.between])).input_ids)
 
-def talk(lm: Any, turn: Format, options: dict[str, Any], seed: int) -> None:
+  def answer(self, text: str) -> str:
+    return text
+
+
+def talk(lm: Any, turn: Writing, options: dict[str, Any], seed: int) -> None:
   """Reads messages and prints answers until the input ends. Raises UserError.
 
   Drops the oldest turns where not all fit into the model's positions.
@@ -59,7 +105,7 @@ def talk(lm: Any, turn: Format, options: dict[str, Any], seed: int) -> None:
   stops = [*options.get("stop_strings", []), *([turn.stop] if turn.stop else [])]
   options = {**options, "stop_strings": stops or None, "max_new_tokens": room}
   ask = _asker(sys.stdin.isatty())
-  past: list[str] = []  # message, answer, message, …
+  past: list[tuple[str, str]] = []
   answers = 0
   while (message := ask()) is not None:
     command = message.strip()
@@ -68,21 +114,25 @@ def talk(lm: Any, turn: Format, options: dict[str, Any], seed: int) -> None:
     elif command == "/reset":
       past = []
     elif command:
-      kept = [*past, turn.before + message + turn.between]
-      while len(kept) > 1 and _tokens(lm, kept) + room > limit:
-        kept = kept[2:]
-      if (tokens := _tokens(lm, kept)) + room > limit:
-        _complain(f"the message makes {tokens} tokens, and {limit - room} is the most; shorten it")
+      ids = turn.prompt(lm, past, message)
+      while past and len(ids) + room > limit:
+        past = past[1:]
+        ids = turn.prompt(lm, past, message)
+      if len(ids) + room > limit:
+        _complain(
+          f"the message makes {len(ids)} tokens, and {limit - room} is the most; shorten it"
+        )
         continue
-      said = _answer(lm, "".join(kept), turn.stop, {**options, "seed": seed + answers})
-      past, answers = [*kept, said + turn.after], answers + 1
+      said = _answer(lm, ids, turn, {**options, "seed": seed + answers})
+      past, answers = [*past, (message, said)], answers + 1
 
 
-def _answer(lm: Any, prompt: str, stop: str, options: dict[str, Any]) -> str:
+def _answer(lm: Any, ids: list[int], turn: Writing, options: dict[str, Any]) -> str:
   """Prints the answer as it is generated, up to the stop string; and returns it."""
-  said, shown = "", 0
-  for piece in lm.stream(prompt, **options):
-    said += piece
+  made, said, shown, stop = "", "", 0, turn.stop
+  for piece in lm.stream([ids], **options):
+    made += piece
+    said = turn.answer(made)
     # What may be the beginning of the stop string is held back until it is known not to be.
     safe = max(shown, len(said) - _held(said, stop))
     print(said[shown:safe], end="", flush=True)
@@ -95,10 +145,6 @@ def _answer(lm: Any, prompt: str, stop: str, options: dict[str, Any]) -> str:
 def _held(text: str, stop: str) -> int:
   """The length of the longest end of `text` that `stop` begins with."""
   return next((n for n in range(len(stop), 0, -1) if text.endswith(stop[:n])), 0)
-
-
-def _tokens(lm: Any, past: list[str]) -> int:
-  return len(lm.tokenizer("".join(past)).input_ids)
 
 
 def _complain(text: str) -> None:

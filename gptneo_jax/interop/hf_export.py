@@ -10,7 +10,7 @@ import math
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -54,6 +54,8 @@ def orbax_to_hf(
   transform: Callable[[ModelConfig, str, LazyArray], LazyArray] | None = None,
   tokenizer: bool = True,
   tokenizer_from: str | None = None,
+  chat_template: str | None = None,
+  beside: Mapping[str, str] | None = None,
   progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> None:
   """Writes a checkpoint as a Hugging Face model: weights, configs, tokenizer and model card.
@@ -68,6 +70,8 @@ def orbax_to_hf(
     transform: called with the config, each parameter's path and array; returns the array to write.
     tokenizer: whether a tokenizer is written; if so, a source without one is refused.
     tokenizer_from: folder or hub id of the tokenizer; default the source's own.
+    chat_template: of the tokenizer, as transformers' apply_chat_template reads it.
+    beside: files to write beside the model, name -> text.
     progress: called with the bytes written so far and the total.
 
   Raises:
@@ -122,6 +126,10 @@ def orbax_to_hf(
       for file in TOKENIZER_FILES:
         if (source / file).is_file():
           shutil.copyfile(source / file, folder / file)
+    if tokenizer and chat_template is not None:
+      _set_chat_template(folder, chat_template)
+    for file, text in (beside or {}).items():
+      (folder / file).write_text(text, encoding="utf-8")
     original = _original(source, folder if tokenizer else None)
     hf_config = to_hf(config, original, _version("transformers"))
     _write_json(folder / "config.json", hf_config)
@@ -232,6 +240,13 @@ def _write_generation_config(source: pathlib.Path, folder: pathlib.Path, hf_conf
       "transformers_version": hf_config["transformers_version"],
     },
   )
+
+
+def _set_chat_template(folder: pathlib.Path, chat_template: str) -> None:
+  path = folder / "tokenizer_config.json"
+  settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+  _write_json(path, {**settings, "chat_template": chat_template})
+  (folder / "chat_template.jinja").unlink(missing_ok=True)  # of the model before; it would win
 
 
 def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
