@@ -87,8 +87,8 @@ class ExampleEvaluation:
     return results | kind.metrics(predictions, kept, spec), predictions
 
 
-def describe(results: dict[str, float]) -> str:
+def describe(results: dict[str, float], split: str = "validation") -> str:
   """One line, 'validation loss 0.0712, accuracy 0.9811, f1 0.9580', no parts such as 'f1/X'."""
-  return "validation " + ", ".join(
+  return f"{split} " + ", ".join(
     f"{name.replace('_', ' ')} {value:.4f}" for name, value in results.items() if "/" not in name
   )

@@ -126,6 +126,7 @@ def base(model: ModelConfig) -> ConfigDict:
       sample_tokens=64,  # length of the sample of text; 0: none
       sample_prompt="",  # empty: the beginning of a validation document
       tasks=(),  # of lm-evaluation-harness, with each evaluation: ("quick",), ("lambada_openai",)
+      answers=20,  # of instructions: prompts that are answered, for their exact match; 0: none
       task_items=100,  # of each task, the first ones; 0: all
     )
   )
