@@ -14,14 +14,11 @@ from ml_collections import ConfigDict
 
 from gptneo_jax import data, sharding
 from gptneo_jax.axes import round_up
-from gptneo_jax.engine import LanguageModel
 from gptneo_jax.errors import Stopped, UserError, first_line
 from gptneo_jax.evals import perplexity
-from gptneo_jax.model import lora, next_token
-from gptneo_jax.model.parameters import abstract_params
-from gptneo_jax.model_io import LoadedModel
+from gptneo_jax.model import next_token
 from gptneo_jax.steps import make_eval_step, place_batch
-from gptneo_jax.training import multihost
+from gptneo_jax.training import multihost, trained_model
 from gptneo_jax.training.setup import Run
 
 _PROMPT_CHARACTERS = 200  # of a document, before the sample of text
@@ -43,6 +40,7 @@ class Validation:
     """
     _check_tasks(run.config)
     self._run, self._mesh, self._tokenizer = run, run.mesh, tokenizer
+    self._language_model = trained_model.make(run, tokenizer)
     self._predict = make_eval_step(
       functools.partial(next_token.predictions, run.module), run.param_shardings, run.mesh
     )
@@ -98,22 +96,6 @@ class Validation:
       raise Stopped
     own = {key: value[self._own_rows] for key, value in batch.items()}
     return self._predict(params, place_batch(own, self._mesh, self._rows)).nll_BxT
-
-  def _language_model(self, params: Any) -> LanguageModel:
-    if self._run.method.lora is not None:
-      params = self._merge(params)
-    lm = LanguageModel(LoadedModel(self._run.model_config, params), self._mesh)
-    lm.tokenizer = self._tokenizer
-    return lm
-
-  @functools.cached_property
-  def _merge(self) -> Callable[[Any], Any]:
-    """Adds factors to their kernels: decoding runs on plain weights."""
-    abstract = abstract_params(self._run.module, self._mesh)
-    cast = lambda params: jax.tree.map(
-      lambda x, to: x.astype(to.dtype), lora.merge(params), abstract
-    )
-    return jax.jit(cast, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))
 
   def _tasks(self, params: Any, stop: Callable[[], bool]) -> dict[str, float]:
     """`eval/TASK/METRIC` of each of the config's tasks that can be had; says once of the others

@@ -16,13 +16,12 @@ import jax
 from ml_collections import ConfigDict
 
 from gptneo_jax import examples
-from gptneo_jax.engine import LanguageModel
 from gptneo_jax.examples import conversations, instruction
 from gptneo_jax.generation import answers
 from gptneo_jax.model import next_token
 from gptneo_jax.model.decoder import Decoder
-from gptneo_jax.model_io import LoadedModel
 from gptneo_jax.steps import Batch, Loss
+from gptneo_jax.training import trained_model
 from gptneo_jax.training.example_evaluation import ExampleEvaluation, describe
 from gptneo_jax.training.example_task import ExampleTask
 from gptneo_jax.training.setup import Run
@@ -50,6 +49,7 @@ class Evaluation(ExampleEvaluation):
   def __init__(self, run: Run, tokenizer: Any):
     super().__init__(run, examples.find("instruction"), measured(run.module))
     prepared, self._tokenizer = run.prepared, tokenizer
+    self._language_model = trained_model.make(run, tokenizer)
     self._held_out = prepared.validation is not None
     asked = prepared.validation or prepared.train
     count = run.config.eval.answers if jax.process_count() == 1 else 0
@@ -83,8 +83,7 @@ class Evaluation(ExampleEvaluation):
   ) -> tuple[dict[str, float], list[str]] | None:
     """The metrics of the answers, and the first of them in lines beside what was expected."""
     spec = self._run.prepared.spec
-    lm = LanguageModel(LoadedModel(self._run.model_config, params), self._run.mesh)
-    lm.tokenizer = self._tokenizer
+    lm = self._language_model(params)
     prompts = [example.sequences[0][: example.extra].tolist() for example in self._examples]
     # One more than the answer has: one that goes on is another one.
     most = [example.length + 2 - example.extra for example in self._examples]
