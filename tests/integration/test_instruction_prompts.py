@@ -48,7 +48,7 @@ def sent(monkeypatch):
 
 
 def typed(text):
-  return io.TextIOWrapper(io.BytesIO(text.encode()))
+  return io.TextIOWrapper(io.BytesIO(text.encode()), encoding="utf-8")
 
 
 def learned_parts(lm, fields):
