@@ -27,6 +27,7 @@ import math
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -62,6 +63,8 @@ from gptneo_jax.training.setup import Run, setup_run
 from gptneo_jax.training.step_report import StepReports, Trace
 from gptneo_jax.training.summary import Summary
 from gptneo_jax.training.tasks import Batches, Evaluation
+
+_EVALUATED = "perf/eval_seconds"  # is among the metrics of each step that was evaluated
 
 
 def main() -> None:
@@ -127,6 +130,8 @@ def _run(
   evaluation = run.task.make_evaluation(run, tokenizer)
   if multihost.is_host0():
     say(run.task.describe_data(run, tokenizer))
+  if config.epochs:
+    say(f"{config.epochs:g} epoch(s) are {run.config.steps:,} steps")
   if warning := parse_config.warmup_warning(run.config):
     say(warning)
 
@@ -187,7 +192,7 @@ def _run(
       checkpoints.add_metrics(step, results)
       written = written | results
   reports.write(step, written)
-  if problem := summary.add_evaluation(step, written):
+  if problem := summary.add_line(step, written):
     raise UserError(problem)
 
   # --- loop: the report of a step is made while the next one runs ---------------------------------
@@ -319,14 +324,15 @@ def _evaluate(
   step: int,
   state: TrainState,
 ) -> dict[str, float] | None:
-  """What is measured at a step; None if the run was asked to stop first."""
+  """What is measured at a step, and how long that took; None if the run was asked to stop first."""
+  start = time.perf_counter()
   with reports.section("eval"):
     measured = evaluation(state.model_params, stop)
   if measured is None:
     return None
   results, text = measured
   say(f"step {step}: {text}")
-  return results
+  return results | {_EVALUATED: time.perf_counter() - start} if results else {}
 
 
 def _last_saved(checkpoints: Checkpointer, workdir: epath.Path) -> int | None:
@@ -337,7 +343,7 @@ def _last_saved(checkpoints: Checkpointer, workdir: epath.Path) -> int | None:
 def _owes_evaluation(config: ConfigDict, step: int, written: dict[str, float]) -> bool:
   """Whether an evaluation was due at a step whose metrics hold none."""
   due = _due(step, config.eval_every) or step >= config.steps
-  return due and not any(key.startswith("eval/") for key in written)
+  return due and not any(key.startswith("eval/") or key == _EVALUATED for key in written)
 
 
 def _due(step: int, every: int) -> bool:

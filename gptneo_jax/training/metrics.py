@@ -3,7 +3,7 @@
 Keys, fixed because scripts rely on them: `train/{loss,grad_norm,learning_rate}`,
 `eval/{loss,perplexity,bits_per_byte}` (nats per token; the same with `/SUBSET` appended),
 `data/epoch` (passes over the data), and
-`perf/{tokens_per_second,step_seconds,mfu,data_wait_fraction,memory_gib}`.
+`perf/{tokens_per_second,step_seconds,eval_seconds,mfu,data_wait_fraction,memory_gib}`.
 """
 
 import contextlib

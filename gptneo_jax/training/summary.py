@@ -43,16 +43,23 @@ class Summary:
     self._losses += 1
 
   def add_evaluation(self, step: int, metrics: Mapping[str, float]) -> str:
-    """Counts what was measured at a step, among other metrics of it.
+    """Counts what an evaluation measured, if anything, at a step.
 
     Returns what is wrong if best_metric is not there, and then counts nothing; else ''.
     """
-    results = {name: value for name, value in metrics.items() if name.startswith("eval/")}
+    results = {name: value for name, value in metrics.items() if not name.startswith("perf/")}
     problem = self.best.problem(results)
     if results and not problem:
       self.best.update(step, results)
       self._results = results
     return problem
+
+  def add_line(self, step: int, line: Mapping[str, float]) -> str:
+    """`add_evaluation` of what a step's whole line of metrics has of one."""
+    metric = self.best.metric
+    return self.add_evaluation(
+      step, {name: x for name, x in line.items() if name.startswith("eval/") or name == metric}
+    )
 
   def get_state(self) -> dict[str, Any]:
     """What a checkpoint stores of it, as JSON can hold it."""
