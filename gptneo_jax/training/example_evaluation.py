@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from gptneo_jax import sharding
 from gptneo_jax.axes import round_up
@@ -17,6 +19,8 @@ from gptneo_jax.steps import Loss, make_eval_step, place_batch
 from gptneo_jax.training import multihost
 from gptneo_jax.training.prepared import Encoded
 from gptneo_jax.training.setup import Run
+
+PREDICTIONS = "predictions.jsonl"
 
 
 class ExampleEvaluation:
@@ -54,6 +58,18 @@ class ExampleEvaluation:
       return None
     results, _ = measured
     return {f"eval/{name}": value for name, value in results.items()}, describe(results)
+
+  def at_end(self, params: Any, workdir: epath.Path) -> tuple[dict[str, float], str] | None:
+    """Metrics of the test records, whose predictions go to FOLDER/predictions.jsonl."""
+    if self._run.prepared.test is None:
+      return None
+    measured = self.measure(params, self._run.prepared.test)
+    assert measured is not None
+    results, predictions = measured
+    if predictions and multihost.is_host0():
+      lines = (json.dumps(one, ensure_ascii=False) + "\n" for one in predictions)
+      (workdir / PREDICTIONS).write_text("".join(lines))
+    return {f"test/{name}": value for name, value in results.items()}, describe(results, "test")
 
   def measure(
     self, params: Any, encoded: Encoded, stop: Callable[[], bool] = lambda: False

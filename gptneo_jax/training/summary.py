@@ -36,6 +36,7 @@ class Summary:
     self._loss_sum, self._losses = state.get("loss_sum", 0.0), state.get("losses", 0)
     self._start = time.monotonic() - state.get("seconds", 0.0)
     self._results: dict[str, float] = {}  # of the last evaluation
+    self._tested: dict[str, float] = {}
 
   def add_loss(self, loss: float) -> None:
     """Of one step."""
@@ -60,6 +61,10 @@ class Summary:
     return self.add_evaluation(
       step, {name: x for name, x in line.items() if name.startswith("eval/") or name == metric}
     )
+
+  def add_test(self, metrics: Mapping[str, float]) -> None:
+    """What was measured at the end, `test/…`."""
+    self._tested = dict(metrics)
 
   def get_state(self) -> dict[str, Any]:
     """What a checkpoint stores of it, as JSON can hold it."""
@@ -90,7 +95,7 @@ class Summary:
       "train_runtime": seconds,
       "train_samples_per_second": samples / seconds,
       "train_steps_per_second": step / seconds,
-      **{name.replace("/", "_"): value for name, value in self._results.items()},
+      **{name.replace("/", "_"): value for name, value in (self._results | self._tested).items()},
     }
     if self.best.value is not None:
       figures["metric_for_best_model"] = self.best.metric
@@ -120,13 +125,14 @@ def block(figures: Mapping[str, Any]) -> str:
     "total FLOPs": f"{figures['total_flos']:.3g}",
     "training loss": f"{_number(figures['train_loss'])}, mean of all steps",
   }
-  evaluated = [
-    f"{name.removeprefix('eval_')} {_number(value)}"
-    for name, value in figures.items()
-    if name.startswith("eval_")
-  ]
-  if evaluated:
-    rows["last evaluation"] = ", ".join(evaluated)
+  for title, split in (("last evaluation", "eval_"), ("test", "test_")):
+    measured = [
+      f"{name.removeprefix(split)} {_number(value)}"
+      for name, value in figures.items()
+      if name.startswith(split)
+    ]
+    if measured:
+      rows[title] = ", ".join(measured)
   if "best_step" in figures:
     metric = figures["metric_for_best_model"]
     rows["best"] = f"{metric} {_number(figures['best_metric'])} at step {figures['best_step']:,}"

@@ -90,6 +90,9 @@ class Validation:
       sample = f"(no sample of text: {first_line(error)})"
     return results, format_results(results, self._baselines, sample)
 
+  def at_end(self, params: Any, workdir: Any) -> None:
+    """All is measured in the last evaluation."""
+
   def _nll(self, params: Any, stop: Callable[[], bool], batch: dict[str, np.ndarray]) -> jax.Array:
     """Negative log-likelihood of each token, B x T, without waiting for it. Raises Stopped."""
     if stop():

@@ -112,6 +112,9 @@ def train_metrics(metrics):
 class Evaluation:
   measures = True
 
+  def at_end(self, params, workdir):
+    return None
+
   def __init__(self, run):
     self._run, loss = run, make_loss(run.config, run.module)
 

@@ -67,6 +67,13 @@ class Evaluation(Protocol):
     """
     ...
 
+  def at_end(self, params: Any, workdir: epath.Path) -> tuple[dict[str, float], str] | None:
+    """What is left to measure of a run that is done: metrics `test/…`, and text to print.
+
+    May write predictions into the run's folder. None if there is nothing.
+    """
+    ...
+
 
 class Task(Protocol):
   """What a module of this package offers.

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+import gptneo_jax
 from gptneo_jax import data
 from gptneo_jax.examples import labels, sequence_classification
 from gptneo_jax.examples.records import Record
@@ -133,7 +134,8 @@ def test_a_run_learns_and_resumes(tmp_path):
     hidden_size=32, num_layers=2, num_heads=2, vocab_size=320, max_position_embeddings=64
   )
   config.update(adopt_model=False, init_from="", seq_len=64, batch_size=4, epochs=4.0)
-  config.data.update(path=str(path), tokenizer=str(tmp_path / "tokenizer"), validation_fraction=0.2)
+  config.data.update(path=str(path), tokenizer=str(tmp_path / "tokenizer"), validation_fraction=0.2,
+                     test_fraction=0.2)  # fmt: skip
   config.optimizer.learning_rate = 3e-3
   data.save_tokenizer(trained_tokenizer(), str(tmp_path / "tokenizer"))
   assert run(config.lock(), str(tmp_path / "run")) == 0
@@ -142,3 +144,10 @@ def test_a_run_learns_and_resumes(tmp_path):
   spec = json.loads((tmp_path / "run" / "task.json").read_text())
   assert spec["labels"] == ["neg", "pos"]
   assert json.loads((tmp_path / "run" / "config.json").read_text())["id2label"] == ["neg", "pos"]
+  summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+  assert summary["test_accuracy"] == summary["eval_accuracy"] == 1.0
+  said = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").open()]
+  assert {one["label"] for one in said} == {"neg", "pos"}
+  assert all(sum(one["probabilities"].values()) == pytest.approx(1) for one in said)
+  again = gptneo_jax.load(str(tmp_path / "run")).predict(["good dog 7", "bad dog 8"])
+  assert [one["label"] for one in again] == ["pos", "neg"]
