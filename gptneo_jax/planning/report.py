@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from gptneo_jax import hardware, sharding
 from gptneo_jax.config import ModelConfig
+from gptneo_jax.model.methods import FULL
 from gptneo_jax.planning import aot_compile
 from gptneo_jax.planning.aot_compile import Costs, Report
 from gptneo_jax.planning.topology import Topology
@@ -32,6 +33,7 @@ def print_run(path: str, run: Run, target: Topology) -> None:
   _print_rows(
     ("mesh", " x ".join(f"{name} {size}" for name, size in run.mesh.shape.items())),
     ("parameters", f"{model.num_params():,} in {model.param_dtype}, computed in {model.dtype}"),
+    *_learning_rows(run),
     ("FLOPs per token", f"{exact:.3e} exact, {full:.3e} with attention counted as full squares"),
     ("optimizer", config.optimizer.name),
     ("batch", f"{config.batch_size} x {config.seq_len} tokens"),
@@ -39,6 +41,12 @@ def print_run(path: str, run: Run, target: Topology) -> None:
   )
   if target.chip and not target.chip.bfloat16 and config.model.dtype == "float32":
     print(f"  a {target.chip.kind} has no bfloat16: --config.model.dtype=float32 trains there")
+
+
+def _learning_rows(run: Run) -> Iterator[tuple[str, str]]:
+  if run.method != FULL:
+    method = f": {run.method.lora.describe()}" if run.method.lora else ""
+    yield "trainable", f"{run.num_trainable():,}{method}"
 
 
 def print_choice(run: Run) -> None:

@@ -19,6 +19,7 @@ from gptneo_jax import sharding
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.errors import user_errors
 from gptneo_jax.model import heads
+from gptneo_jax.model.methods import Method
 from gptneo_jax.state import TrainState, abstract_state
 from gptneo_jax.training import parse_config
 from gptneo_jax.training.memory_estimate import step_bytes, total
@@ -49,7 +50,8 @@ def _estimate(config: ConfigDict, num_devices: int) -> dict[str, int]:
   with user_errors():
     mesh = sharding.abstract_mesh(**config.mesh.to_dict(), num_devices=num_devices)
     optimizer = OptimizerConfig(**config.optimizer.to_dict())
-    state = _state(parsed.model.replace(remat="none"), optimizer, mesh)  # remat changes no state
+    # Remat changes no state.
+    state = _state(parsed.model.replace(remat="none"), parsed.method, optimizer, mesh)
   parse_config.check_batch(config, mesh)
   return step_bytes(
     parsed.model,
@@ -62,12 +64,14 @@ def _estimate(config: ConfigDict, num_devices: int) -> dict[str, int]:
 
 
 @functools.lru_cache(maxsize=64)
-def _state(model: ModelConfig, optimizer: OptimizerConfig, mesh: AbstractMesh) -> TrainState:
+def _state(
+  model: ModelConfig, method: Method, optimizer: OptimizerConfig, mesh: AbstractMesh
+) -> TrainState:
   """The state of a run as shapes, which takes a second to find out."""
   rule, _ = make_optimizer(
     optimizer, ScheduleConfig(name="constant", decay_steps=1), model.num_layers
   )
-  return abstract_state(heads.build(model), rule, mesh)
+  return abstract_state(heads.build(model), rule, mesh, method)
 
 
 def choose(config: ConfigDict, num_devices: int, budget: float) -> Changes:

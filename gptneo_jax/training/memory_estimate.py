@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,11 @@ from jax.sharding import AbstractMesh, Mesh
 from gptneo_jax import attention, hardware
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.hardware import current_hardware
+from gptneo_jax.model import methods
 from gptneo_jax.model.chunked_cross_entropy import GPU_CHUNK
 from gptneo_jax.model.decoder import Decoder
+from gptneo_jax.model.lora import LoraConfig
+from gptneo_jax.model.methods import FULL, Method
 from gptneo_jax.sharding import abstract_mesh, batch_ways, bytes_per_device
 from gptneo_jax.state import TrainState, abstract_state
 from gptneo_jax.training.optimizer import OptimizerConfig, ScheduleConfig, make_optimizer
@@ -42,22 +46,26 @@ def step_bytes(
   """Bytes per device of a training step, by part; activations and logits are estimates.
 
   state: abstract, with shardings. rows: sequences of one part of the batch, over all devices.
-  Gradients are as large as the parameters; when they are accumulated, their float32 sum comes on
-  top. Cast weights are the copy in the type of the computation. Activations are what the backward
-  pass keeps under `config.remat`, and those of one block. Logits are those of a chunk of tokens
-  (GPU_CHUNK, the largest), their exponentials and gradients, and with fsdp the gathered embedding
-  table.
+  Gradients are as large as what learns; when they are accumulated, their float32 sum comes on top.
+  Cast weights are the copy in the type of the computation; of a quantized base, those of one layer.
+  Activations are what the backward pass keeps under `config.remat`, and those of one block; with
+  dropout before low-rank factors also what it leaves for each. Logits are those of a chunk of
+  tokens (GPU_CHUNK, the largest), their exponentials and gradients, and with fsdp the gathered
+  embedding table.
   """
   fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
   tokens = math.ceil(rows / batch_ways(mesh)) * seq_len
   D, F, L = config.hidden_size, config.mlp_size, config.num_layers
-  width, stored = (jnp.dtype(kind).itemsize for kind in (config.dtype, config.param_dtype))
+  width = jnp.dtype(config.dtype).itemsize
   F_part, D_part = F // tensor, D // tensor  # of the MLP, and of q, k, v and the heads' output
   products = width * (4 * D_part + D + F_part)  # results of weights, and of attention
   # All that differentiation keeps: two values of the MLP's width, before gelu and after it, and
   # three float32 values of each norm. While a block is computed again, fusions spare some of it.
   everything = width * (4 * D_part + 2 * D + 2 * F_part) + 2 * 3 * 4 * D
   one_block = width * (4 * D_part + 2 * D + 4 * F_part) + 3 * 4 * D
+  if config.lora_dropout:  # q, k, v, c_fc and out each read D numbers, c_proj F, with their masks
+    dropped = (width + 1) * (4 * D + D_part + F_part)
+    everything, one_block = everything + dropped, one_block + dropped
   if config.attention_impl == "reference":  # the others never hold all scores
     scores = seq_len * (config.num_heads // tensor) * (4 + width)
     everything, one_block = everything + scores, one_block + scores
@@ -67,19 +75,37 @@ def step_bytes(
     "full": L * width * D + one_block,
   }[config.remat]
 
-  parameters = bytes_per_device(state.params)
+  learned = bytes_per_device(state.params)
+  table_learns = "wte" in state.params or "lm_head" in state.params
   V = config.padded_vocab_size // tensor if config.has_lm_head else 0
   # With fsdp each device gathers all of the table, and makes all of its gradient before scattering.
-  full_table = V * D * (4 + width) if fsdp > 1 else 0
+  full_table = V * D * (4 * table_learns + width) if fsdp > 1 else 0
   return {
-    "parameters": parameters,
-    "gradients": parameters,
-    "gradient sums": parameters * 4 // stored if accumulates else 0,
+    "parameters": learned + bytes_per_device(state.frozen),
+    "gradients": learned,
+    "gradient sums": _in_type(state.params, 4) if accumulates else 0,
     "optimizer": bytes_per_device(state.opt_state),
-    "cast weights": parameters * width // stored if width != stored else 0,
+    "cast weights": _cast_bytes(config, state),
     "activations": int(tokens * kept * _SCHEDULED[config.remat]),
     "logits": min(tokens, GPU_CHUNK) * V * (4 + 4 + width) + full_table,
   }
+
+
+def _in_type(tree: Any, width: int) -> int:
+  """Bytes per device of a tree, were its numbers of `width` bytes."""
+  as_bytes = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.int8, sharding=leaf.sharding)
+  return width * bytes_per_device(jax.tree.map(as_bytes, tree))
+
+
+def _cast_bytes(config: ModelConfig, state: TrainState) -> int:
+  """Bytes per device of the weights that are stored in another type than they are computed in."""
+  width, total = jnp.dtype(config.dtype).itemsize, 0
+  for path, leaf in methods.paths(state.model_params).items():
+    if path.endswith("qvalue"):  # dequantized layer by layer, in float32 first
+      total += _in_type(leaf, 4 + width) // config.num_layers
+    elif "/kernel/" not in path and leaf.dtype.itemsize != width:
+      total += _in_type(leaf, width)
+  return total
 
 
 class Use(NamedTuple):
@@ -94,7 +120,8 @@ def use_bytes(config: ModelConfig, seq_len: int, *, half: str | None) -> list[Us
   """What each use of a model needs on one device, by estimate.
 
   half: the 16-bit type that the device trains in, None if it has none, as a T4: activations of
-  training are float32 then, while weights that do not learn stay in 16 bits.
+  training are float32 then, while weights that do not learn stay in 16 bits. Adapters are of rank 8
+  beside all linear layers, trained by AdamW.
   """
   D, F, V = config.hidden_size, config.mlp_size, config.padded_vocab_size
   weights = 2 * config.num_params()
@@ -105,23 +132,28 @@ def use_bytes(config: ModelConfig, seq_len: int, *, half: str | None) -> list[Us
     for kind in config.attention_layers
   )
   trained = config.replace(remat="full", dtype=half or "float32")
+  halved = trained.replace(param_dtype="bfloat16", lora_dropout=0.05)
 
-  def step(optimizer: str, config: ModelConfig = trained) -> int:
+  def step(optimizer: str, config: ModelConfig = trained, method: Method = FULL) -> int:
     rule, _ = make_optimizer(OptimizerConfig(name=optimizer), ScheduleConfig(decay_steps=10_000))
     mesh = abstract_mesh(1, 1, 1, num_devices=1)
-    state = abstract_state(Decoder(config), rule, mesh)
+    state = abstract_state(Decoder(config), rule, mesh, method)
     return sum(step_bytes(config, state, mesh, rows=1, seq_len=seq_len, accumulates=False).values())
 
-  # A LoRA step has frozen weights, and factors of 1% of them, in float32 with their
-  # gradient and two moments.
-  frozen = step("adafactor", trained.replace(param_dtype="bfloat16")) - weights
-  factors = config.num_params() // 100 * 4 * 4
+  adapters = functools.partial(LoraConfig, rank=8, dropout=0.05)
   return [
     Use("evaluate", "16-bit weights, 8 rows", weights + 8 * row + logits),
     Use("generate", "16-bit weights, 1 row, all positions", weights + keys * 2 * D * 2 + row),
     Use("fine-tune", "AdamW, float32 weights, 1 row at a time", step("adamw")),
     Use("fine-tune", "Adafactor, float32 weights, 1 row at a time", step("adafactor")),
-    Use("fine-tune", "LoRA on 16-bit weights, 1 row at a time", frozen + factors),
+    *(
+      Use("fine-tune", terms, step("adamw", halved, Method(adapters(base=base))))
+      for base, terms in (
+        ("", "LoRA on 16-bit weights, 1 row at a time"),
+        ("int8", "QLoRA on an 8-bit base, 1 row at a time"),
+        ("int4", "QLoRA on a 4-bit base, 1 row at a time"),
+      )
+    ),
   ]
 
 

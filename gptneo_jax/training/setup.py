@@ -99,6 +99,10 @@ class Run:
       self, config=config, model_config=model_config, module=heads.build(model_config)
     )
 
+  def num_trainable(self) -> int:
+    """Number of parameters that learn."""
+    return sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
+
   # --- in words -----------------------------------------------------------------------------------
 
   def describe(self) -> str:
@@ -114,7 +118,7 @@ class Run:
 
   def _what_learns(self) -> str:
     """How many of the parameters learn, and by what method; '' for all."""
-    learn = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
+    learn = self.num_trainable()
     if self.method.lora is not None:
       return f", {learn:,} trainable: {self.method.lora.describe()};"
     return f", {learn:,} trainable," if self.method.frozen else ""

@@ -11,6 +11,8 @@ import pytest
 from gptneo_jax import hardware, sharding
 from gptneo_jax.config import PRESETS, ModelConfig
 from gptneo_jax.model.decoder import Decoder
+from gptneo_jax.model.lora import LoraConfig
+from gptneo_jax.model.methods import Method
 from gptneo_jax.state import abstract_state, init_state
 from gptneo_jax.training import fitting, memory_estimate
 from gptneo_jax.training.optimizer import OptimizerConfig, ScheduleConfig, make_optimizer
@@ -34,6 +36,41 @@ def test_weights_and_moments_are_counted_exactly():
   parts = needs(config, rows=1, seq_len=256, accumulates=True)
   assert parts["gradient sums"] == parts["gradients"] == 4 * config.num_params()
   assert memory_estimate.certain_bytes(parts) == parts["optimizer"] + 8 * config.num_params()
+
+
+def test_of_what_is_frozen_there_is_neither_gradient_nor_moment():
+  config = PRESETS["neo_125m"].replace(param_dtype="bfloat16", dtype="bfloat16")
+  mesh, parts = sharding.make_mesh(), {}
+  for base in ("", "int8", "int4"):
+    method = Method(LoraConfig(rank=8, base=base))
+    state = abstract_state(Decoder(config), OPTIMIZER, mesh, method)
+    parts[base] = memory_estimate.step_bytes(
+      config, state, mesh, rows=1, seq_len=256, accumulates=True
+    )
+  learned = 12 * 8 * (4 * 2 * 768 + 2 * 5 * 768)
+  kernels = 12 * 12 * 768 * 768
+  for base, width in (("", 2), ("int8", 1 + 4 / 768), ("int4", 0.5 + 4 / 64)):
+    found = parts[base]
+    assert found["gradients"] == found["gradient sums"] == 4 * learned
+    assert 0 <= found["optimizer"] - 8 * learned < 1000
+    rest = config.num_params() - kernels
+    expected = 4 * learned + 2 * rest + width * kernels
+    assert found["parameters"] == pytest.approx(expected, rel=0.005)
+  assert 0 <= parts[""]["cast weights"] - 2 * learned < 1000  # the factors, and their scales
+  assert parts["int8"]["cast weights"] < 2 * learned + 6 * kernels / 12 * 1.01
+
+
+def test_what_fits_a_t4():
+  """16 GB hold 125M in full, 1.3B by LoRA and 2.7B by QLoRA, and none of them by more."""
+  there = hardware.CHIPS["t4"].memory_gib * memory_estimate.GIB
+  fits = {}
+  for name in ("neo_125m", "neo_1p3b", "neo_2p7b"):
+    uses = memory_estimate.use_bytes(PRESETS[name], 2048, half=None)
+    fits[name] = {use.terms.split(",")[0]: use.bytes < there for use in uses}
+  full, by_lora, by_qlora = "AdamW", "LoRA on 16-bit weights", "QLoRA on an 8-bit base"
+  assert fits["neo_125m"][full] and not fits["neo_1p3b"][full]
+  assert fits["neo_1p3b"][by_lora] and not fits["neo_2p7b"][by_lora]
+  assert fits["neo_2p7b"][by_qlora]
 
 
 def recorded_cells() -> list[tuple[str, dict]]:
