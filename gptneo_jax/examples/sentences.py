@@ -130,10 +130,14 @@ def _tokens(record: Record) -> tuple[str, ...]:
 
 def _labels(record: Record, names: Sequence[str], count: int) -> tuple[str, ...]:
   labels = record.fields.get("labels")
-  if isinstance(labels, str):
+  if labels is None:
+    raise DataError(f"{record.location}: no labels; data.columns=labels=FIELD says which field is")
+  if isinstance(labels, str) and not labels.startswith("["):  # a list in a table's quotes
     labels = labels.split()
   if not isinstance(labels, list | tuple):
-    raise DataError(f"{record.location}: labels are {labels!r}, not a list")
+    raise DataError(
+      f"{record.location}: labels are {labels!r}, neither a list nor words with spaces between them"
+    )
   if len(labels) != count:
     raise DataError(f"{record.location}: {count} tokens and {len(labels)} labels")
   return tuple(_name(record, label, names) for label in labels)
