@@ -41,6 +41,8 @@ class ExampleTask:
     HEADS: values of `model.head` that it trains.
   """
 
+  POSITIONS_RESTART = True
+
   def __init__(
     self,
     name: str,

@@ -81,7 +81,7 @@ def read(config: ConfigDict) -> Parsed:
         f"model.{name} is float16, which is for inference: its small gradients would be 0; train in"
         " bfloat16 or float32"
       )
-  if config.seq_len > model_config.max_position_embeddings:
+  if config.seq_len > model_config.max_position_embeddings and not task.POSITIONS_RESTART:
     raise UserError(
       f"seq_len {config.seq_len} is more than model.max_position_embeddings"
       f" {model_config.max_position_embeddings}"

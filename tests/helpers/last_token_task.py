@@ -13,6 +13,7 @@ from gptneo_jax import data, steps
 from gptneo_jax.training import multihost
 
 HEADS = ("sequence_classification",)
+POSITIONS_RESTART = False
 ROWS = 24  # of an evaluation, in batches of batch_size
 
 

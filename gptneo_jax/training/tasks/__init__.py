@@ -83,9 +83,12 @@ class Task(Protocol):
 
   Attributes:
     HEADS: values of `model.head` that it trains.
+    POSITIONS_RESTART: whether a row may be longer than the model has positions, since these restart
+      in it.
   """
 
   HEADS: tuple[str, ...]
+  POSITIONS_RESTART: bool
 
   def check_sources(self, data_config: DataConfig) -> None:
     """Raises data.DataError if there is nothing at the paths; reads nothing large."""

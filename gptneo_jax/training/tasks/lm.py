@@ -23,6 +23,7 @@ from gptneo_jax.training.setup import Run
 from gptneo_jax.training.validation import Validation
 
 HEADS = ("lm",)
+POSITIONS_RESTART = False
 
 check_sources = data.check_sources
 

@@ -85,6 +85,14 @@ def test_packed_rows_are_padded_ones():
   packed_checks.packed_like_padded(TASK, spec, made, MODEL, seq_len=96)
 
 
+def test_rows_may_be_longer_than_the_model_has_positions():
+  spec, model = spec_of(), MODEL.replace(max_position_embeddings=24)
+  batch = packed_checks.batch_of(TASK, spec, encoded(spec), 96)
+  longer = packed_checks.loss_of(TASK, MODEL)(params := packed_checks.params_of(MODEL), batch)
+  cut = {**params, "wpe": params["wpe"][:24]}
+  np.testing.assert_allclose(packed_checks.loss_of(TASK, model)(cut, batch)[0], longer[0], rtol=1e-6)
+
+
 def test_nobody_else_matters():
   spec = spec_of()
   packed_checks.nobody_else_matters(TASK, spec, encoded(spec), MODEL, seq_len=96)

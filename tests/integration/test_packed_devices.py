@@ -1,0 +1,14 @@
+"""Packed rows of every task: parts of a batch, one without anything that counts, and devices."""
+
+import pytest
+
+from tests.helpers import processes
+
+
+@pytest.mark.processes
+def test_parts_and_devices_are_the_large_batch():
+  found = processes.found_on_eight_devices("packed_devices.py", processes.QUICK)
+  assert {"sequence_classification", "instruction", "question_answering"} <= found.keys()
+  for task, one in found.items():
+    assert one.pop("loss") > 0.01, task
+    assert max(one.values()) < 2e-6, (task, one)
