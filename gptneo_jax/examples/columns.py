@@ -22,7 +22,8 @@ class Role:
   Attributes:
     name: as data.columns calls it.
     aliases: fields that are taken where data.columns does not say, the first that is there.
-    needed: 'always'; 'training' where only labelled records hold it; 'never'.
+    needed: 'always'; 'training' where only labelled records hold it; 'some' where some labelled
+      records of a file must; 'never'.
 
   A field is named as `a.b` if it is b of the field a, and 'a+b' is the list of a and b.
   """
@@ -92,7 +93,7 @@ def by_role(
     files.setdefault(record.file, []).append(record)
   chosen = {file: _choose(file, its, roles, given, labelled) for file, its in files.items()}
   names = [role.name for role in roles]
-  needed = [role.name for role in roles if _is_needed(role, labelled)]
+  needed = [role.name for role in roles if role.needed != "some" and _is_needed(role, labelled)]
   found = []
   for record in records:
     fields = _renamed(record, chosen[record.file], names)
@@ -116,7 +117,7 @@ def _renamed(record: Record, chosen: dict[str, str], roles: Sequence[str]) -> di
 
 
 def _is_needed(role: Role, labelled: bool) -> bool:
-  return role.needed == "always" or (role.needed == "training" and labelled)
+  return role.needed == "always" or (role.needed in ("training", "some") and labelled)
 
 
 def _value(record: Record, field: str) -> Any:

@@ -26,7 +26,7 @@ ROLES = (
     "second",
     ("text_pair", "sentence2", "hypothesis", "text2", "sentence_b", "question2", "question"),
   ),
-  Role("label", (*LABEL, "answer", "similarity"), needed="training"),
+  Role("label", (*LABEL, "answer", "similarity"), needed="some"),
 )
 OUTPUTS = "sequence"
 

@@ -22,7 +22,7 @@ from gptneo_jax.examples.too_long import TooLong
 TEXT = ("sentence", "message", "content", "document", "review", "sms", "comment")
 LABEL = ("labels", "category", "class", "intent", "intents", "target", "score", "sentiment")
 
-ROLES = (Role("text", TEXT), Role("label", LABEL, needed="training"))
+ROLES = (Role("text", TEXT), Role("label", LABEL, needed="some"))
 OUTPUTS = "sequence"
 
 settle = labels.settle

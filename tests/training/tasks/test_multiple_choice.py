@@ -90,7 +90,9 @@ def test_rows_may_be_longer_than_the_model_has_positions():
   batch = packed_checks.batch_of(TASK, spec, encoded(spec), 96)
   longer = packed_checks.loss_of(TASK, MODEL)(params := packed_checks.params_of(MODEL), batch)
   cut = {**params, "wpe": params["wpe"][:24]}
-  np.testing.assert_allclose(packed_checks.loss_of(TASK, model)(cut, batch)[0], longer[0], rtol=1e-6)
+  np.testing.assert_allclose(
+    packed_checks.loss_of(TASK, model)(cut, batch)[0], longer[0], rtol=1e-6
+  )
 
 
 def test_nobody_else_matters():

@@ -7,7 +7,7 @@ import pytest
 
 import gptneo_jax
 from gptneo_jax import data
-from gptneo_jax.examples import labels, sequence_classification
+from gptneo_jax.examples import labels, sequence_classification, splits
 from gptneo_jax.examples.records import Record
 from gptneo_jax.examples.task_file import TaskSpec
 from gptneo_jax.training.tasks.sequence_classification import TASK
@@ -97,6 +97,19 @@ def test_an_empty_text_can_be_read():
 def test_weights_of_classes():
   _, made, _ = examples_of("single_label_classification", class_weights="b=3")
   assert [one.values["weights"][0] for one in made] == [1, 3, 1, 1, 3, 3, 1]
+
+
+def test_a_record_without_any_of_several_labels(tmp_path):
+  file = tmp_path / "some.json"
+  file.write_text(json.dumps([{"text": "fox", "intents": ["a", "b"]}, {"text": "dog"}]))
+  config = data.DataConfig(source="auto", path=str(file), validation_fraction=0.0)
+  found = splits.load_splits(
+    config, sequence_classification.ROLES, sequence_classification.key
+  ).train
+  spec = spec_of(found)
+  assert labels.target(found[1], spec).tolist() == [0, 0]
+  with pytest.raises(data.DataError, match=r"record 2: no label"):
+    spec_of(found[1:], problem=labels.SINGLE)
 
 
 @pytest.mark.parametrize("policy", ["stop", "drop", "truncate_left"])
