@@ -24,6 +24,7 @@ from gptneo_jax.steps import Batch, Loss
 from gptneo_jax.training import trained_model
 from gptneo_jax.training.example_evaluation import ExampleEvaluation, describe
 from gptneo_jax.training.example_task import ExampleTask
+from gptneo_jax.training.prepared import Encoded
 from gptneo_jax.training.setup import Run
 from gptneo_jax.training.tasks.lm import next_token_loss
 
@@ -48,54 +49,69 @@ class Evaluation(ExampleEvaluation):
 
   def __init__(self, run: Run, tokenizer: Any):
     super().__init__(run, examples.find("instruction"), measured(run.module))
-    prepared, self._tokenizer = run.prepared, tokenizer
+    self._tokenizer = tokenizer
     self._language_model = trained_model.make(run, tokenizer)
-    self._held_out = prepared.validation is not None
-    asked = prepared.validation or prepared.train
-    count = run.config.eval.answers if jax.process_count() == 1 else 0
-    self._examples = asked.examples[:count]
-    self._records = [asked.records[example.record] for example in self._examples]
-    self.measures = self._held_out or bool(self._examples)
+    self._held_out = self.measures
+    self._answers = run.config.eval.answers
+    self.measures = self._held_out or self._answers > 0
 
   def __call__(
     self, params: Any, stop: Callable[[], bool] = lambda: False
   ) -> tuple[dict[str, float], str] | None:
-    results, lines = {}, []
-    if self._held_out:
-      found = self.measure(params, self._run.prepared.validation, stop)
-      if found is None:
-        return None
-      results = found[0] | {"perplexity": math.exp(min(found[0]["loss"], 700.0))}
-    if self._examples:
-      answered = self._answer(params, stop)
-      if answered is None:
-        return None
-      metrics, lines = answered
-      results |= metrics
-    name = "eval" if self._held_out else "train"
-    said = "\n  | ".join(
-      [describe(results, "validation" if self._held_out else "training"), *lines]
-    )
-    return {f"{name}/{metric}": value for metric, value in results.items()}, said
+    prepared = self._run.prepared
+    asked = prepared.validation if self._held_out else prepared.train
+    measure = self.measure if self._held_out else self.answer
+    found = measure(params, asked, stop, most=self._answers)
+    if found is None:
+      return None
+    results, predictions = found
+    name, split = ("eval", "validation") if self._held_out else ("train", "training")
+    lines = [describe(results, split)] if results else []
+    if predictions:
+      lines += self._sample(asked, predictions[0])
+    metrics = {f"{name}/{metric}": value for metric, value in results.items()}
+    return metrics, "\n  | ".join(lines)
 
-  def _answer(
-    self, params: Any, stop: Callable[[], bool]
-  ) -> tuple[dict[str, float], list[str]] | None:
-    """The metrics of the answers, and the first of them in lines beside what was expected."""
-    spec = self._run.prepared.spec
-    lm = self._language_model(params)
-    prompts = [example.sequences[0][: example.extra].tolist() for example in self._examples]
+  def measure(
+    self,
+    params: Any,
+    encoded: Encoded,
+    stop: Callable[[], bool] = lambda: False,
+    *,
+    most: int | None = None,
+  ) -> tuple[dict[str, float], list[dict[str, Any]]] | None:
+    """Metrics by name, and the answers to the first `most` prompts, of which one is exact_match."""
+    found = super().measure(params, encoded, stop)
+    answered = found and self.answer(params, encoded, stop, most=most)
+    if found is None or answered is None:
+      return None
+    perplexity = math.exp(min(found[0]["loss"], 700.0))
+    return found[0] | {"perplexity": perplexity} | answered[0], answered[1]
+
+  def answer(
+    self, params: Any, encoded: Encoded, stop: Callable[[], bool], *, most: int | None
+  ) -> tuple[dict[str, float], list[dict[str, Any]]] | None:
+    """exact_match, and the answers to the first prompts; none of several hosts generates."""
+    asked = encoded.examples[: 0 if jax.process_count() > 1 else most]
+    if not asked:
+      return {}, []
+    prompts = [example.sequences[0][: example.extra].tolist() for example in asked]
     # One more than the answer has: one that goes on is another one.
-    most = [example.length + 2 - example.extra for example in self._examples]
-    texts = answers.greedy(lm, prompts, most, stop)
+    longest = [example.length + 2 - example.extra for example in asked]
+    texts = answers.greedy(self._language_model(params), prompts, longest, stop)
     if texts is None:
       return None
-    given = instruction.predictions(texts, self._examples, spec)
-    expected = conversations.read(self._records[0], labelled=True).turns[-1].answer
-    prompt = self._tokenizer.decode(prompts[0])
-    lines = [f"{prompt} ⏵ {given[0]['answer']}", f"expected: {expected}"]
-    lines = [part for line in lines for part in line.split("\n")]
-    return instruction.metrics(given, self._records, spec), lines
+    spec, records = self._run.prepared.spec, [encoded.records[one.record] for one in asked]
+    predictions = instruction.predictions(texts, asked, spec)
+    return instruction.metrics(predictions, records, spec), predictions
+
+  def _sample(self, encoded: Encoded, prediction: dict[str, Any]) -> list[str]:
+    """The first prompt with the model's answer, in lines, beside what was expected."""
+    first = encoded.examples[0]
+    prompt = self._tokenizer.decode(first.sequences[0][: first.extra])
+    read = conversations.read(encoded.records[first.record], labelled=True)
+    text = f"{prompt} ⏵ {prediction['answer']}\nexpected: {read.turns[-1].answer}"
+    return text.split("\n")
 
 
 class InstructionTask(ExampleTask):
