@@ -12,6 +12,7 @@ from gptneo_jax.checkpoints.folder import is_checkpoint_folder, load_config
 from gptneo_jax.checkpoints.step_folders import find_checkpoint, latest_step
 from gptneo_jax.config import PRESETS, ModelConfig
 from gptneo_jax.errors import UserError
+from gptneo_jax.examples import task_file
 
 # Models of the hub whose settings need not be fetched.
 PUBLISHED = {
@@ -35,24 +36,28 @@ ADOPTED = (
 )  # fmt: skip
 
 
-_OF_THE_DATA = ("num_labels", "id2label", "problem_type", "pad_token_id")
+# What a task with examples settles when it has read them.
+OF_THE_DATA = ("vocab_size", "num_labels", "id2label", "problem_type", "pad_token_id")
 
 
 def adopt_model(config: ConfigDict, workdir: epath.PathLike | None = None) -> ConfigDict:
   """The config with the model of its init_from, where config.adopt_model says so; a locked copy.
 
-  A run that resumes in `workdir` takes its own, with the labels that it learns.
-  Raises UserError if there is no such model.
+  A run that resumes in `workdir` takes its own, and in any case the labels that it learns and the
+  tokens that it has added. Raises UserError if there is no such model.
   """
-  if not config.adopt_model:
-    return config
-  if not config.init_from:
+  if config.adopt_model and not config.init_from:
     raise UserError("adopt_model takes the model of init_from, and that is empty")
-  names = ADOPTED
+  names = ADOPTED if config.adopt_model else ()
   if workdir is not None and latest_step(workdir) is not None:
-    source, names = load_config(workdir), (*ADOPTED, *_OF_THE_DATA)
-  else:
+    learns_examples = (epath.Path(workdir) / task_file.FILE).exists()
+    if not (config.adopt_model or learns_examples):
+      return config
+    source, names = load_config(workdir), (*names, *OF_THE_DATA)
+  elif config.adopt_model:
     source = settings_of(config.init_from)
+  else:
+    return config
   adopted = config.copy_and_resolve_references().unlock()
   adopted.model.update({name: getattr(source, name) for name in names})
   return adopted.lock()

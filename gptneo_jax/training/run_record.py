@@ -17,6 +17,7 @@ from gptneo_jax.checkpoints.step_folders import RUN_CONFIG, latest_step
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.errors import UserError
 from gptneo_jax.evals.provenance import versions
+from gptneo_jax.training.adopt_model import OF_THE_DATA
 from gptneo_jax.training.run_config import flat
 
 _PACKAGES = (
@@ -81,7 +82,8 @@ def changes(workdir: epath.Path, record: dict[str, Any], model: ModelConfig) -> 
   if before is None:
     return []
   was, now = (flat(ConfigDict(each["config"])) for each in (before, record))
-  changed = [name for name in {**was, **now} if was.get(name) != now.get(name)]
+  compared = {**was, **now}.keys() - {f"model.{name}" for name in OF_THE_DATA}  # above
+  changed = [name for name in {**was, **now} if name in compared and was.get(name) != now.get(name)]
   fixed = [name for name in changed if name in _FIXED]
   if fixed:
     reasons = "; ".join(

@@ -6,11 +6,14 @@ import signal
 
 import pytest
 
-from gptneo_jax import train
+from gptneo_jax import data, train
 from gptneo_jax.checkpoints.step_folders import best_step, saved_steps
 from gptneo_jax.errors import UserError
+from gptneo_jax.training import run_config
 from gptneo_jax.training.early_stopping import BestSoFar
 from tests.helpers.small_runs import exact, lines, small_config
+from tests.helpers.small_tokenizers import trained_tokenizer
+from tests.helpers.train_runs import arrays, assert_bitwise_equal
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -156,3 +159,49 @@ def test_a_metric_that_is_not_there(checkpoint_every, tmp_path, monkeypatch):
   config.best_metric = "eval/accuracy"
   assert train.run(config, str(tmp_path / "run")) == 0
   assert timeless(tmp_path / "run")["best_step"] == 4
+
+
+def of_examples(folder):
+  """Labels that nothing says: what is learned is soon no better on what is held out."""
+  path, tokenizer = folder / "data.jsonl", folder / "tokenizer"
+  records = ({"text": f"{n} dogs " * (1 + n % 5), "label": "ab"[n * n % 7 % 2]} for n in range(70))
+  path.write_text("\n".join(map(json.dumps, records)))
+  data.save_tokenizer(trained_tokenizer(), str(tokenizer))
+  config = run_config.finetune("sequence_classification", head="sequence_classification").unlock()
+  config.model.update(
+    hidden_size=16, num_layers=2, num_heads=2, vocab_size=320, max_position_embeddings=64,
+    resid_dropout=0.1,
+  )  # fmt: skip
+  config.update(adopt_model=False, init_from="", seq_len=64, batch_size=4, epochs=8.0, log_every=1)
+  config.update(patience=2, best_metric="eval/accuracy", grad_accumulation=2)
+  config.model.remat = "none"
+  config.data.update(path=str(path), tokenizer=str(tokenizer), validation_fraction=0.3)
+  config.optimizer.learning_rate = 3e-3
+  return config.lock()
+
+
+def test_stopped_within_epochs_of_packed_examples(tmp_path, monkeypatch, capsys):
+  """Twice, each time in the middle of one: the same bits, best checkpoint and end."""
+  config, place, placed = of_examples(tmp_path), train.place_batch, []
+  assert train.run(config, str(tmp_path / "whole")) == 0
+  found = lines(tmp_path / "whole")
+  epoch = min(line["step"] for line in found if "eval/accuracy" in line)
+  end = timeless(tmp_path / "whole")["steps"]
+  assert epoch > 2 and end < 8 * epoch and end % epoch == 0
+
+  def stopping(*arguments):
+    placed.append(1)
+    if len(placed) in (epoch - 1, epoch + 2):
+      os.kill(os.getpid(), signal.SIGTERM)
+    return place(*arguments)
+
+  monkeypatch.setattr(train, "place_batch", stopping)
+  for status in (143, 143, 0):
+    assert train.run(config, str(tmp_path / "run")) == status
+  assert len(placed) == end
+  assert " -> " not in capsys.readouterr().out  # what the data settled is no change
+  assert exact(tmp_path / "run") == exact(tmp_path / "whole")
+  assert timeless(tmp_path / "run") == timeless(tmp_path / "whole")
+  for step in saved_steps(tmp_path / "whole"):
+    assert_bitwise_equal(arrays(tmp_path / "run", step), arrays(tmp_path / "whole", step))
+  assert best_step(tmp_path / "run") == best_step(tmp_path / "whole")
