@@ -219,8 +219,5 @@ def next_token_batch(batch: Batch) -> Batch:
 
 def add_tokens(tokenizer: Any, tokens: dict[str, str]) -> dict[str, int]:
   """Their ids by role; those that the tokenizer lacks are added to it, as special tokens."""
-  if tokens:
-    tokenizer.add_special_tokens(
-      {"additional_special_tokens": list(tokens.values())}, replace_additional_special_tokens=False
-    )
+  tokenizer.add_tokens(list(tokens.values()), special_tokens=True)
   return {role: tokenizer.convert_tokens_to_ids(text) for role, text in tokens.items()}

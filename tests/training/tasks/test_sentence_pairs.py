@@ -1,5 +1,7 @@
 """Pairs: their ids, masks, both orders."""
 
+import copy
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,6 +11,7 @@ from gptneo_jax import data
 from gptneo_jax.examples import delimited, sentence_pairs
 from gptneo_jax.examples.records import Record
 from gptneo_jax.examples.task_file import TaskSpec
+from gptneo_jax.training.example_task import add_tokens
 from gptneo_jax.training.tasks.sentence_pairs import TASK
 from tests.helpers import packed_checks
 from tests.helpers.small_tokenizers import trained_tokenizer
@@ -54,6 +57,16 @@ def test_a_pair_is_start_first_delimiter_second_extract():
   ]
   assert both.values["weights"] == (1.0, 0.0)
   assert all(ids[at] == 322 for ids, at in zip(both.sequences, both.values["pooled"]))
+
+
+def test_the_tokens_of_a_pair_are_special_ones_after_the_others():
+  tokenizer = copy.deepcopy(trained_tokenizer())
+  assert add_tokens(tokenizer, delimited.TOKENS) == TOKENS
+  assert add_tokens(tokenizer, delimited.TOKENS) == TOKENS, "once"
+  ids = tokenizer("<|start|>fox<|extract|>").input_ids
+  assert (ids[0], ids[-1], len(tokenizer)) == (320, 322, 323)
+  assert tokenizer.decode(ids, skip_special_tokens=True) == "fox"
+  assert add_tokens(tokenizer, {}) == {}
 
 
 @pytest.mark.parametrize("both_orders", [False, True])
