@@ -12,7 +12,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from jax import dtypes
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -132,11 +131,8 @@ def param_shardings(mesh: Mesh | AbstractMesh, boxed_params: Any) -> Any:
 
 
 def bytes_per_device(tree: Any) -> int:
-  """Bytes that one device holds of a tree of arrays, or of ShapeDtypeStructs with shardings.
-
-  As accelerators hold them: 4-bit integers are two to a byte there.
-  """
+  """Bytes that one device holds of a tree of arrays, or of ShapeDtypeStructs with shardings."""
   return sum(
-    math.prod(leaf.sharding.shard_shape(leaf.shape)) * dtypes.itemsize_bits(leaf.dtype) // 8
+    math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
     for leaf in jax.tree.leaves(tree)
   )

@@ -100,12 +100,12 @@ def init_state(
 ) -> TrainState:
   """A fresh state, initialised sharded: no device ever holds more than its part.
 
-  params: of the model, to start from (they are donated); None: random ones.
+  params: of the model, to start from, not to be used any more; None: random ones.
   """
   state = abstract_state(model, optimizer, mesh, method)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
   make = lambda params: _init(model, optimizer, method, seed, params)
-  return jax.jit(make, out_shardings=shardings, donate_argnums=0)(params)
+  return jax.jit(make, out_shardings=shardings, donate_argnums=_donated(method))(params)
 
 
 def init_model(model: Decoder, mesh: Mesh, seed: int) -> Any:
@@ -116,10 +116,15 @@ def init_model(model: Decoder, mesh: Mesh, seed: int) -> Any:
 
 
 def place_parts(model: Decoder, method: Method, mesh: Mesh, seed: int, params: Any) -> Parts:
-  """A model's parameters as `init_state` splits them; they are donated."""
+  """A model's parameters as `init_state` splits them; they are not to be used any more."""
   abstract = abstract_params(model, mesh)
   shardings = jax.tree.map(
     lambda leaf: leaf.sharding, methods.abstract_split(method, model.config, abstract, mesh)
   )
   cut = lambda params: methods.split(method, model.config, params, _factors_key(seed))
-  return jax.jit(cut, out_shardings=shardings, donate_argnums=0)(params)
+  return jax.jit(cut, out_shardings=shardings, donate_argnums=_donated(method))(params)
+
+
+def _donated(method: Method) -> tuple[int, ...]:
+  """Which argument's memory becomes the result's: not that of kernels that get smaller."""
+  return () if method.lora is not None and method.lora.base else (0,)

@@ -8,6 +8,7 @@ time, in the forward as in the backward pass.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -20,7 +21,23 @@ from gptneo_jax.model.matmul import matmul as plain_matmul
 _GROUP = 64  # inputs that share a scale, at 4 bits
 
 
-def quantize(kernel: jax.Array, mode: str, input_axes: int) -> qwix.QArray:
+@functools.partial(
+  jax.tree_util.register_dataclass, data_fields=["qvalue", "scale"], meta_fields=["packed"]
+)
+@dataclasses.dataclass(frozen=True)
+class QuantizedKernel:
+  """A stacked kernel as integers and scales.
+
+  packed: two 4-bit integers are in a byte, neighbours along the last axis. JAX's own int4 arrays
+    take a byte each on some backends, and compiled programs do not accept them on others.
+  """
+
+  qvalue: jax.Array
+  scale: jax.Array
+  packed: bool = False
+
+
+def quantize(kernel: jax.Array, mode: str, input_axes: int) -> QuantizedKernel:
   """A stacked kernel in 'int8' or 'int4'; its first `input_axes` axes after the layers' are inputs.
 
   Groups lie along the last axis of inputs: of the heads' output, within a head.
@@ -28,21 +45,32 @@ def quantize(kernel: jax.Array, mode: str, input_axes: int) -> qwix.QArray:
   kernel, last = kernel.astype(jnp.float32), input_axes
   if mode == "int8":
     outputs = (0, *range(last + 1, kernel.ndim))
-    return qwix.quantize(kernel, jnp.int8, channelwise_axes=outputs)
+    made = qwix.quantize(kernel, jnp.int8, channelwise_axes=outputs)
+    return QuantizedKernel(made.qvalue, made.scale)
   size = kernel.shape[last]
   others = tuple(axis for axis in range(kernel.ndim) if axis != last)
-  return qwix.quantize(
+  made = qwix.quantize(
     kernel, jnp.int4, channelwise_axes=others,
     tiled_axes={last: _GROUP if size % _GROUP == 0 else size},
   )  # fmt: skip
+  integers = made.qvalue.astype(jnp.int8)
+  if kernel.shape[-1] % 2:
+    return QuantizedKernel(integers, made.scale)
+  low, high = (integers[..., half::2].astype(jnp.uint8) for half in (0, 1))
+  return QuantizedKernel((low & 15) | (high << 4), made.scale, packed=True)
 
 
-def dequantize(kernel: qwix.QArray) -> jax.Array:
-  return qwix.dequantize(kernel)
+def dequantize(kernel: QuantizedKernel) -> jax.Array:
+  """The kernel in float32, stacked or a layer's."""
+  integers = kernel.qvalue
+  if kernel.packed:
+    halves = jnp.stack([integers & 15, integers >> 4], axis=-1).astype(jnp.int8)
+    integers = ((halves ^ 8) - 8).reshape(*integers.shape[:-1], -1)
+  return qwix.dequantize(qwix.QArray(integers, kernel.scale))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def matmul(x: jax.Array, kernel: qwix.QArray, contracted: int) -> jax.Array:
+def matmul(x: jax.Array, kernel: QuantizedKernel, contracted: int) -> jax.Array:
   """As `matmul.matmul`; the kernel is a constant to derivatives."""
   return plain_matmul(x, dequantize(kernel).astype(x.dtype), contracted)
 

@@ -102,7 +102,8 @@ def _cast_bytes(config: ModelConfig, state: TrainState) -> int:
   width, total = jnp.dtype(config.dtype).itemsize, 0
   for path, leaf in methods.paths(state.model_params).items():
     if path.endswith("qvalue"):  # dequantized layer by layer, in float32 first
-      total += _in_type(leaf, 4 + width) // config.num_layers
+      per_byte = 2 if leaf.dtype == jnp.uint8 else 1  # numbers
+      total += _in_type(leaf, (4 + width) * per_byte) // config.num_layers
     elif "/kernel/" not in path and leaf.dtype.itemsize != width:
       total += _in_type(leaf, width)
   return total

@@ -106,7 +106,8 @@ def test_gradients_over_a_quantized_base_are_those_of_the_dequantized_model(mode
     parts.frozen, is_leaf=lambda x: hasattr(x, "qvalue"),
   )  # fmt: skip
   kernel = parts.frozen["blocks"]["layer_0"]["attn"]["out"]["kernel"]
-  assert kernel.qvalue.dtype == mode and kernel.scale.dtype == jnp.float32
+  kind = {"int8": jnp.int8, "int4": jnp.uint8}[mode]  # of 4 bits two are in a byte
+  assert kernel.qvalue.dtype == kind and kernel.scale.dtype == jnp.float32
   over = jax.jit(jax.value_and_grad(lambda x: objective_of(config, parts, x)))
   beside = jax.jit(
     jax.value_and_grad(lambda x: objective_of(config, parts._replace(frozen=plain), x))

@@ -99,7 +99,7 @@ def test_a_folder_of_lora_stands_alone(start, of_lora, tmp_path):
   assert equal(started, adapted.params)
 
 
-@pytest.mark.parametrize("base", ["", "int8"])
+@pytest.mark.parametrize("base", ["", "int4"])
 def test_resumed_it_is_bitwise_the_same(base, start, corpus, tmp_path, capsys):
   """Dropout, noise and factors have keys of their own for each step."""
   changes = dict(init_from=str(start), lora__rank=2, lora__base=base, neftune_alpha=5.0)
