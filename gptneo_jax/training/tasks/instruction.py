@@ -110,7 +110,7 @@ class Evaluation(ExampleEvaluation):
     first = encoded.examples[0]
     prompt = self._tokenizer.decode(first.sequences[0][: first.extra])
     read = conversations.read(encoded.records[first.record], labelled=True)
-    text = f"{prompt} ⏵ {prediction['answer']}\nexpected: {read.turns[-1].answer}"
+    text = f"{prompt} ⏵ {prediction['answer'].strip()}\nexpected: {read.turns[-1].answer}"
     return text.split("\n")
 
 
