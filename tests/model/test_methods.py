@@ -151,3 +151,37 @@ def test_layout_of_the_parts_on_a_mesh():
   assert spec(parts.frozen, f"{q}/kernel/qvalue") == PartitionSpec(None, "fsdp", "tensor", None)
   # One group of inputs: its scales are everywhere.
   assert spec(parts.frozen, f"{q}/kernel/scale") == PartitionSpec(None, None, "tensor", None)
+
+
+def test_noise_on_embeddings_is_of_training_and_of_each_sequence():
+  """Its size is alpha / sqrt(L · D), L the tokens of the segment; without a key there is none."""
+  config = NEO.replace(num_layers=2, neftune_alpha=5.0)
+  module, params = heads.build(config), random_params(config)
+  segments = np.repeat([[1, 2]], [8, 24], axis=1)
+  run = lambda **options: module.apply(
+    {"params": params}, BATCH["inputs"][:1], segment_ids_BxT=segments, mutable=["hidden_states"],
+    **options,
+  )[1]["hidden_states"]["embeddings"][0]  # fmt: skip
+  plain, noisy = run(), run(deterministic=False, rngs={"dropout": KEY})
+  sizes = np.abs(noisy - plain)[0]
+  for tokens, part in ((8, sizes[:8]), (24, sizes[8:])):
+    bound = 5.0 / np.sqrt(tokens * 24)
+    assert 0.95 * bound < part.max() <= bound * 1.0001
+    np.testing.assert_allclose(part.mean(), bound / 2, rtol=0.1)
+
+
+def test_dropout_before_factors_touches_nothing_else():
+  config = NEO.replace(num_layers=2, lora_dropout=0.5)
+  module = heads.build(config)
+  parts = methods.split(Method(LoraConfig(rank=3)), config, random_params(config), KEY)
+  run = jax.jit(
+    lambda parts, key: module.apply(
+      {"params": parts.combined()}, BATCH["inputs"], deterministic=False, rngs={"dropout": key}
+    )
+  )
+  keys = [jax.random.key(n) for n in (1, 2)]
+  # New factors add nothing, whatever is dropped before them.
+  fresh = [run(parts, key) for key in keys]
+  np.testing.assert_array_equal(*fresh)
+  after = [run(learnt(parts), key) for key in keys]
+  assert np.abs(after[0] - after[1]).max() > 1e-3
