@@ -8,8 +8,9 @@ All sides learn from the same examples, whose second half is the answer, which a
 it; ours packs them into rows, as train.py does, and theirs fills them up to the longest of the
 batch, as Trainer's collator does. AdamW (theirs fused, Trainer's default) and clipping on all
 sides; LoRA has rank 8 on all linear layers of the blocks. The sides alternate in one process;
-peak memory is that of a process of its own. Expected on 2 CPU cores: at least 1.5 times their
-speed, in full and by LoRA.
+peak memory is that of a process of its own. On a machine that others use too, `taskset -c 1` before
+the command gives each side one thread: PyTorch's threads wait for each other where they share
+cores.
 """
 
 import argparse
