@@ -33,7 +33,8 @@ from gptneo_jax import hardware
 from gptneo_jax.planning import advice, aot_compile, report, topology
 from gptneo_jax.planning.aot_compile import Report
 from gptneo_jax.planning.topology import Topology
-from gptneo_jax.training import config_file, fitting, memory_estimate
+from gptneo_jax.training import config_file, fitting, memory_estimate, run_config
+from gptneo_jax.training.adopt_model import adopt_model
 from gptneo_jax.training.compiled_step import TooLarge, compile_step, fit
 from gptneo_jax.training.fitting import Changes
 from gptneo_jax.training.memory_estimate import GIB, size_text
@@ -64,6 +65,7 @@ def run(config: ConfigDict, topology_name: str | None, *, config_path: str = "th
   config: as the files in configs/ make it. topology_name: None for this machine, estimated.
   Raises UserError.
   """
+  config = _without_data(adopt_model(config))
   target = topology.find(topology_name or topology.HERE)
   compiles = topology_name is not None and bool(target.devices)
   config, forced = _computable(config, target)
@@ -105,6 +107,13 @@ def run(config: ConfigDict, topology_name: str | None, *, config_path: str = "th
     f" {target.size} device(s), {how}; {size_text(available)} there"
   )
   return 0 if fits else 1
+
+
+def _without_data(config: ConfigDict) -> ConfigDict:
+  """The config with a name for its data where it has none: nothing is read to plan."""
+  if config.data.path or config.data.source in ("stdlib", "mixture"):
+    return config
+  return run_config.apply(config, {"data.path": "DATA"})
 
 
 def _computable(config: ConfigDict, target: Topology) -> tuple[ConfigDict, Changes]:

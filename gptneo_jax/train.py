@@ -251,11 +251,12 @@ def _run(
       f"validation loss over the {config.lora.base} base {trained:.4f}; merged into the base as it"
       f" was, which is what {workdir} loads as, {merged:.4f}"
     )
-  if tested := evaluation.at_end(state.model_params, workdir):
-    summary.add_test(tested[0])
-    say(tested[1])
-  if multihost.is_host0() and (step > first or not summary.is_written(workdir)):
-    say(summary.write(workdir, step, batches.epochs))
+  if step > first or not summary.is_written(workdir):
+    if tested := evaluation.at_end(state.model_params, workdir):
+      summary.add_test(tested[0])
+      say(tested[1])
+    if multihost.is_host0():
+      say(summary.write(workdir, step, batches.epochs))
   early = f" of {run.config.steps}, {summary.best.describe()}" if step < run.config.steps else ""
   say(f"done: step {step}{early}, checkpoint in {workdir / str(step)}")
   return 0

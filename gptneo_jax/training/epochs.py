@@ -34,7 +34,9 @@ def settle_schedule(config: ConfigDict) -> ConfigDict:
   """
   changes = {}
   if config.schedule.warmup_ratio > 0:
-    changes["schedule.warmup_steps"] = _whole(config.schedule.warmup_ratio * config.steps)
+    # At least one step is left to decay in: else a run of one step would have no learning rate.
+    warmup = min(_whole(config.schedule.warmup_ratio * config.steps), config.steps - 1)
+    changes["schedule.warmup_steps"] = warmup
   if config.schedule.decay_steps == 0:
     changes["schedule.decay_steps"] = config.steps
   return apply(config, changes) if changes else config

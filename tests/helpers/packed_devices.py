@@ -24,6 +24,10 @@ from tests.helpers.small_tokenizers import trained_tokenizer
 TEXTS = ["the lazy dog", "Olá, mundo: ação", "fox", "The quick brown fox jumps over", "e a ação"]
 ROWS, T = 8, 64
 TOKENS = {"start": 320, "delimiter": 321, "extract": 322}
+SETTINGS = {
+  "both_orders": True, "stride": 8, "template": "plain", "loss_on": "answer",
+  "max_answer_tokens": 8, "no_answer_threshold": 0.0,
+}  # fmt: skip
 
 
 def records_of(task: str) -> list[Record]:
@@ -48,10 +52,7 @@ def batch_of(task):
   """Eight rows, of which the last four hold fewer examples and one part of four none."""
   spec = TaskSpec(
     task.name, 48, T, "truncate_left",
-    settings={
-      "both_orders": True, "stride": 8, "template": "plain", "loss_on": "answer",
-      "max_answer_tokens": 8, "no_answer_threshold": 0.0,
-    },
+    settings=SETTINGS,
   )  # fmt: skip
   records = records_of(task.name)
   spec = task.kind.settle(records, spec).replace(tokens=TOKENS)

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from gptneo_jax import plan as planner
+from gptneo_jax.training import config_file
 from tests.helpers import train_runs
 from tests.helpers.topologies import needs_libtpu
 
@@ -158,3 +160,20 @@ def test_programs_run_on_a_cpu_beside_tpus_compiler(tmp_path):
   assert result.returncode == 0, result.stderr
   assert "1 cpu device(s)" in result.stdout
   assert "TPU" not in result.stderr  # it is not looked for
+
+
+@pytest.mark.parametrize(
+  ("arg", "name", "fits"),
+  [
+    ("", "EleutherAI/gpt-neo-125m", True),
+    (":lora", "EleutherAI/gpt-neo-1.3B", True),
+    (":qlora", "EleutherAI/gpt-neo-2.7B", True),
+    ("", "EleutherAI/gpt-neo-2.7B", False),
+  ],
+)
+def test_what_a_t4_can_fine_tune(arg, name, fits, capsys):
+  """Of models of the hub, which are not fetched, and without data."""
+  config = config_file.load(f"configs/finetune/spam.py{arg}").unlock()
+  config.init_from = name
+  assert planner.run(config.lock(), "t4:1") == (not fits)
+  assert capsys.readouterr().out.splitlines()[-1].startswith("fits" if fits else "does not fit")

@@ -78,3 +78,10 @@ def test_a_mixture_has_no_epochs(tmp_path):
   config.data.update(source="mixture", path="", mixture=((1, "jsonl", path), (2, "jsonl", path)))
   with pytest.raises(UserError, match="epochs count passes over one source"):
     run(config, str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (2, 1), (100, 5), (101, 6)])
+def test_the_warm_up_leaves_a_step(steps, warmup):
+  config = run_config.base(ModelConfig()).unlock()
+  config.steps, config.schedule.warmup_ratio, config.schedule.decay_steps = steps, 0.05, 0
+  assert epochs.settle_schedule(config.lock()).schedule.warmup_steps == warmup
