@@ -10,8 +10,6 @@ each sequence that is read), `weights` (float32 B x E; 0 for places without a se
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import jax
 import jax.numpy as jnp
 
@@ -41,10 +39,6 @@ def choice_losses(scores_BxE: jax.Array, groups_BxE: jax.Array) -> jax.Array:
 def weighted_sum(losses: jax.Array, weights: jax.Array, total: jax.Array) -> jax.Array:
   """Sum of weight / total · loss; places without weight add 0, whatever is in them."""
   return jnp.where(weights > 0, losses * (weights / total), 0.0).sum()
-
-
-def weight_sum(batch: Mapping[str, jax.Array]) -> jax.Array:
-  return batch["weights"].sum()
 
 
 def _same(groups_BxE: jax.Array) -> jax.Array:

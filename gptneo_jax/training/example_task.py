@@ -6,7 +6,7 @@ What records, ids and predictions are is in the task's module of `examples`; her
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -29,31 +29,38 @@ from gptneo_jax.training.example_evaluation import ExampleEvaluation
 from gptneo_jax.training.prepared import Encoded, Prepared
 from gptneo_jax.training.setup import Run
 
-# (module, params, batch, final hidden states, dropout key or None, sum of the weights)
-#   -> the batch's share of the loss.
-HeadLoss = Callable[[Decoder, Any, Batch, jax.Array, jax.Array | None, jax.Array], jax.Array]
-
 
 class ExampleTask:
-  """One of the tasks of `examples`.
+  """One of the tasks of `examples`; a subclass says what its head is to learn.
 
   Attributes:
+    NAME: of the module in `examples`.
     HEADS: values of `model.head` that it trains.
+    kind: that module.
   """
 
+  NAME: str
+  HEADS: tuple[str, ...]
   POSITIONS_RESTART = True
 
-  def __init__(
+  def __init__(self):
+    self.kind = examples.find(self.NAME)
+
+  def head_loss(
     self,
-    name: str,
-    heads: tuple[str, ...],
-    head_loss: HeadLoss,
-    weight_sum: Callable[[Batch], jax.Array],
-  ):
-    """head_loss: of a batch; weight_sum: what it is divided by, over the whole batch."""
-    self.name, self.HEADS = name, heads
-    self.kind = examples.find(name)
-    self._head_loss, self._weight_sum = head_loss, weight_sum
+    config: ConfigDict,
+    module: Decoder,
+    params: Any,
+    batch: Batch,
+    hidden_BxTxD: jax.Array,
+    key: jax.Array | None,
+    total: jax.Array,
+  ) -> jax.Array:
+    """The losses of a batch, each times its weight / `total`, summed.
+
+    hidden_BxTxD: the final hidden states. key: for dropout; None for none.
+    """
+    raise NotImplementedError
 
   # --- before the start ---------------------------------------------------------------------------
 
@@ -91,7 +98,7 @@ class ExampleTask:
     for name in ("labels", "problem", "packing"):  # said elsewhere, or of training alone
       del settings[name]
     return TaskSpec(
-      task=self.name,
+      task=self.NAME,
       max_tokens=min(config.seq_len, run.model_config.max_position_embeddings),
       row_tokens=config.seq_len,
       on_too_long=config.data.on_too_long,
@@ -176,7 +183,7 @@ class ExampleTask:
     coefficient = config.examples.lm_coefficient
 
     def weight_sums(batch: Batch) -> dict[str, jax.Array]:
-      sums = {"loss": self._weight_sum(batch)}
+      sums = {"loss": batch["weights"].sum()}
       if coefficient:
         sums["lm_loss"] = next_token_batch(batch)["weights"].sum()
       return sums
@@ -184,7 +191,9 @@ class ExampleTask:
     def share(params: Any, part: Batch, key: jax.Array | None, weight_sums: dict[str, jax.Array]):
       keys = (None, None) if key is None else jax.random.split(key)
       hidden_BxTxD = next_token.hidden_states(module, params, part, keys[0])
-      loss = self._head_loss(module, params, part, hidden_BxTxD, keys[1], weight_sums["loss"])
+      loss = self.head_loss(
+        config, module, params, part, hidden_BxTxD, keys[1], weight_sums["loss"]
+      )
       if not coefficient:
         return loss, {"loss": loss}
       lm = next_token.loss_of_hidden(

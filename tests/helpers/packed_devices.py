@@ -51,10 +51,10 @@ def records_of(task: str) -> list[Record]:
 def batch_of(task):
   """Eight rows, of which the last four hold fewer examples and one part of four none."""
   spec = TaskSpec(
-    task.name, 48, T, "truncate_left",
+    task.NAME, 48, T, "truncate_left",
     settings=SETTINGS,
   )  # fmt: skip
-  records = records_of(task.name)
+  records = records_of(task.NAME)
   spec = task.kind.settle(records, spec).replace(tokens=TOKENS)
   made = task.kind.encode(records, spec, data.DocumentEncoder(trained_tokenizer()), labelled=True)
   packing = Packing(made, T, packed=True)

@@ -117,9 +117,7 @@ class Evaluation(ExampleEvaluation):
 class InstructionTask(ExampleTask):
   """The task with the loss of a language model, and its own evaluation."""
 
-  def __init__(self):
-    heads: tuple[str, ...] = ("lm",)
-    self.name, self.HEADS, self.kind = "instruction", heads, examples.find("instruction")
+  NAME, HEADS = "instruction", ("lm",)
 
   def make_loss(self, config: ConfigDict, module: Decoder) -> Loss:
     return next_token_loss(module, config.z_loss, config.label_smoothing)
