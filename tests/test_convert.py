@@ -11,7 +11,6 @@ from gptneo_jax.checkpoints.folder import load_config
 from gptneo_jax.checkpoints.step_folders import saved_steps
 from gptneo_jax.errors import UserError
 from gptneo_jax.interop import peft_files, verification
-from gptneo_jax.model import lora
 from tests.helpers import hf_folders
 
 
@@ -62,10 +61,11 @@ def test_there_and_back(tmp_path, hf, capsys):
 def test_an_adapter_is_merged_on_the_way(tmp_path, hf):
   """Both ways, with the weights that `load` gives with it."""
   draw = lambda *shape: np.random.default_rng(shape).standard_normal(shape).astype(np.float32)
-  q = {"attn": {"q": {"a": draw(2, 24, 3), "b": draw(2, 3, 4, 6)}}}
+  pair = {"lora_a": draw(2, 24, 3), "lora_b": draw(2, 3, 4, 6)}
+  q = {"attn": {"q": {**pair, "lora_scale": np.full(2, 2.0, np.float32)}}}
   factors = {"blocks": {"layer_0": q, "layer_1": q}}
   adapter, plain = str(tmp_path / "adapter"), str(tmp_path / "plain")
-  peft_files.write_adapter(adapter, interop.open_hf(hf).config, lora.Adapter(2.0, factors))
+  peft_files.write_adapter(adapter, interop.open_hf(hf).config, factors)
   convert.main(["hf-to-orbax", hf, str(tmp_path / "in"), "--adapter", adapter])
   convert.main(["hf-to-orbax", hf, plain])
   convert.main(["orbax-to-hf", plain, str(tmp_path / "out"), "--adapter", adapter])

@@ -89,7 +89,7 @@ def encode(
   for number, (record, question, texts) in enumerate(zip(records, questions, choices)):
     answers = [next(encoded) for _ in texts]
     each = len(question) + max(map(len, answers)) + len(delimited.TOKENS)
-    most = min(spec.max_tokens, spec.row_tokens // len(answers))
+    most = min(spec.max_tokens, (spec.row_tokens or spec.max_tokens) // len(answers))
     if not long.keeps(record.location, each, most=most):
       continue
     sequences = tuple(

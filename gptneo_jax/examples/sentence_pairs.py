@@ -55,7 +55,7 @@ def encode(
   )
   examples, long = [], TooLong(spec)
   orders = 2 if spec.settings.get("both_orders") else 1
-  most = min(spec.max_tokens, spec.row_tokens // orders)
+  most = min(spec.max_tokens, (spec.row_tokens or spec.max_tokens) // orders)
   for number, (record, first, second) in enumerate(zip(records, firsts, seconds)):
     length = len(first) + len(second) + len(delimited.TOKENS)
     if not long.keeps(record.location, length, most=most):

@@ -20,7 +20,7 @@ class TaskSpec:
   Attributes:
     task: name of the module of `examples`.
     max_tokens: the longest sequence.
-    row_tokens: those of a row, which has room for all sequences of an example.
+    row_tokens: those of a row, which has room for all sequences of an example; 0: max_tokens.
     on_too_long: 'stop', 'drop' or 'truncate_left', for a longer one.
     columns: 'role=field,…' of the training file; '' where the fields were found by their names.
     labels: their names, in the order of the model's outputs; () without any.

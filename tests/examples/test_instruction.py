@@ -113,7 +113,7 @@ def test_a_prompt_to_answer_is_the_one_that_was_learned(encoder):
 
 def test_too_long_is_refused_with_file_and_line(encoder):
   short, long = qa("fox", "dog"), qa("the fox " * 40, "dog")
-  with pytest.raises(DataError, match=r"^f.json:2: \d+ tokens .* of seq_len; 2 such example"):
+  with pytest.raises(DataError, match=r"^f.json:2: \d+ tokens .* allows; 2 such example"):
     encode(encoder, spec(), short, long, long)
   made = encode(encoder, spec(on_too_long="drop"), short, long, short)
   assert [example.record for example in made] == [0, 2]
@@ -151,7 +151,7 @@ def test_an_answer_longer_than_a_row_is_never_cut(encoder, caplog):
 def test_a_row_that_is_just_full(encoder):
   length = encode(encoder, spec(), qa("the fox", "the dog"))[0].length
   encode(encoder, spec(max_tokens=length), qa("the fox", "the dog"))
-  with pytest.raises(DataError, match=f"{length} tokens are more than the {length - 1}"):
+  with pytest.raises(DataError, match=f"{length} tokens are more than seq_len {length - 1}"):
     encode(encoder, spec(max_tokens=length - 1), qa("the fox", "the dog"))
 
 

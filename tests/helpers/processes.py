@@ -18,6 +18,7 @@ def found_on_eight_devices(script: str, flags: str = "") -> Any:
   """
   flags = f"--xla_force_host_platform_device_count=8 {flags}"
   environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+  environment["PYTHONPATH"] = str(HELPERS.parent.parent)  # they import one another
   done = subprocess.run(
     [sys.executable, HELPERS / script], env=environment, capture_output=True, text=True, timeout=300
   )

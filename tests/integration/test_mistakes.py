@@ -76,7 +76,7 @@ def test_settings(settings, expected, tmp_path, refused_here):
     ("a.csv", "text,label\nhi,1,2\n", {}, "a.csv:2: 3 fields in a table of 2"),
     ("a.csv", 'text,label\nhi,1\n"no end,0\n', {}, "a.csv:3: a quote opens here"),
     ("a.jsonl", '{"text": "a", "label": 1}\n{"text"\n', {}, "a.jsonl:2: invalid JSON"),
-    ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b"}\n', {}, "a.jsonl:2: no field 'label'"),
+    ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b"}\n', {}, "a.jsonl:2: no label"),
     ("a.json", '[{"text": "a", "label": 1}]', {}, "data.validation_fraction=0.1 of 1 record"),
     ("a.json", "[]", {}, "a.json holds no record"),
     ("a.tsv", "1\thi\n", {"columns": "txt=1"}, "there is no 'txt' here; did you mean text?"),

@@ -115,7 +115,7 @@ def test_a_record_without_any_of_several_labels(tmp_path):
 @pytest.mark.parametrize("policy", ["stop", "drop", "truncate_left"])
 def test_texts_that_are_too_long(policy):
   records = [Record({"text": "fox " * n, "label": "a"}, f"f:{n}") for n in (1, 90, 2, 100)]
-  spec = TaskSpec("sequence_classification", 16, policy, labels=("a", "b"),
+  spec = TaskSpec("sequence_classification", 16, on_too_long=policy, labels=("a", "b"),
                   problem="single_label_classification")  # fmt: skip
   encoder = data.DocumentEncoder(trained_tokenizer())
   encode = lambda: sequence_classification.encode(records, spec, encoder, labelled=True)
