@@ -189,6 +189,27 @@ def progress_bar(**options: Any) -> tqdm.tqdm:
   return tqdm.tqdm(**options) if sys.stderr.isatty() else _Lines(**options)
 
 
+class Bar:
+  """A progress bar for functions that say how much is done of what; it appears when they do."""
+
+  def __init__(self, **options: Any):
+    """options: tqdm's."""
+    self._options = options
+
+  def __enter__(self) -> Bar:
+    self._bar: tqdm.tqdm | None = None
+    return self
+
+  def at(self, done: int, total: int) -> None:
+    if self._bar is None:
+      self._bar = progress_bar(total=total, **self._options)
+    self._bar.update(done - self._bar.n)
+
+  def __exit__(self, *_: Any) -> None:
+    if self._bar is not None:
+      self._bar.close()
+
+
 class _Lines(tqdm.tqdm):
   """Progress without a terminal: lines, no carriage returns, and none before something is done."""
 

@@ -9,12 +9,9 @@ import logging
 import sys
 from collections.abc import Sequence
 
-import tqdm
-
 from gptneo_jax import cli, interop
 from gptneo_jax.checkpoints.lazy import LazyArray
 from gptneo_jax.checkpoints.step_folders import find_checkpoint
-from gptneo_jax.cli import progress_bar
 from gptneo_jax.config import FLOAT_TYPES, ModelConfig
 from gptneo_jax.examples import TaskSpec, instruction, task_file
 from gptneo_jax.interop import peft_files
@@ -41,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _hf_to_orbax(args: argparse.Namespace) -> int:
-  with _Bar() as bar:
+  with cli.Bar(unit="B", unit_scale=True) as bar:
     model = interop.hf_to_orbax(
       args.source, args.destination, dtype=args.dtype, ignore=args.ignore,
       transform=_merging(args.adapter), tokenizer=not args.no_tokenizer,
@@ -61,7 +58,7 @@ def _orbax_to_hf(args: argparse.Namespace) -> int:
     print(f"{args.destination}: ready for PEFT's PeftModel.from_pretrained")
     return 0
   task = task_file.load(find_checkpoint(args.source, args.step)[0])
-  with _Bar() as bar:
+  with cli.Bar(unit="B", unit_scale=True) as bar:
     interop.orbax_to_hf(
       args.source, args.destination, step=args.step, dtype=args.dtype,
       transform=_merging(args.adapter), tokenizer=not args.no_tokenizer,
@@ -115,23 +112,6 @@ def _verify(args: argparse.Namespace) -> int:
     print(f"error: the difference is above {report['tolerance']}", file=sys.stderr)
     return 1
   return 0
-
-
-class _Bar:
-  """A progress bar that appears after the first bytes."""
-
-  def __enter__(self) -> _Bar:
-    self._bar: tqdm.tqdm | None = None
-    return self
-
-  def at(self, done: int, total: int) -> None:
-    if self._bar is None:
-      self._bar = progress_bar(total=total, unit="B", unit_scale=True)
-    self._bar.update(done - self._bar.n)
-
-  def __exit__(self, *_) -> None:
-    if self._bar is not None:
-      self._bar.close()
 
 
 def _parser() -> argparse.ArgumentParser:

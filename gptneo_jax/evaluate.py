@@ -300,15 +300,10 @@ def _evaluate_labelled(
   args: argparse.Namespace, lm: engine.LanguageModel, found: dict[str, Any]
 ) -> None:
   """Predictions against labels; adds `labelled` and `results.labelled`."""
-  with cli.progress_bar(desc="predict", unit=" rows", delay=2) as bar:
-
-    def show(done: int, total: int) -> None:
-      bar.total = total
-      bar.update(done - bar.n)
-
+  with cli.Bar(desc="predict", unit=" rows", delay=2) as bar:
     measured = labelled.evaluate(
       lm, args.labelled, given=args.columns, batch_size=args.batch_size, limit=args.limit,
-      progress=show,
+      progress=bar.at,
     )  # fmt: skip
   found["results"]["labelled"] = measured.pop("metrics")
   found["labelled"] = measured

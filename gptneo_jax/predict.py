@@ -30,13 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     raise UserError(f"--batch_size is {args.batch_size}; it is at least 1")
   lm = engine.load(args.checkpoint, args.dtype, adapter=args.adapter, step=args.step)
   records = prediction.read(lm, args.input, args.columns, labelled=False)
-  with cli.progress_bar(desc="predict", unit=" rows", delay=2) as bar:
-
-    def show(done: int, total: int) -> None:
-      bar.total = total
-      bar.update(done - bar.n)
-
-    said = prediction.predict(lm, records, batch_size=args.batch_size, progress=show)
+  with cli.Bar(desc="predict", unit=" rows", delay=2) as bar:
+    said = prediction.predict(lm, records, batch_size=args.batch_size, progress=bar.at)
   with _output(args.output) as file:
     for one in said:
       file.write(json.dumps(one, ensure_ascii=False) + "\n")

@@ -4,7 +4,7 @@
                            of LoRA
   FOLDER/base              the model that the run started from, a folder of ours with its step 0
   FOLDER/STEP/params       factors as `methods.split` has them, and a head
-  FOLDER/adapter           the newest of them in PEFT's files (training/method_state.py)
+  FOLDER/adapter           the newest of them in PEFT's files (training/run_state.py)
 
 Whatever reads such a folder gets the model with the factors merged (`reading.restore_params`,
 `lazy.open_params`).

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import numbers
 from collections.abc import Sequence
 from typing import Any
@@ -140,14 +139,6 @@ def index(name: str, location: str, spec: TaskSpec) -> int:
       f"{location}: the label {name!r} is none of the {len(spec.labels)} that training"
       f" knows{did_you_mean(name, spec.labels)}: {', '.join(spec.labels[:20])}"
     ) from None
-
-
-def shares(records: Sequence[Record], spec: TaskSpec) -> dict[str, float]:
-  """The share of the records that has each label, the most frequent first."""
-  counts = collections.Counter(
-    name for record in records for name in names_of(record, spec.problem)
-  )
-  return {name: count / len(records) for name, count in counts.most_common()}
 
 
 def _problem(records: Sequence[Record]) -> str:

@@ -21,18 +21,15 @@ class TooLong:
     self._spec = spec
     self._found: list[tuple[str, int]] = []
 
-  def keeps(
-    self, location: str, tokens: int, *, most: int | None = None, can_be_cut: bool = True
-  ) -> bool:
+  def keeps(self, location: str, tokens: int, *, most: int | None = None) -> bool:
     """Whether an example of so many tokens is to be made, cut where it is longer than a row.
 
-    most: tokens that it may have, if those are not spec.max_tokens. can_be_cut: False where what
-      would be left teaches nothing.
+    most: tokens that it may have, if those are not spec.max_tokens.
     """
     if tokens <= (self._spec.max_tokens if most is None else most):
       return True
     self._found.append((location, tokens))
-    return can_be_cut and self._spec.on_too_long == "truncate_left"
+    return self._spec.on_too_long == "truncate_left"
 
   def finish(self, examples: Sequence[Item]) -> list[Item]:
     """The examples. Raises DataError if there were some that are too long, and none may be."""

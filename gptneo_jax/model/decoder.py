@@ -12,7 +12,7 @@ time to compile does not grow with depth. Parameters, float32 unless `param_dtyp
 Beside a kernel of the blocks there may be low-rank factors, `lora_a`, `lora_b` and `lora_scale`
 (lora.py), and the kernel may be quantized (quantized_kernel.py): both are read where they are
 passed, and never made here. Other collections, each of the same layout, `hidden_states` and
-`attentions`, are written where asked for (see the functions of these names).
+`attentions`, are written where asked for (intermediates.py).
 
 Letters as in axes.py. Sources: EleutherAI/gpt-neo (models/gpt2/gpt2.py), transformers'
 modeling_gpt_neo.py and modeling_gpt2.py.
@@ -376,33 +376,3 @@ class Decoder(_Module):
 def output_table(config: ModelConfig, params: Mapping[str, Any]) -> jax.Array:
   """The table that takes hidden states to logits, padded V x D."""
   return params["lm_head" if config.untied_lm_head else "wte"]
-
-
-def hidden_states(model: Decoder, variables: Any, ids_BxT: jax.Array, **options) -> list[jax.Array]:
-  """Embeddings, what each block but the last gives, and the last one after the final norm.
-
-  L + 1 arrays B x T x D, as transformers' `hidden_states`; options as in `Decoder.__call__`.
-  """
-  final_BxTxD, written = model.apply(
-    variables, ids_BxT, mutable=["hidden_states"], method=Decoder.__call__, **options
-  )
-  written = written["hidden_states"]
-  layers = _in_order(model.config, written["blocks"], lambda block: block["output"][0])
-  return [written["embeddings"][0], *layers[:-1], final_BxTxD]
-
-
-def attentions(model: Decoder, variables: Any, ids_BxT: jax.Array, **options) -> list[jax.Array]:
-  """Probabilities of each layer, L arrays B x H x T x T, whatever backend the model runs on."""
-  _, written = model.apply(
-    variables, ids_BxT, mutable=["attentions"], method=Decoder.__call__, **options
-  )
-  blocks = written["attentions"]["blocks"]
-  return _in_order(model.config, blocks, lambda block: block["attn"]["probs"][0])
-
-
-def _in_order(
-  config: ModelConfig, blocks: Mapping[str, Any], take: Callable[[Any], jax.Array]
-) -> list[jax.Array]:
-  """One array of each layer, first to last, out of the stacks of the scan."""
-  places = [take(blocks[f"layer_{j}"]) for j in range(config.period)]
-  return [places[i % config.period][i // config.period] for i in range(config.num_layers)]

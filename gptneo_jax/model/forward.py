@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from gptneo_jax.axes import round_up
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.errors import UserError
-from gptneo_jax.model import decoder, heads
+from gptneo_jax.model import heads, intermediates
 from gptneo_jax.model.matmul import exact_products
 from gptneo_jax.sharding import batch_ways
 
@@ -97,12 +97,12 @@ def outputs(module, params, ids_BxT, *, method, token_B, **options):
 
 @functools.partial(jax.jit, static_argnames="module")
 def hidden_states(module, params, ids_BxT, **options):
-  return decoder.hidden_states(module, {"params": params}, ids_BxT, **options)
+  return intermediates.hidden_states(module, {"params": params}, ids_BxT, **options)
 
 
 @functools.partial(jax.jit, static_argnames="module")
 def attentions(module, params, ids_BxT, **options):
-  return decoder.attentions(module, {"params": params}, ids_BxT, **options)
+  return intermediates.attentions(module, {"params": params}, ids_BxT, **options)
 
 
 def _shaped(name: str, values: Any, B: int, T: int) -> np.ndarray:

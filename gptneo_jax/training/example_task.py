@@ -5,6 +5,7 @@ What records, ids and predictions are is in the task's module of `examples`; her
 
 from __future__ import annotations
 
+import abc
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -30,8 +31,8 @@ from gptneo_jax.training.prepared import Encoded, Prepared
 from gptneo_jax.training.setup import Run
 
 
-class ExampleTask:
-  """One of the tasks of `examples`; a subclass says what its head is to learn.
+class ExampleTask(abc.ABC):
+  """One of the tasks of `examples`; a subclass says what it minimises.
 
   Attributes:
     NAME: of the module in `examples`.
@@ -45,22 +46,6 @@ class ExampleTask:
 
   def __init__(self):
     self.kind = examples.find(self.NAME)
-
-  def head_loss(
-    self,
-    config: ConfigDict,
-    module: Decoder,
-    params: Any,
-    batch: Batch,
-    hidden_BxTxD: jax.Array,
-    key: jax.Array | None,
-    total: jax.Array,
-  ) -> jax.Array:
-    """The losses of a batch, each times its weight / `total`, summed.
-
-    hidden_BxTxD: the final hidden states. key: for dropout; None for none.
-    """
-    raise NotImplementedError
 
   # --- before the start ---------------------------------------------------------------------------
 
@@ -175,6 +160,44 @@ class ExampleTask:
 
   # --- loss ---------------------------------------------------------------------------------------
 
+  @abc.abstractmethod
+  def make_loss(self, config: ConfigDict, module: Decoder) -> Loss:
+    """See `tasks.Task`."""
+
+  def train_metrics(self, metrics: dict[str, float]) -> dict[str, float]:
+    return metrics
+
+  # --- evaluation ---------------------------------------------------------------------------------
+
+  def make_evaluation(self, run: Run, tokenizer: Any) -> ExampleEvaluation:
+    return ExampleEvaluation(run, self.kind, self.make_loss(run.config, run.module))
+
+  def write_files(self, run: Run, tokenizer: Any, workdir: epath.Path) -> None:
+    """task.json, and the tokenizer again where tokens were added to it."""
+    task_file.save(workdir, run.prepared.spec)
+    if run.prepared.spec.tokens:
+      data.save_tokenizer(tokenizer, str(workdir))
+
+
+class HeadTask(ExampleTask):
+  """A task whose head learns from labels; a subclass says by which loss."""
+
+  @abc.abstractmethod
+  def head_loss(
+    self,
+    config: ConfigDict,
+    module: Decoder,
+    params: Any,
+    batch: Batch,
+    hidden_BxTxD: jax.Array,
+    key: jax.Array | None,
+    total: jax.Array,
+  ) -> jax.Array:
+    """The losses of a batch, each times its weight / `total`, summed.
+
+    hidden_BxTxD: the final hidden states. key: for dropout; None for none.
+    """
+
   def make_loss(self, config: ConfigDict, module: Decoder) -> Loss:
     """The head's, and config.examples.lm_coefficient times that of a language model.
 
@@ -202,20 +225,6 @@ class ExampleTask:
       return loss + coefficient * lm.objective, {"loss": loss, "lm_loss": lm.nll}
 
     return Loss(weight_sums, share)
-
-  def train_metrics(self, metrics: dict[str, float]) -> dict[str, float]:
-    return metrics
-
-  # --- evaluation ---------------------------------------------------------------------------------
-
-  def make_evaluation(self, run: Run, tokenizer: Any) -> ExampleEvaluation:
-    return ExampleEvaluation(run, self.kind, self.make_loss(run.config, run.module))
-
-  def write_files(self, run: Run, tokenizer: Any, workdir: epath.Path) -> None:
-    """task.json, and the tokenizer again where tokens were added to it."""
-    task_file.save(workdir, run.prepared.spec)
-    if run.prepared.spec.tokens:
-      data.save_tokenizer(tokenizer, str(workdir))
 
 
 def next_token_batch(batch: Batch) -> Batch:

@@ -93,8 +93,3 @@ def test_a_label_that_training_does_not_know():
   settled = labels.settle(records("spam", "ham"), spec())
   with pytest.raises(DataError, match=r"file:1: the label 'span' is none of the 2 .* mean spam"):
     labels.target(records("span")[0], settled)
-
-
-def test_shares():
-  settled = labels.settle(records("a", "b", "b", "b"), spec())
-  assert labels.shares(records("a", "b", "b", "b"), settled) == {"b": 0.75, "a": 0.25}

@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from gptneo_jax.model import decoder, heads  # noqa: E402
+from gptneo_jax.model import heads, intermediates  # noqa: E402
 from tests.helpers import hf_models  # noqa: E402
 from tests.helpers.head_cases import make_case  # noqa: E402
 
@@ -30,8 +30,8 @@ def test_hidden_states_and_attentions(family):
   options = dict(positions_BxT=case.positions_BxT, segment_ids_BxT=case.real_BxT.astype(np.int32))
   module = heads.build(case.config)
   both = jax.jit(
-    lambda v: [f(module, v, case.ids_BxT, **options) for f in (decoder.hidden_states,
-                                                              decoder.attentions)]
+    lambda v: [f(module, v, case.ids_BxT, **options) for f in (
+      intermediates.hidden_states, intermediates.attentions)]
   )  # fmt: skip
   states, attentions = both(variables)
   assert len(states) == len(theirs.hidden_states) == 5

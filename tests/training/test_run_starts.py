@@ -16,6 +16,7 @@ from gptneo_jax.errors import UserError
 from gptneo_jax.train import run
 from gptneo_jax.training import parse_config, run_config, run_tokenizer
 from tests.helpers.data_rows import byte_tokenizer
+from tests.helpers.small_runs import texts, write_jsonl
 
 MODEL = ModelConfig(
   hidden_size=16, num_layers=2, num_heads=2, vocab_size=299, max_position_embeddings=16,
@@ -28,10 +29,7 @@ pytestmark = pytest.mark.usefixtures("compiled_once")
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-  path = tmp_path_factory.mktemp("corpus") / "train.jsonl"
-  texts = (f"document {n} says that {n * n} is the square of {n}" for n in range(60))
-  path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-  return str(path)
+  return write_jsonl(tmp_path_factory.mktemp("corpus") / "train.jsonl", texts(60))
 
 
 def _config(corpus, **changes):

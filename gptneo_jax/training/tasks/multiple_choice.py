@@ -5,10 +5,10 @@ from __future__ import annotations
 import jax
 
 from gptneo_jax.model import packed_outputs, pooled_losses
-from gptneo_jax.training.example_task import ExampleTask
+from gptneo_jax.training.example_task import HeadTask
 
 
-class MultipleChoice(ExampleTask):
+class MultipleChoice(HeadTask):
   """The loss is the mean over the questions of -log of the right choice's share of the softmax."""
 
   NAME = "multiple_choice"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import jax
 
 from gptneo_jax.model import packed_losses, packed_outputs
-from gptneo_jax.training.example_task import ExampleTask
+from gptneo_jax.training.example_task import HeadTask
 
 
-class QuestionAnswering(ExampleTask):
+class QuestionAnswering(HeadTask):
   """The loss is the mean over the windows of the contexts."""
 
   NAME = "question_answering"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import jax
 
 from gptneo_jax.model import packed_outputs, pooled_losses
-from gptneo_jax.training.example_task import ExampleTask
+from gptneo_jax.training.example_task import HeadTask
 
 
-class SentencePairs(ExampleTask):
+class SentencePairs(HeadTask):
   """The loss is the mean over the pairs; what the head says of their orders is added before."""
 
   NAME = "sentence_pairs"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import jax
 
 from gptneo_jax.model import packed_outputs, pooled_losses
-from gptneo_jax.training.example_task import ExampleTask
+from gptneo_jax.training.example_task import HeadTask
 
 
-class SequenceClassification(ExampleTask):
+class SequenceClassification(HeadTask):
   """The loss is the mean over the sequences, by the problem that model.problem_type names."""
 
   NAME = "sequence_classification"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import jax
 
 from gptneo_jax.model import packed_losses, packed_outputs
-from gptneo_jax.training.example_task import ExampleTask
+from gptneo_jax.training.example_task import HeadTask
 
 
-class TokenClassification(ExampleTask):
+class TokenClassification(HeadTask):
   """The loss is the mean over the words."""
 
   NAME = "token_classification"
