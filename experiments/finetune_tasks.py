@@ -240,7 +240,6 @@ def main():
   parser.add_argument("--learning_rate", type=float, default=0.0, help="0: the recipes' own")
   args = parser.parse_args()
   output = _HERE / "finetune_tasks.json"
-  results = json.loads(output.read_text())["results"] if output.exists() else {}
   for name in args.only.split(",") if args.only else ROWS:
     row = ROWS[name]
     simple = baselines(row, args)
@@ -248,6 +247,8 @@ def main():
       method: [summary_of(row, args, name, seed, method) for seed in range(args.seeds)]
       for method in METHODS
     }
+    # Read again for each row: another process may work on other rows.
+    results = json.loads(output.read_text())["results"] if output.exists() else {}
     results[name] = {
       metric: {key: values[metric] for key, values in simple.items() if metric in values}
       | {
@@ -258,7 +259,8 @@ def main():
     }
     written = {"learning_rate": args.learning_rate, "seeds": args.seeds, "results": results}
     output.write_text(json.dumps(written, indent=1) + "\n")
-    print(table(results), flush=True)
+    print(table({name: results[name]}), flush=True)
+  print(table({name: results[name] for name in ROWS if name in results}))
 
 
 if __name__ == "__main__":
