@@ -9,7 +9,8 @@ the recipes' are for 125 million parameters. Beside both stand the majority (of 
 a value its mean) and, where a text or a pair has labels, logistic regression on bags of words
 (scikit-learn, tf-idf of words and pairs of words). Figures are those of the test records, or of the
 validation ones where a row has no others; mean and spread (lowest to highest) over the seeds. Runs
-that are done are not run again. Writes finetune_tasks.json and prints the table.
+that finetune_tasks.json has with the same learning rate are not made again; a row with another one
+is made anew. Prints the table.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from gptneo_jax.examples.records import Record
 from gptneo_jax.examples.task_file import TaskSpec
 from gptneo_jax.training import config_file, parse_config
 
-_HERE = pathlib.Path(__file__).parent
+_RECORDED = pathlib.Path(__file__).with_suffix(".json")
 
 
 class Row(NamedTuple):
@@ -72,7 +73,10 @@ ROWS = {
     "entailment",
     {"path": "pairs/boolq_en/dev_800.jsonl"},
     ("accuracy", "f1"),
-    {"data.columns": "first=passage,second=question,label=answer", "data.test_fraction": 0.2},
+    {
+      "data.columns": "first=passage,second=question,label=answer", "data.test_fraction": 0.2,
+      "seq_len": 1024, "data.on_too_long": "truncate_left",
+    },
   ),
   "similarity": Row(
     "similarity",
@@ -122,6 +126,7 @@ ROWS = {
   "chat": Row("chat", {"path": "chat/pira_qa_pt/pira_qa_pt.json"}, ("loss", "token_accuracy")),
 }  # fmt: skip
 METHODS = ("weights", "random")
+BASELINES = ("majority", "logistic regression")
 
 
 def config_of(row: Row, args: argparse.Namespace, seed: int, method: str):
@@ -136,8 +141,8 @@ def config_of(row: Row, args: argparse.Namespace, seed: int, method: str):
   return config.lock()
 
 
-def summary_of(row: Row, args: argparse.Namespace, name: str, seed: int, method: str):
-  """summary.json of a run, which is made if it is not there."""
+def run(row: Row, args: argparse.Namespace, name: str, seed: int, method: str) -> dict[str, Any]:
+  """What summary.json of a run says."""
   workdir = pathlib.Path(args.workdir, name.replace(" ", "_"), f"{method}_{seed}")
   file = workdir / "summary.json"
   if not file.exists():
@@ -207,18 +212,49 @@ def _regression(
   return lambda records: fitted.predict_proba(words.transform(map(text, records)))
 
 
-# --- the table ------------------------------------------------------------------------------------
+# --- what is recorded, and the table --------------------------------------------------------------
 
 
-def table(results: dict[str, Any]) -> str:
+def recorded() -> dict[str, Any]:
+  """Of each row its learning rate, `simple` (of a baseline each metric), and `runs` (of a method
+  the summary for each seed)."""
+  return json.loads(_RECORDED.read_text()) if _RECORDED.exists() else {}
+
+
+def fill(name: str, args: argparse.Namespace) -> None:
+  """Makes the runs of a row that are not recorded with the learning rate that is asked for."""
+  row = ROWS[name]
+  found = recorded().get(name)
+  if not found or found["learning_rate"] != args.learning_rate:
+    found = {"learning_rate": args.learning_rate, "simple": baselines(row, args), "runs": {}}
+  for seed in range(args.seeds):
+    for method in METHODS:
+      of_method = found["runs"].setdefault(method, {})
+      if str(seed) not in of_method:
+        of_method[str(seed)] = run(row, args, name, seed, method)
+        # Read again for each run: another process may work on other rows.
+        _RECORDED.write_text(json.dumps(recorded() | {name: found}, indent=1) + "\n")
+
+
+def table(rows: dict[str, Any]) -> str:
+  """The rows that are recorded, in the order of ROWS."""
   lines = [
-    "| recipe, data | metric | majority | bag of words | random weights | trained weights |",
-    "|---|---|---:|---:|---:|---:|",
+    "| recipe, data | metric | majority | bag of words | random weights | trained ones | seeds |",
+    "|---|---|---:|---:|---:|---:|---:|",
   ]
-  for name, row in results.items():
-    for metric, cells in row.items():
-      shown = [cells.get(key) for key in ("majority", "logistic regression", *METHODS[::-1])]
-      lines.append(f"| {name} | {metric} | {' | '.join(map(_cell, shown))} |")
+  for name, row in ((name, rows[name]) for name in ROWS if name in rows):
+    for metric in ROWS[name].metrics:
+      simple = [row["simple"].get(key, {}).get(metric) for key in BASELINES]
+      runs = [
+        [
+          x
+          for one in row["runs"].get(method, {}).values()
+          if (x := figure(one, metric)) is not None
+        ]
+        for method in METHODS[::-1]
+      ]
+      cells = [name, metric, *map(_cell, simple + runs), str(len(runs[-1]))]
+      lines.append(f"| {' | '.join(cells)} |")
   return "\n".join(lines)
 
 
@@ -239,28 +275,10 @@ def main():
   parser.add_argument("--only", default="", help="names of rows, with commas")
   parser.add_argument("--learning_rate", type=float, default=0.0, help="0: the recipes' own")
   args = parser.parse_args()
-  output = _HERE / "finetune_tasks.json"
   for name in args.only.split(",") if args.only else ROWS:
-    row = ROWS[name]
-    simple = baselines(row, args)
-    runs = {
-      method: [summary_of(row, args, name, seed, method) for seed in range(args.seeds)]
-      for method in METHODS
-    }
-    # Read again for each row: another process may work on other rows.
-    results = json.loads(output.read_text())["results"] if output.exists() else {}
-    results[name] = {
-      metric: {key: values[metric] for key, values in simple.items() if metric in values}
-      | {
-        method: [x for one in summaries if (x := figure(one, metric)) is not None]
-        for method, summaries in runs.items()
-      }
-      for metric in row.metrics
-    }
-    written = {"learning_rate": args.learning_rate, "seeds": args.seeds, "results": results}
-    output.write_text(json.dumps(written, indent=1) + "\n")
-    print(table({name: results[name]}), flush=True)
-  print(table({name: results[name] for name in ROWS if name in results}))
+    fill(name, args)
+    print(table({name: recorded()[name]}), flush=True)
+  print(table(recorded()))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ python -m gptneo_jax.train --config configs/finetune/entailment.py \
 
 A table with premise, hypothesis and label, such as InferBR's (Portuguese; 0 contradiction, 1
 entailment, 2 neutral). Other pairs: --config.data.columns=first=FIELD,second=FIELD,label=FIELD, as
-first=passage,second=question,label=answer of BoolQ. As GPT-1 had it (Radford et al. 2018): start,
+first=passage,second=question,label=answer of BoolQ, whose passages are long: --config.seq_len=1024
+--config.data.on_too_long=truncate_left. As GPT-1 had it (Radford et al. 2018): start,
 first, delimiter, second, extract, and half the language model's loss beside the labels'. :lora and
 :qlora train factors of rank 8 instead. Expected figures: experiments/README.md.
 """

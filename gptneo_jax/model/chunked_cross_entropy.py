@@ -3,7 +3,8 @@
 At 50257 ids the logits of a batch are its largest tensor by far. Here a scan computes, for a chunk
 of tokens at a time, the logits, the losses and, since nothing comes after the loss, the gradients
 too: each logit is computed once, and neither the forward nor the backward pass holds more than the
-logits of a chunk.
+logits of a chunk. Tokens of no weight, such as those of a prompt, come last: their chunks are
+skipped.
 
 On a mesh each device takes the chunks of its own rows and its own part of the vocabulary; the
 gradient of the table is summed over devices once, in the end.
@@ -26,6 +27,8 @@ from gptneo_jax.model.losses import TokenLosses, mask_padding
 from gptneo_jax.sharding import BATCH_SPEC, RULES
 
 CHUNK = 1024  # tokens on a device: 200 MB of float32 logits at 50257 ids
+# On a CPU few rows multiply as fast as many, and small chunks waste less where few tokens count.
+CPU_CHUNK = 256
 # On a GPU the sum of the table's gradients, read and written for each chunk, weighs more; and its
 # multipliers are slow where rows are no multiple of 8 long: 50257 columns become 50304.
 GPU_CHUNK, GPU_COLUMNS = 2048, 128
@@ -216,10 +219,10 @@ def _loss_and_gradients(
 
   dtable_VxD = jnp.zeros(table_VxD.shape, jnp.float32) if table_learns else None
   start = (LossSums(jnp.float32(0), jnp.float32(0)), dtable_VxD)
-  chunks = [_chunks(x) for x in (x_BxTxD, targets_BxT, weights_BxT)]
-  (sums, dtable_VxD), dx = jax.lax.scan(visit, start, chunks)
+  (sums, dtable_VxD), dx_BxTxD = _visit_chunks(
+    visit, start, (x_BxTxD, targets_BxT, weights_BxT), layout
+  )
   sums = LossSums(*(_sum_over(layout.batch, x) for x in sums))
-  dx_BxTxD = _joined(dx, x_BxTxD.shape)
   if dtable_VxD is None:
     return sums, dx_BxTxD, None
   dtable_VxD = dtable_VxD[:V]
@@ -235,16 +238,18 @@ def _of_tokens(
   of_terms: Callable[[_Terms, jax.Array], Any],
   x_BxTxD, table_VxD, targets_BxT, weights_BxT, *, vocab_size, layout: _Layout,
 ) -> Any:  # fmt: skip
-  """`of_terms` of each chunk's terms and weights (N): arrays of N, joined to B x T."""
+  """`of_terms` of each chunk's terms and weights (N): arrays of N, joined to B x T.
+
+  They have to be 0 where the weight is.
+  """
   V, table_VxD = table_VxD.shape[0], _with_padded_columns(table_VxD)
 
   def visit(_, chunk):
     x_NxD, targets_N, weights_N = chunk
     return None, of_terms(_terms(x_NxD, table_VxD, V, targets_N, vocab_size, layout), weights_N)
 
-  chunks = [_chunks(x) for x in (x_BxTxD, targets_BxT, weights_BxT)]
-  _, of_chunks = jax.lax.scan(visit, None, chunks)
-  return jax.tree.map(lambda x: _joined(x, targets_BxT.shape), of_chunks)
+  _, of_tokens = _visit_chunks(visit, None, (x_BxTxD, targets_BxT, weights_BxT), layout)
+  return of_tokens
 
 
 def _losses(terms: _Terms, weights_N: jax.Array) -> TokenLosses:
@@ -261,17 +266,50 @@ def _on_gpu() -> bool:
   return current_hardware().platform == "gpu"
 
 
-def _chunks(x_BxT: jax.Array) -> jax.Array:
+def _chunk_size() -> int:
+  return {"gpu": GPU_CHUNK, "cpu": CPU_CHUNK}.get(current_hardware().platform, CHUNK)
+
+
+def _visit_chunks(
+  visit: Callable[[Any, Any], tuple[Any, Any]], start: Any, tokens: Any, layout: _Layout
+) -> tuple[Any, Any]:
+  """`jax.lax.scan` of `visit` over chunks of tokens, those with a weight first.
+
+  tokens: x B x T x D, targets and weights B x T. A chunk without any weight is not visited: what
+    `visit` would give of its tokens is 0. Returns the last carry, and what was given, as B x T x ….
+  """
+  weights_BxT = tokens[-1]
+  order_N = jnp.argsort(weights_BxT.reshape(-1) == 0, stable=True)
+  size = min(_chunk_size(), weights_BxT.size)
+  chunks = jax.tree.map(lambda x: _chunks(x, order_N, size), tokens)
+  counts_C = (chunks[-1] != 0).any(1)
+  if layout.batch:  # all devices visit as many, since they may sum over the vocabulary's parts
+    counts_C = jax.lax.pmax(counts_C.astype(jnp.int32), layout.batch) > 0
+
+  def skip(carry, chunk):
+    return carry, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), given)
+
+  def visit_if_it_counts(carry, counts_and_chunk):
+    counts, chunk = counts_and_chunk
+    return jax.lax.cond(counts, visit, skip, carry, chunk)
+
+  one = jax.tree.map(lambda x: x[0], chunks)
+  given = jax.eval_shape(visit, start, one)[1]
+  carry, given_CxN = jax.lax.scan(visit_if_it_counts, start, (counts_C, chunks))
+  place_N = jnp.argsort(order_N)
+
+  def joined(x_CxN: jax.Array) -> jax.Array:
+    rows = x_CxN.reshape(-1, *x_CxN.shape[2:])
+    return rows[place_N].reshape(*weights_BxT.shape, *rows.shape[1:])
+
+  return carry, jax.tree.map(joined, given_CxN)
+
+
+def _chunks(x_BxT: jax.Array, order_N: jax.Array, size: int) -> jax.Array:
   """B x T x … as chunks of tokens; zeros, which are tokens of no weight, pad the last."""
-  rows = x_BxT.reshape(-1, *x_BxT.shape[2:])
-  size = min(GPU_CHUNK if _on_gpu() else CHUNK, rows.shape[0])
+  rows = jnp.take(x_BxT.reshape(-1, *x_BxT.shape[2:]), order_N, axis=0)
   rows = jnp.pad(rows, ((0, -rows.shape[0] % size),) + ((0, 0),) * (rows.ndim - 1))
   return rows.reshape(-1, size, *rows.shape[1:])
-
-
-def _joined(chunks: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-  rows = chunks.reshape(-1, *shape[2:])
-  return rows[: shape[0] * shape[1]].reshape(shape)
 
 
 def _sum_over(axis: str | tuple[str, ...] | None, x: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import pytest
 
 from gptneo_jax.model import chunked_cross_entropy
 from gptneo_jax.model.chunked_cross_entropy import (
-  CHUNK,
+  CPU_CHUNK,
   loss_sums,
   losses_of_tokens,
   predictions_of_tokens,
@@ -48,7 +48,7 @@ def relative_error(got, expected):
 def take_chunks(monkeypatch, chunk, columns):
   """Chunks of `chunk` tokens; with `columns`, a GPU's padding of the logits to a multiple."""
   monkeypatch.setattr(chunked_cross_entropy, "_on_gpu", lambda: columns is not None)
-  monkeypatch.setattr(chunked_cross_entropy, "GPU_CHUNK" if columns else "CHUNK", chunk)
+  monkeypatch.setattr(chunked_cross_entropy, "_chunk_size", lambda: chunk)
   monkeypatch.setattr(chunked_cross_entropy, "GPU_COLUMNS", columns)
 
 
@@ -107,6 +107,33 @@ def test_predictions_of_tokens(monkeypatch, chunk, columns):
   np.testing.assert_array_equal(got.correct_BxT, correct * weights)
 
 
+@pytest.mark.parametrize("counted", [0, 1, 4, 8])
+def test_chunks_of_tokens_without_weight_are_not_computed(monkeypatch, counted):
+  """Such tokens are not numbers here, and would make all that they touch so."""
+  take_chunks(monkeypatch, 1 if counted == 1 else 4, None)
+  x, table, targets, _, V = inputs()
+  counts = np.zeros(targets.size, bool)
+  counts[np.random.default_rng(0).permutation(targets.size)[:counted]] = True
+  counts = counts.reshape(targets.shape)
+  weights = np.where(counts, 0.5, 0.0).astype(np.float32)
+  broken = jnp.where(counts[..., None], x, jnp.nan)
+  objective = lambda x, table: loss_sums(x, table, targets, weights, V, 0.1).objective
+  gradients = jax.value_and_grad(objective, argnums=(0, 1))
+  got, got_grads = jax.jit(gradients)(broken, table)
+  expected, grads = jax.jit(gradients)(x, table)
+  np.testing.assert_array_equal(got, expected)
+  for g, e in zip(got_grads, grads):
+    np.testing.assert_array_equal(g, e)
+  at_once = lambda x, table: with_all_logits(x, table, targets, weights, V, 0.1)[0]
+  np.testing.assert_allclose(got, at_once(x, table), rtol=1e-6)
+  for g, e in zip(got_grads, jax.grad(at_once, argnums=(0, 1))(x, table)):
+    np.testing.assert_allclose(g, e, rtol=1e-5, atol=1e-6)
+  for function in (losses_of_tokens, predictions_of_tokens):
+    for got, expected in zip(*(function(y, table, targets, weights, V) for y in (broken, x))):
+      np.testing.assert_array_equal(got, expected)
+      assert not np.asarray(got)[~counts].any()
+
+
 def test_bfloat16_hidden_states_give_float32_sums_and_table_gradients():
   x, table, targets, weights, V = inputs(dtype=jnp.bfloat16)
 
@@ -146,4 +173,4 @@ def test_memory_at_125m_is_lower_by_most_of_the_logits():
   assert at_once > logits  # the measure sees them
   assert at_once - chunked >= 0.8 * logits
   # The table's gradient, the logits of one chunk, the hidden states and their gradient.
-  assert chunked < 1.1 * 4 * (V * width + CHUNK * V + 2 * B * T * width)
+  assert chunked < 1.1 * 4 * (V * width + CPU_CHUNK * V + 2 * B * T * width)
