@@ -182,7 +182,7 @@ def measure(config: ModelConfig, examples: list[Example], tokens: int, rounds: i
 def panels(results):
   peaks = bench.by_shape(results, "peak_MiB", SIDES)
   return [
-    bench.Panel("a step on {tokens} tokens an example".format(**results["settings"]), "seconds",
+    bench.Panel("a step on rows of {tokens} tokens".format(**results["settings"]), "seconds",
                 bench.by_shape(results, "seconds", SIDES), "examples"),
     bench.Panel("peak memory", "MiB", {
       side: {kind: peak["peak"] for kind, peak in row.items()} for side, row in peaks.items()
