@@ -143,7 +143,9 @@ def config_of(row: Row, args: argparse.Namespace, seed: int, method: str):
 
 def run(row: Row, args: argparse.Namespace, name: str, seed: int, method: str) -> dict[str, Any]:
   """What summary.json of a run says."""
-  workdir = pathlib.Path(args.workdir, name.replace(" ", "_"), f"{method}_{seed}")
+  # A run with another learning rate is another run.
+  run_name = f"{method}_{args.learning_rate:g}_{seed}"
+  workdir = pathlib.Path(args.workdir, name.replace(" ", "_"), run_name)
   file = workdir / "summary.json"
   if not file.exists():
     train.run(config_of(row, args, seed, method), str(workdir))

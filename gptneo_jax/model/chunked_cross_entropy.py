@@ -271,7 +271,7 @@ def _chunk_size() -> int:
 
 
 def _visit_chunks(
-  visit: Callable[[Any, Any], tuple[Any, Any]], start: Any, tokens: Any, layout: _Layout
+  visit: Callable[[Any, Any], tuple[Any, Any]], start: Any, tokens: tuple[Any, ...], layout: _Layout
 ) -> tuple[Any, Any]:
   """`jax.lax.scan` of `visit` over chunks of tokens, those with a weight first.
 
@@ -306,7 +306,10 @@ def _visit_chunks(
 
 
 def _chunks(x_BxT: jax.Array, order_N: jax.Array, size: int) -> jax.Array:
-  """B x T x … as chunks of tokens; zeros, which are tokens of no weight, pad the last."""
+  """B x T x … as chunks C x size x … of tokens in the given order.
+
+  Zeros, which are tokens of no weight, pad the last.
+  """
   rows = jnp.take(x_BxT.reshape(-1, *x_BxT.shape[2:]), order_N, axis=0)
   rows = jnp.pad(rows, ((0, -rows.shape[0] % size),) + ((0, 0),) * (rows.ndim - 1))
   return rows.reshape(-1, size, *rows.shape[1:])
