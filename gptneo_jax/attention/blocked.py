@@ -1,10 +1,11 @@
 """Causal attention in plain XLA, block by block: nothing of size T x T exists, forward or backward.
 
 Queries and keys are cut into blocks, and a scan visits the pairs of blocks that the mask reaches:
-those below the diagonal, for a window only those in its band. So a windowed layer costs
-O(T · window) and a global one half of T². The softmax is online, a running maximum and sum over the
-pairs (Milakov and Gimelshein, 2018); the backward pass recomputes the probabilities from the sums
-that the forward pass keeps (Dao et al., 2022).
+those below the diagonal, for a window only those in its band, and in rows of segments only those of
+which both have tokens of one segment. So a windowed layer costs O(T · window), a global one half of
+T², and short examples packed into long rows hardly more than their own length. The softmax is
+online, a running maximum and sum over the pairs (Milakov and Gimelshein, 2018); the backward pass
+recomputes the probabilities from the sums that the forward pass keeps (Dao et al., 2022).
 
 The program has one scan body for any T, and a pair's scores stay in a CPU's cache:
 experiments/bench_attention.py compares it with the reference. Its rule of differentiation is for
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +27,7 @@ from jax.ad_checkpoint import checkpoint_name
 from gptneo_jax.attention.dropout import Dropout
 from gptneo_jax.attention.mask import MASKED, MaskSpec
 from gptneo_jax.attention.residuals import RESIDUALS
+from gptneo_jax.hardware import current_hardware
 
 _LEAST_BLOCK, _LARGEST_BLOCK = 64, 512
 _PADDING_SEGMENT = -1  # of the positions that pad the sequence
@@ -41,10 +44,11 @@ def attend(
 ) -> jax.Array:
   """The values of `reference.attend`; memory for scores B x H x block².
 
-  block: queries and keys of a block; default by length and window (`block_size`).
+  block: queries and keys of a block; `block_size` by default.
   """
   T = q_BxTxHxK.shape[1]
-  b = min(block or block_size(T, spec.window), T)
+  packed = spec.segment_ids_BxT is not None
+  b = min(block or block_size(T, spec.window, packed), T)
   padding = -T % b
   q, k, v = (_heads_first(x, padding) for x in (q_BxTxHxK, k_BxTxHxK, v_BxTxHxK))
   segments_BxT = spec.segment_ids_BxT
@@ -55,10 +59,13 @@ def attend(
   return out_BxHxTxK.swapaxes(1, 2)[:, :T]
 
 
-def block_size(length: int, window: int | None) -> int:
+def block_size(length: int, window: int | None, packed: bool) -> int:
   """Half a window, or a quarter of the sequence, from 64 to 512: small blocks waste less above the
-  diagonal and outside the window, large ones take fewer steps."""
+  diagonal and outside the window, large ones take fewer steps. On a CPU, where a step is cheap, no
+  more than an eighth of a row of segments: those are skipped that no segment reaches into."""
   size = length // 4 if window is None else window // 2
+  if packed and current_hardware().platform == "cpu":
+    size = min(size, length // 8)
   return max(_LEAST_BLOCK, min(size, _LARGEST_BLOCK))
 
 
@@ -105,14 +112,14 @@ def _forward(plan: Plan, q_BxHxTxK, k_BxHxTxK, v_BxHxTxK, segments_BxT, key):
     )
     new_out = old_out * correction[..., None] + values
     new = (new_max, new_sum, new_out)
-    return tuple(_put(x, y, i, b) for x, y in zip(carry, new)), None
+    return tuple(_put(x, y, i, b) for x, y in zip(carry, new))
 
   start = (
     jnp.full((B, H, T), MASKED),
     jnp.zeros((B, H, T), jnp.float32),
     jnp.zeros((B, H, T, K), jnp.float32),
   )
-  (max_BxHxT, sum_BxHxT, out_BxHxTxK), _ = jax.lax.scan(visit, start, plan.pairs(T))
+  max_BxHxT, sum_BxHxT, out_BxHxTxK = _visit_pairs(plan, T, segments_BxT, visit, start)
   out_BxHxTxK = (out_BxHxTxK / sum_BxHxT[..., None]).astype(v_BxHxTxK.dtype)
   out_BxHxTxK = checkpoint_name(out_BxHxTxK, RESIDUALS)
   log_sum_BxHxT = checkpoint_name(max_BxHxT + jnp.log(sum_BxHxT), RESIDUALS)
@@ -146,15 +153,34 @@ def _backward(plan: Plan, kept, dout_BxHxTxK):
       _put(dq_BxHxTxK, _cut(dq_BxHxTxK, i, b) + dq, i, b),
       _put(dk_BxHxTxK, _cut(dk_BxHxTxK, j, b) + dk, j, b),
       _put(dv_BxHxTxK, _cut(dv_BxHxTxK, j, b) + dv, j, b),
-    ), None
+    )
 
   inputs = (q_BxHxTxK, k_BxHxTxK, v_BxHxTxK)
   start = tuple(jnp.zeros(x.shape, jnp.float32) for x in inputs)
-  gradients, _ = jax.lax.scan(visit, start, plan.pairs(q_BxHxTxK.shape[2]))
+  gradients = _visit_pairs(plan, q_BxHxTxK.shape[2], segments_BxT, visit, start)
   return (*(g.astype(x.dtype) for g, x in zip(gradients, inputs)), None, None)
 
 
 _attend.defvjp(_forward, _backward)
+
+
+def _visit_pairs(
+  plan: Plan, length: int, segments_BxT, visit: Callable[[Any, Any], Any], start: Any
+) -> Any:
+  """`visit` (carry, pair) -> carry, from `start`, over the pairs in which a key may be seen.
+
+  What the others would add is 0. All devices take as many steps: what counts is any row's segments.
+  """
+  pairs_Px2 = jnp.asarray(plan.pairs(length))
+  if segments_BxT is None:
+    return jax.lax.scan(lambda carry, pair: (visit(carry, pair), None), start, pairs_Px2)[0]
+  # The ids of a block, as bits of their remainders: two of one bit cost a visit, never miss one.
+  bits_BxT = jnp.uint32(1) << (segments_BxT % 32).astype(jnp.uint32)
+  bits_BxN = jnp.bitwise_or.reduce(bits_BxT.reshape(-1, length // plan.block, plan.block), axis=-1)
+  shared_NxN = (bits_BxN[:, :, None] & bits_BxN[:, None, :] != 0).any(0)
+  needed_P = shared_NxN[pairs_Px2[:, 0], pairs_Px2[:, 1]]
+  pairs_Px2 = pairs_Px2[jnp.argsort(~needed_P, stable=True)]
+  return jax.lax.fori_loop(0, needed_P.sum(), lambda p, carry: visit(carry, pairs_Px2[p]), start)
 
 
 def _scores(plan: Plan, q_BxHxbxK, k_BxHxbxK, segments_BxT, i, j) -> jax.Array:

@@ -5,6 +5,7 @@ shares nothing with the package. Errors are relative to the largest entry of wha
 backend is one more row of SUBJECTS; what only one backend does is tested in a file of its own.
 """
 
+import functools
 import itertools
 
 import jax
@@ -218,7 +219,7 @@ def test_blocks_make_nothing_of_size_t_by_t(window):
   T, H, K = 4096, 2, 4
   size, square = largest_intermediate("blocked", T, window)
   assert not square
-  b = block_size(T, window)
+  b = block_size(T, window, packed=True)
   assert size <= max(H * b * b, H * T * K)  # the scores of one pair of blocks, or an input
   size, square = largest_intermediate("reference", T, window)  # what the walk would find
   assert square and size >= T * T
@@ -226,7 +227,7 @@ def test_blocks_make_nothing_of_size_t_by_t(window):
 
 @pytest.mark.parametrize("window", [None, 64])
 def test_memory_grows_linearly(window):
-  lengths = [2048, 4096, 8192]  # where the block has its largest size
+  lengths = [4096, 8192, 16384]  # where the block has its largest size
   sizes = []
   for T in lengths:
     compiled = jax.jit(value_and_grads("blocked", window)).lower(*abstract_inputs(T)).compile()
@@ -240,5 +241,20 @@ def test_memory_grows_linearly(window):
 @pytest.mark.parametrize("window, expected", [(None, 10), (256, 3 * 16 - 3)])
 def test_pairs_beyond_the_mask_are_not_visited(window, expected):
   """At T = 2048: 4 blocks of 512 and those below the diagonal; 16 of 128 with two before each."""
-  plan = blocked.Plan(block_size(2048, window), window, 1.0, 0.0)
+  plan = blocked.Plan(block_size(2048, window, packed=False), window, 1.0, 0.0)
   assert len(plan.pairs(2048)) == expected
+
+
+@pytest.mark.parametrize("window", [None, 40])
+def test_pairs_without_a_common_segment_are_not_visited(window):
+  """What is not a number in one example is not in another's values, nor in their gradients."""
+  lengths, b = [16, 32, 16], 16
+  segments_BxT = jnp.asarray(packed(64, lengths, B=1))
+  spec = MaskSpec(window, segments_BxT)
+  q, k, v, dout = make_inputs(64, B=1)
+  results = functools.partial(run, BLOCKED, dout=dout, spec=spec, scale=1.0, block=b)
+  broken = [x.at[:, 16:48].set(jnp.nan) for x in (q, k, v)]
+  for whole, seen in zip(results(q, k, v), results(*broken)):
+    for part in (slice(0, 16), slice(48, 64)):
+      np.testing.assert_array_equal(whole[:, part], seen[:, part])
+    assert jnp.isnan(seen[:, 16:48]).any()
