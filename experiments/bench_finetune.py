@@ -1,4 +1,4 @@
-"""A step of fine-tuning on answers, of all parameters and by LoRA, beside transformers and PEFT.
+"""Steps of fine-tuning on answers, of all parameters and by LoRA, beside transformers and PEFT.
 
   python experiments/bench_finetune.py            (125M, float32, on a CPU)
   python experiments/bench_finetune.py --data FILE --tokenizer DIR    (instructions of a file too)
@@ -10,10 +10,11 @@ to all of it. `file`: instructions in their order, as many as fill --examples ro
 recipe `instruct`. Ours packs examples into rows, as train.py does; theirs takes eight at a time
 (Trainer's default), filled up to the longest of these, as its collator does, and adds up their
 gradients to the one step. AdamW (theirs fused, Trainer's default) and clipping on all sides; LoRA
-has rank 8 on all linear layers of the blocks. The sides alternate in one process;
-peak memory is that of a process of its own. On a machine that others use too, `taskset -c 1` before
-the command gives each side one thread: PyTorch's threads wait for each other where they share
-cores.
+has rank 8 on all linear layers of the blocks. The sides alternate in one process, STEPS steps a
+turn: memory that lies idle during the turns of others costs a virtual machine time when it is used
+again. Peak memory is that of a process of its own. On a machine that others use too, `taskset -c 1`
+before the command gives each side one thread: PyTorch's threads wait for each other where they
+share cores.
 """
 
 import argparse
@@ -42,6 +43,7 @@ SIDES = {  # name -> of ours, by LoRA
 }  # fmt: skip
 PEERS = {"full fine-tuning": ("ours", "transformers"), "LoRA": ("ours, LoRA", "PEFT")}
 BATCHES = ("full", "mixed")
+STEPS = 3
 PER_STEP = 8  # Trainer's per_device_train_batch_size
 
 
@@ -158,9 +160,18 @@ def two_steps(side: str, *args) -> None:
   call()
 
 
+def turn(call):
+  def steps_of_a_turn():
+    for _ in range(STEPS):
+      call()
+
+  return steps_of_a_turn
+
+
 def measure(config: ModelConfig, examples: list[Example], tokens: int, rounds: int) -> dict:
   memory = {side: bench.peak_memory(two_steps, side, config, examples, tokens) for side in SIDES}
-  times = bench.alternate({side: make(side, config, examples, tokens) for side in SIDES}, rounds)
+  turns = {side: turn(make(side, config, examples, tokens)) for side in SIDES}
+  times = bench.alternate(turns, rounds)
   count = sum(example.length for example in examples)
   return {
     "examples": len(examples),
@@ -175,14 +186,14 @@ def measure(config: ModelConfig, examples: list[Example], tokens: int, rounds: i
     "memory": {
       name: memory[own]["peak"] / memory[peer]["peak"] for name, (own, peer) in PEERS.items()
     },
-    "tokens_per_second": {side: count / times[side]["median"] for side in SIDES},
+    "tokens_per_second": {side: STEPS * count / times[side]["median"] for side in SIDES},
   }  # fmt: skip
 
 
 def panels(results):
   peaks = bench.by_shape(results, "peak_MiB", SIDES)
   return [
-    bench.Panel("a step on rows of {tokens} tokens".format(**results["settings"]), "seconds",
+    bench.Panel("{steps} steps on rows of {tokens} tokens".format(**results["settings"]), "seconds",
                 bench.by_shape(results, "seconds", SIDES), "examples"),
     bench.Panel("peak memory", "MiB", {
       side: {kind: peak["peak"] for kind, peak in row.items()} for side, row in peaks.items()
@@ -193,7 +204,7 @@ def panels(results):
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--small", action="store_true", help="a tiny model, nothing recorded")
-  parser.add_argument("--remat", default="none", choices=("none", "dots", "full"))
+  parser.add_argument("--remat", default="dots", choices=("none", "dots", "full"))
   parser.add_argument("--examples", type=int, default=4, help="of a batch; rows, of --data")
   parser.add_argument("--tokens", type=int, default=512, help="of the longest example, and a row")
   parser.add_argument("--batches", nargs="*", default=BATCHES, choices=BATCHES)
@@ -216,7 +227,13 @@ def main():
   if args.small:
     print(json.dumps({kind: row["speedup"] for kind, row in results.items()}, indent=1))
     return
-  settings = {"model": "neo_125m", "remat": args.remat, "tokens": args.tokens, "rank": RANK}
+  settings = {
+    "model": "neo_125m",
+    "remat": args.remat,
+    "tokens": args.tokens,
+    "rank": RANK,
+    "steps": STEPS,
+  }
   bench.record("bench_finetune", {"settings": settings, **results}, panels)
 
 

@@ -4,13 +4,11 @@
   python experiments/finetune_tasks.py … --only spam,ner --seeds 1
 
 TASKS is a folder with the files that ROWS names, MODEL anything that --config.init_from takes. Each
-run is the recipe as it stands, with the learning rate of --learning_rate where that is given, since
-the recipes' are for 125 million parameters. Beside both stand the majority (of labels, of tags; of
-a value its mean) and, where a text or a pair has labels, logistic regression on bags of words
-(scikit-learn, tf-idf of words and pairs of words). Figures are those of the test records, or of the
-validation ones where a row has no others; mean and spread (lowest to highest) over the seeds. Runs
-that finetune_tasks.json has with the same learning rate are not made again; a row with another one
-is made anew. Prints the table.
+run is the recipe as it stands but for the learning rate, since the recipes' are for 125 million
+parameters. Beside both stands what needs no model (task_baselines.py). Figures are those of the
+test records, or of the validation ones where a row has no others; mean and spread (lowest to
+highest) over the seeds. Runs that finetune_tasks.json has with the same learning rate are not made
+again; those of another one are made anew. Prints the table.
 """
 
 from __future__ import annotations
@@ -18,17 +16,13 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import task_baselines
 
 from gptneo_jax import train
-from gptneo_jax.errors import user_errors
-from gptneo_jax.examples import find, label_predictions, labels, splits
-from gptneo_jax.examples.records import Record
-from gptneo_jax.examples.task_file import TaskSpec
-from gptneo_jax.training import config_file, parse_config
+from gptneo_jax.training import config_file
 
 _RECORDED = pathlib.Path(__file__).with_suffix(".json")
 
@@ -126,7 +120,6 @@ ROWS = {
   "chat": Row("chat", {"path": "chat/pira_qa_pt/pira_qa_pt.json"}, ("loss", "token_accuracy")),
 }  # fmt: skip
 METHODS = ("weights", "random")
-BASELINES = ("majority", "logistic regression")
 
 
 def config_of(row: Row, args: argparse.Namespace, seed: int, method: str):
@@ -136,15 +129,18 @@ def config_of(row: Row, args: argparse.Namespace, seed: int, method: str):
   for name, path in row.data.items():
     config.data[name] = str(pathlib.Path(args.data, path))
   config.init_from, config.seed, config.random_weights = args.init_from, seed, method == "random"
-  if args.learning_rate:
-    config.optimizer.learning_rate = args.learning_rate
+  config.optimizer.learning_rate = rate(args, method)
   return config.lock()
+
+
+def rate(args: argparse.Namespace, method: str) -> float:
+  return args.random_learning_rate if method == "random" else args.learning_rate
 
 
 def run(row: Row, args: argparse.Namespace, name: str, seed: int, method: str) -> dict[str, Any]:
   """What summary.json of a run says."""
   # A run with another learning rate is another run.
-  run_name = f"{method}_{args.learning_rate:g}_{seed}"
+  run_name = f"{method}_{rate(args, method):g}_{seed}"
   workdir = pathlib.Path(args.workdir, name.replace(" ", "_"), run_name)
   file = workdir / "summary.json"
   if not file.exists():
@@ -158,82 +154,27 @@ def figure(summary: dict[str, Any], metric: str) -> float | None:
   return next((summary[name] for name in names if summary.get(name) is not None), None)
 
 
-# --- what a model has to beat ---------------------------------------------------------------------
-
-
-def baselines(row: Row, args: argparse.Namespace) -> dict[str, dict[str, float]]:
-  """Metrics of the majority, and of logistic regression where a record is a text or a pair."""
-  config = config_of(row, args, 0, "weights")
-  if config.task not in ("sequence_classification", "sentence_pairs"):
-    return {}
-  kind = find(config.task)
-  with user_errors():
-    data_config = parse_config.read(config).data
-  found = splits.load_splits(data_config, kind.ROLES, kind.key)
-  unsettled = TaskSpec(config.task, config.seq_len, problem=config.examples.problem)
-  spec = kind.settle(found.train, unsettled)
-  tested = found.test or found.validation
-  text = lambda r: r.fields.get("text") or f"{r.fields['first']} {r.fields['second']}"
-  targets = np.array([labels.target(record, spec) for record in found.train])
-  outputs = {
-    "majority": lambda records: np.tile(targets.mean(0), (len(records), 1)),
-    "logistic regression": _regression(found.train, targets, spec, text),
-  }
-  return {
-    name: label_predictions.metrics([_said(row, spec) for row in output(tested)], tested, spec)
-    for name, output in outputs.items()
-  }
-
-
-def _said(shares, spec):
-  """Shares as the outputs of a head would give them."""
-  if spec.problem == labels.REGRESSION:
-    return label_predictions.of_outputs(np.asarray(shares), spec)
-  clipped = np.clip(shares, 1e-9, 1 - 1e-9)
-  logits = np.log(clipped) - (np.log1p(-clipped) if spec.problem == labels.MULTI else 0)
-  return label_predictions.of_outputs(logits, spec)
-
-
-def _regression(
-  train_records: list[Record], targets: np.ndarray, spec, text: Callable[[Record], str]
-) -> Callable[[list[Record]], np.ndarray]:
-  from sklearn.feature_extraction.text import TfidfVectorizer
-  from sklearn.linear_model import LogisticRegression, Ridge
-  from sklearn.multiclass import OneVsRestClassifier
-
-  words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-  inputs = words.fit_transform(map(text, train_records))
-  if spec.problem == labels.REGRESSION:
-    fitted = Ridge().fit(inputs, targets[:, 0])
-    return lambda records: fitted.predict(words.transform(map(text, records)))[:, None]
-  model = LogisticRegression(C=10.0, max_iter=2000)
-  if spec.problem == labels.MULTI:
-    fitted = OneVsRestClassifier(model).fit(inputs, targets.astype(int))
-  else:
-    fitted = model.fit(inputs, targets.argmax(-1))
-  return lambda records: fitted.predict_proba(words.transform(map(text, records)))
-
-
 # --- what is recorded, and the table --------------------------------------------------------------
 
 
 def recorded() -> dict[str, Any]:
-  """Of each row its learning rate, `simple` (of a baseline each metric), and `runs` (of a method
-  the summary for each seed)."""
+  """Of each row `baselines` (of each the metrics), and of each method its `learning_rate` and
+  `runs` (the summary for each seed)."""
   return json.loads(_RECORDED.read_text()) if _RECORDED.exists() else {}
 
 
 def fill(name: str, args: argparse.Namespace) -> None:
   """Makes the runs of a row that are not recorded with the learning rate that is asked for."""
   row = ROWS[name]
-  found = recorded().get(name)
-  if not found or found["learning_rate"] != args.learning_rate:
-    found = {"learning_rate": args.learning_rate, "simple": baselines(row, args), "runs": {}}
+  found = recorded().get(name, {})
+  found["baselines"] = task_baselines.measure(config_of(row, args, 0, "weights"))
   for seed in range(args.seeds):
     for method in METHODS:
-      of_method = found["runs"].setdefault(method, {})
-      if str(seed) not in of_method:
-        of_method[str(seed)] = run(row, args, name, seed, method)
+      of_method = found.get(method)
+      if not of_method or of_method["learning_rate"] != rate(args, method):
+        of_method = found[method] = {"learning_rate": rate(args, method), "runs": {}}
+      if str(seed) not in of_method["runs"]:
+        of_method["runs"][str(seed)] = run(row, args, name, seed, method)
         # Read again for each run: another process may work on other rows.
         _RECORDED.write_text(json.dumps(recorded() | {name: found}, indent=1) + "\n")
 
@@ -241,23 +182,21 @@ def fill(name: str, args: argparse.Namespace) -> None:
 def table(rows: dict[str, Any]) -> str:
   """The rows that are recorded, in the order of ROWS."""
   lines = [
-    "| recipe, data | metric | majority | bag of words | random weights | trained ones | seeds |",
+    "| recipe, data | metric | majority | words alone | random weights | trained ones | seeds |",
     "|---|---|---:|---:|---:|---:|---:|",
   ]
   for name, row in ((name, rows[name]) for name in ROWS if name in rows):
     for metric in ROWS[name].metrics:
-      simple = [row["simple"].get(key, {}).get(metric) for key in BASELINES]
-      runs = [
-        [
-          x
-          for one in row["runs"].get(method, {}).values()
-          if (x := figure(one, metric)) is not None
-        ]
-        for method in METHODS[::-1]
-      ]
+      simple = [row["baselines"].get(key, {}).get(metric) for key in task_baselines.NAMES]
+      runs = [_figures(row, method, metric) for method in METHODS[::-1]]
       cells = [name, metric, *map(_cell, simple + runs), str(len(runs[-1]))]
       lines.append(f"| {' | '.join(cells)} |")
   return "\n".join(lines)
+
+
+def _figures(row: dict[str, Any], method: str, metric: str) -> list[float]:
+  summaries = row.get(method, {"runs": {}})["runs"].values()
+  return [x for summary in summaries if (x := figure(summary, metric)) is not None]
 
 
 def _cell(values: float | list[float] | None) -> str:
@@ -275,7 +214,8 @@ def main():
   parser.add_argument("--workdir", default="runs/tasks")
   parser.add_argument("--seeds", type=int, default=3)
   parser.add_argument("--only", default="", help="names of rows, with commas")
-  parser.add_argument("--learning_rate", type=float, default=0.0, help="0: the recipes' own")
+  parser.add_argument("--learning_rate", type=float, default=5e-4, help="of trained weights")
+  parser.add_argument("--random_learning_rate", type=float, default=1e-3)
   args = parser.parse_args()
   for name in args.only.split(",") if args.only else ROWS:
     fill(name, args)
