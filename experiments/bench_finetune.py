@@ -43,7 +43,7 @@ SIDES = {  # name -> of ours, by LoRA
 }  # fmt: skip
 PEERS = {"full fine-tuning": ("ours", "transformers"), "LoRA": ("ours, LoRA", "PEFT")}
 BATCHES = ("full", "mixed")
-STEPS = 3
+STEPS = 2
 PER_STEP = 8  # Trainer's per_device_train_batch_size
 
 

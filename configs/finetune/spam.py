@@ -12,7 +12,7 @@ from gptneo_jax.training import run_config
 
 def get_config(arg=""):
   config = run_config.finetune("sequence_classification", arg, head="sequence_classification")
-  config.seq_len, config.batch_size = 512, 4
+  config.seq_len, config.batch_size = 512, 2  # some 35 messages a step
   config.data.update(columns="label=0,text=1", validation_fraction=0.1, test_fraction=0.2)
   config.data.on_too_long = "truncate_left"
   config.best_metric = "eval/accuracy"
