@@ -246,6 +246,7 @@ def _run(
     return stop.status
   merged = run_state.loss_of_merged(run, tokenizer, workdir, state, stop) if step > first else None
   if merged is not None:
+    summary.add_final({"eval/merged_loss": merged})
     trained = metrics_of(workdir / str(step)).get("eval/loss", math.nan)
     say(
       f"validation loss over the {config.lora.base} base {trained:.4f}; merged into the base as it"
@@ -253,7 +254,7 @@ def _run(
     )
   if step > first or not summary.is_written(workdir):
     if tested := evaluation.at_end(state.model_params, workdir):
-      summary.add_test(tested[0])
+      summary.add_final(tested[0])
       say(tested[1])
     if multihost.is_host0():
       say(summary.write(workdir, step, batches.epochs))

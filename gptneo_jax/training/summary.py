@@ -36,7 +36,7 @@ class Summary:
     self._loss_sum, self._losses = state.get("loss_sum", 0.0), state.get("losses", 0)
     self._start = time.monotonic() - state.get("seconds", 0.0)
     self._results: dict[str, float] = {}  # of the last evaluation
-    self._tested: dict[str, float] = {}
+    self._final: dict[str, float] = {}
 
   def add_loss(self, loss: float) -> None:
     """Of one step."""
@@ -62,9 +62,9 @@ class Summary:
       step, {name: x for name, x in line.items() if name.startswith("eval/") or name == metric}
     )
 
-  def add_test(self, metrics: Mapping[str, float]) -> None:
-    """What was measured at the end, `test/…`."""
-    self._tested = dict(metrics)
+  def add_final(self, metrics: Mapping[str, float]) -> None:
+    """What was measured at the end: `test/…`, `eval/merged_loss`."""
+    self._final |= metrics
 
   def get_state(self) -> dict[str, Any]:
     """What a checkpoint stores of it, as JSON can hold it."""
@@ -95,7 +95,7 @@ class Summary:
       "train_runtime": seconds,
       "train_samples_per_second": samples / seconds,
       "train_steps_per_second": step / seconds,
-      **{name.replace("/", "_"): value for name, value in (self._results | self._tested).items()},
+      **{name.replace("/", "_"): value for name, value in (self._results | self._final).items()},
     }
     if self.best.value is not None:
       figures["metric_for_best_model"] = self.best.metric
