@@ -104,7 +104,8 @@ def test_resumed_it_is_bitwise_the_same(base, start, corpus, tmp_path, capsys):
   assert run(config_of(corpus, **changes), str(tmp_path / "whole")) == 0
   said = capsys.readouterr().out
   assert bool(base) == ("merged into the base as it was" in said)
-  merged_loss = json.loads((tmp_path / "whole" / "summary.json").read_text()).get("eval_merged_loss")
+  summary = json.loads((tmp_path / "whole" / "summary.json").read_text())
+  merged_loss = summary.get("eval_merged_loss")
   assert bool(base) == bool(merged_loss) == (f"loads as, {merged_loss or 0:.4f}" in said)
   trainable = 2 * (3 * 32 + 32 + 2 * 80) * 2
   assert f"{trainable:,} trainable: LoRA of rank 2 on q, k, v, out, c_fc, c_proj" in said
