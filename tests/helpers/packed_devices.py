@@ -1,7 +1,7 @@
 """Run by test_packed_devices.py in a process of 8 CPU devices; prints its findings as JSON.
 
 One step of each task on packed rows: on one device, in four parts of which one counts nothing, and
-on eight devices.
+on eight devices. LoRA and QLoRA too, on eight devices that also split weights and heads.
 """
 
 import json
@@ -15,6 +15,8 @@ from gptneo_jax.examples.packing import Packing
 from gptneo_jax.examples.records import Record
 from gptneo_jax.examples.task_file import TaskSpec
 from gptneo_jax.model import heads
+from gptneo_jax.model.lora import LoraConfig
+from gptneo_jax.model.methods import FULL, Method
 from gptneo_jax.state import TrainState, abstract_state, init_state
 from gptneo_jax.steps import make_train_step, place_batch
 from gptneo_jax.training import run_config, tasks
@@ -64,8 +66,18 @@ def batch_of(task):
   return spec, packing.batch([*rows[:2], [], *rows[2:5], [], *rows[5:]], task.kind.layout(spec))
 
 
-def differences(name: str) -> dict[str, float]:
-  """The largest difference of metrics (relative) and of parameters after one step of SGD."""
+METHODS = {
+  "all parameters": FULL,
+  "LoRA": Method(LoraConfig(rank=2, alpha=4.0)),
+  "QLoRA": Method(LoraConfig(rank=2, alpha=4.0, base="int8")),
+}
+ONE = dict(data=1, fsdp=1, tensor=1)
+CASES = {"parts": (4, ONE), "devices": (1, dict(data=8, fsdp=1, tensor=1))}
+SPLIT = {"split, parts": (2, dict(data=2, fsdp=2, tensor=2))}
+
+
+def differences(name: str, method: Method = FULL, cases=CASES) -> dict[str, float]:
+  """The largest difference of metrics (relative) and of what learns after one step of SGD."""
   task = tasks.find(name)
   spec, rows = batch_of(task)
   fields = {} if spec.labels == () else {"num_labels": len(spec.labels)}
@@ -82,18 +94,17 @@ def differences(name: str) -> dict[str, float]:
   def step(parts: int, **axes):
     mesh = sharding.make_mesh(**axes, devices=jax.devices()[: int(np.prod([*axes.values()]))])
     with jax.set_mesh(mesh):
-      shapes = abstract_state(module, optimizer, mesh)
+      shapes = abstract_state(module, optimizer, mesh, method)
       shardings: TrainState = jax.tree.map(lambda leaf: leaf.sharding, shapes)
       made = make_train_step(loss, optimizer, shardings, mesh, accumulation=parts)
-      state, metrics = made(init_state(module, optimizer, mesh, 0), place_batch(rows, mesh, ROWS))
+      state = init_state(module, optimizer, mesh, 0, method)
+      state, metrics = made(state, place_batch(rows, mesh, ROWS))
     return jax.device_get((state.params, metrics))
 
-  params, metrics = step(1, data=1, fsdp=1, tensor=1)
+  params, metrics = step(1, **ONE)
   found = {"loss": float(metrics["loss"])}
-  for case, other in {
-    "parts": step(4, data=1, fsdp=1, tensor=1),
-    "devices": step(1, data=8, fsdp=1, tensor=1),
-  }.items():
+  for case, (parts, axes) in cases.items():
+    other = step(parts, **axes)
     relative = [abs(other[1][key] / metrics[key] - 1) for key in metrics]
     moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), params, other[0])
     found[case] = max(*map(float, relative), *jax.tree.leaves(moved))
@@ -102,4 +113,7 @@ def differences(name: str) -> dict[str, float]:
 
 if __name__ == "__main__":
   names = [name for name in tasks.names() if name != "lm"]
-  print(json.dumps({name: differences(name) for name in names}))
+  found = {name: differences(name) for name in names}
+  for name, method in METHODS.items():
+    found[f"instruction, {name}"] = differences("instruction", method, SPLIT)
+  print(json.dumps(found))
