@@ -63,15 +63,6 @@ ROWS = {
     },
     ("accuracy", "f1"),
   ),
-  "BoolQ": Row(
-    "entailment",
-    {"path": "pairs/boolq_en/dev_800.jsonl"},
-    ("accuracy", "f1"),
-    {
-      "data.columns": "first=passage,second=question,label=answer", "data.test_fraction": 0.2,
-      "seq_len": 1024, "data.on_too_long": "truncate_left",
-    },
-  ),
   "similarity": Row(
     "similarity",
     {
