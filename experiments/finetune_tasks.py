@@ -191,7 +191,7 @@ def _figures(row: dict[str, Any], method: str, metric: str) -> list[float]:
 
 
 def _cell(values: float | list[float] | None) -> str:
-  if values is None or values == [] or np.isnan(values).any():
+  if values is None or values == []:
     return "-"
   if not isinstance(values, list):
     return f"{values:.4f}"

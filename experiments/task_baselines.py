@@ -44,7 +44,9 @@ def measure(config: ConfigDict) -> dict[str, dict[str, float]]:
   spec = kind.settle(found.train, unsettled)
   tested = found.test or found.validation
   said = predict(found.train, tested, spec)
-  return {name: kind.metrics(predictions, tested, spec) for name, predictions in said.items()}
+  metrics = {name: kind.metrics(predictions, tested, spec) for name, predictions in said.items()}
+  # What is constant correlates with nothing.
+  return {name: {k: x for k, x in row.items() if np.isfinite(x)} for name, row in metrics.items()}
 
 
 Predictions = dict[str, list[dict[str, Any]]]  # of each baseline those of the tested records

@@ -61,8 +61,8 @@ def attend(
 
 def block_size(length: int, window: int | None, packed: bool) -> int:
   """Half a window, or a quarter of the sequence, from 64 to 512: small blocks waste less above the
-  diagonal and outside the window, large ones take fewer steps. On a CPU, where a step is cheap, no
-  more than an eighth of a row of segments: those are skipped that no segment reaches into."""
+  diagonal and outside the window, large ones take fewer steps. In rows of segments on a CPU, where
+  a step is cheap, an eighth of the row at most: more pairs of blocks have no segment in common."""
   size = length // 4 if window is None else window // 2
   if packed and current_hardware().platform == "cpu":
     size = min(size, length // 8)
@@ -167,9 +167,10 @@ _attend.defvjp(_forward, _backward)
 def _visit_pairs(
   plan: Plan, length: int, segments_BxT, visit: Callable[[Any, Any], Any], start: Any
 ) -> Any:
-  """`visit` (carry, pair) -> carry, from `start`, over the pairs in which a key may be seen.
+  """The last carry of `visit` (carry, pair) -> carry, over the pairs in which a key may be seen.
 
-  What the others would add is 0. All devices take as many steps: what counts is any row's segments.
+  start: the first carry. What the other pairs would add is 0. All devices take as many steps: what
+    counts is any row's segments.
   """
   pairs_Px2 = jnp.asarray(plan.pairs(length))
   if segments_BxT is None:
