@@ -49,6 +49,8 @@ _INTEGERS = {
 }
 _NUMBERS = {
   "repetition_penalty": "above 1: tokens that occur in the text become less likely",
+  "presence_penalty": "above 0: tokens that were generated become less likely",
+  "frequency_penalty": "above 0: the less likely, the more often they were generated",
   "length_penalty": "beams: above 0 favours longer texts",
   "guidance_scale": "above 1: away from the negative prompt",
 }

@@ -123,6 +123,57 @@ def test_values_do_not_compile_again():
   assert make(temperature=0.5).processors != pipelines[0].processors
 
 
+@pytest.mark.parametrize(
+  "options, forms",
+  [
+    ({}, 0),
+    ({"do_sample": True, "top_k": 0}, 0),
+    ({"do_sample": True, "temperature": 0.7}, 3),
+    ({"do_sample": True, "top_k": 3, "top_p": 0.8}, 3),
+    ({"do_sample": True, "top_k": 0, "min_p": 0.1, "temperature": 2.0}, 8),
+    ({"repetition_penalty": 1.5, "presence_penalty": 1.0, "min_new_tokens": 2}, 8),
+    ({"sequence_bias": [[[4], 2.0], [[1], -9.0]], "do_sample": True}, 8),
+    ({"sequence_bias": [[[4, 5], 2.0]]}, None),
+    ({"no_repeat_ngram_size": 2, "do_sample": True}, None),
+    ({"sequence_bias": [[[i % 50], 0.1] for i in range(301)]}, None),
+  ],
+)
+def test_common_forms(options, forms):
+  """Few functions for most combinations of options, which give the scores of those alone."""
+  pipeline = sampling.make_pipeline(
+    GenerationOptions.from_dict(options), vocab_size=50, eos=(1, 2), prompt_width=3, max_length=9
+  )
+  common = sampling.common_form(pipeline, 50)
+  if forms is None:
+    assert common == pipeline
+    return
+  assert len(common.processors) == forms
+  scores_BxV = jax.random.normal(jax.random.key(0), (2, 50))
+  ids_BxS = np.random.default_rng(1).integers(0, 50, (2, 9))
+  for end in (3, 6, 8):
+    history = sampling.History(jnp.asarray(ids_BxS), jnp.zeros(2, jnp.int32), end, 3)
+    expected, got = (
+      np.asarray(sampling.process_logits(one.processors, one.values, history, scores_BxV))
+      for one in (pipeline, common)
+    )
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_penalties_of_what_was_generated():
+  """OpenAI's: the prompt does not count, an id counts once or each time."""
+  history = sampling.History(jnp.array([[0, 3, 4, 7, 7, 3, 9]]), jnp.array([1]), 6, 3)
+  pipeline = sampling.make_pipeline(
+    GenerationOptions.from_dict({"presence_penalty": 0.5, "frequency_penalty": 0.25}),
+    vocab_size=10, eos=(), prompt_width=3, max_length=9,
+  )  # fmt: skip
+  scores_1xV = jnp.ones((1, 10))
+  got = sampling.process_logits(pipeline.processors, pipeline.values, history, scores_1xV)
+  expected = np.ones((1, 10))
+  expected[0, 7] -= 0.5 + 2 * 0.25
+  expected[0, 3] -= 0.5 + 0.25
+  np.testing.assert_allclose(got, expected)
+
+
 def test_a_user_s_processor_comes_before_the_filters():
   seen = []
 

@@ -4,6 +4,8 @@ from gptneo_jax.generation.sampling.options import GenerationOptions, LogitsProc
 from gptneo_jax.generation.sampling.pipeline import (
   LogitsPipeline,
   Processor,
+  common_form,
+  common_forms,
   make_pipeline,
   process_logits,
   sample_token,
@@ -16,6 +18,8 @@ __all__ = [
   "LogitsPipeline",
   "LogitsProcessor",
   "Processor",
+  "common_form",
+  "common_forms",
   "make_pipeline",
   "process_logits",
   "sample_token",

@@ -1,4 +1,7 @@
-"""Options of generation, with the names, meaning and defaults of transformers' GenerationConfig."""
+"""Options of generation, with the names, meaning and defaults of transformers' GenerationConfig.
+
+`presence_penalty` and `frequency_penalty`, which transformers lacks, are those of OpenAI's API.
+"""
 
 from __future__ import annotations
 
@@ -46,6 +49,8 @@ class GenerationOptions:
   negative_prompt: Any = None  # text or ids, one for all prompts or one each
   sequence_bias: dict[tuple[int, ...], float] | Sequence | None = None
   repetition_penalty: float = 1.0
+  presence_penalty: float = 0.0
+  frequency_penalty: float = 0.0
   no_repeat_ngram_size: int = 0
   bad_words_ids: Sequence[Sequence[int]] | None = None
   forced_bos_token_id: int | None = None
@@ -226,6 +231,8 @@ _RANGES = {  # name: (rule in words, rule)
   "typical_p": ("above 0 and at most 1", lambda x: 0 < x <= 1),
   "epsilon_cutoff": ("at least 0 and below 1", lambda x: 0 <= x < 1),
   "eta_cutoff": ("at least 0 and below 1", lambda x: 0 <= x < 1),
+  "presence_penalty": ("a finite number", math.isfinite),
+  "frequency_penalty": ("a finite number", math.isfinite),
   "length_penalty": ("a finite number", math.isfinite),
   "guidance_scale": ("a finite number", math.isfinite),
 }

@@ -64,6 +64,8 @@ def make_pipeline(
     add(p.sequence_bias, _bias_groups("sequence_bias", _bias_pairs(o.sequence_bias), vocab_size))
   if o.repetition_penalty != 1.0:
     add(p.repetition_penalty, f32(o.repetition_penalty))
+  if o.presence_penalty or o.frequency_penalty:
+    add(p.count_penalties, f32(o.presence_penalty), f32(o.frequency_penalty))
   if o.no_repeat_ngram_size:
     add(p.no_repeat_ngram, settings=(o.no_repeat_ngram_size,))
   if o.bad_words_ids is not None:
@@ -97,7 +99,7 @@ def make_pipeline(
     if o.top_h is not None:
       add(p.top_h, f32(o.top_h))
     if o.top_k:
-      add(p.top_k, settings=(o.top_k, min_keep))
+      add(p.top_k, np.int32(min(o.top_k, vocab_size)), settings=(min_keep,))
     if o.top_p < 1.0:
       add(p.top_p, f32(o.top_p), settings=(min_keep,))
     if o.min_p is not None:
@@ -111,6 +113,31 @@ def make_pipeline(
   if o.renormalize_logits:
     add(p.renormalize)
   return LogitsPipeline(tuple(steps), values)
+
+
+def common_form(pipeline: LogitsPipeline, vocab_size: int) -> LogitsPipeline:
+  """A pipeline of the same effect with the processors of one of few forms, if one has them all.
+
+  The others of the form get values that change nothing. So requests with different options, in
+  whatever combination, share a compiled function. A pipeline with rarer processors stays as it is.
+  """
+  values = {name: _padded(name, given) for name, given in pipeline.values.items()}
+  for form in _FORMS:
+    neutral = _neutral_values(form, vocab_size)
+    same_shapes = all(_shapes(values[name]) == _shapes(neutral.get(name)) for name in values)
+    if set(pipeline.processors) <= set(form) and same_shapes:
+      return LogitsPipeline(form, neutral | values)
+  return pipeline
+
+
+def common_forms(vocab_size: int) -> list[tuple[LogitsPipeline, bool]]:
+  """The forms of `common_form`, with values that change nothing, and whether tokens are drawn."""
+  return [
+    (LogitsPipeline(form, _neutral_values(form, vocab_size)), sample)
+    for form in _FORMS
+    for sample in (False, True)
+    if sample or form is not _FILTERS  # which are of sampling
+  ]
 
 
 def process_logits(
@@ -134,6 +161,60 @@ def sample_token(keys_B: jax.Array, scores_BxV: jax.Array, sample: bool) -> jax.
   if sample:
     return jax.vmap(jax.random.categorical)(keys_B, scores_BxV).astype(np.int32)
   return scores_BxV.argmax(-1).astype(np.int32)
+
+
+# --- the few forms --------------------------------------------------------------------------------
+
+_BIASES, _ENDS = 300, 8  # biased ids and ends of text that a form has room for
+_FILTERS = (
+  Processor("temperature", processors.temperature),
+  Processor("top_k", processors.top_k, (1,)),
+  Processor("top_p", processors.top_p, (1,)),
+)
+_FORMS: tuple[tuple[Processor, ...], ...] = (
+  (),
+  _FILTERS,
+  (
+    Processor("sequence_bias", processors.sequence_bias),
+    Processor("repetition_penalty", processors.repetition_penalty),
+    Processor("count_penalties", processors.count_penalties),
+    Processor("min_new_tokens", processors.min_new_tokens),
+    *_FILTERS,
+    Processor("min_p", processors.min_p, (1,)),
+  ),
+)  # each in the order of make_pipeline
+
+
+def _neutral_values(form: Sequence[Processor], vocab_size: int) -> dict[str, tuple]:
+  """Values by which the processors change nothing."""
+  f32, i32 = np.float32, np.int32
+  no_bias = (np.zeros((_BIASES, 0), i32), np.zeros(_BIASES, i32), np.zeros(_BIASES, f32))
+  neutral = {
+    "sequence_bias": ([no_bias],),
+    "repetition_penalty": (f32(1),),
+    "count_penalties": (f32(0), f32(0)),
+    "min_new_tokens": (i32(0), np.full(_ENDS, -1, i32)),
+    "temperature": (f32(1),),
+    "top_k": (i32(vocab_size),),
+    "top_p": (f32(1),),
+    "min_p": (f32(0),),
+  }
+  return {processor.name: neutral[processor.name] for processor in form}
+
+
+def _padded(name: str, values: tuple) -> tuple:
+  """Values with lists as long as the forms have them, if they are not longer."""
+  if name == "min_new_tokens" and len(values[1]) < _ENDS:
+    return (values[0], np.pad(values[1], (0, _ENDS - len(values[1])), constant_values=-1))
+  if name == "sequence_bias" and len(values[0]) == 1 and len(values[0][0][1]) < _BIASES:
+    prefixes_CxN, last_C, bias_C = values[0][0]
+    more = (0, _BIASES - len(last_C))
+    return ([(np.pad(prefixes_CxN, (more, (0, 0))), np.pad(last_C, more), np.pad(bias_C, more))],)
+  return values
+
+
+def _shapes(values: Any) -> Any:
+  return jax.tree.map(np.shape, values)
 
 
 def _bias_pairs(bias: Any) -> list[tuple[tuple[int, ...], float]]:

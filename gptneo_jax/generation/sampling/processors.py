@@ -40,6 +40,11 @@ class History(NamedTuple):
     column_1xS = jnp.arange(self.ids_BxS.shape[1])[None]
     return (column_1xS >= self.left_pad_B[:, None]) & (column_1xS < self.end)
 
+  @property
+  def new_BxS(self) -> jax.Array:
+    """The columns after the prompt."""
+    return self.real_BxS & (jnp.arange(self.ids_BxS.shape[1])[None] >= self.prompt_width)
+
   def last_BxN(self, n: int) -> jax.Array:
     """The last n ids of each row; -1 where the row is shorter."""
     column_N = self.end - n + jnp.arange(n)
@@ -90,6 +95,19 @@ def repetition_penalty(history: History, scores_BxV: jax.Array, penalty: jax.Arr
   seen_BxV = _marked(history.ids_BxS, history.real_BxS, scores_BxV.shape[1])
   penalized_BxV = jnp.where(scores_BxV < 0, scores_BxV * penalty, scores_BxV / penalty)
   return jnp.where(seen_BxV, penalized_BxV, scores_BxV)
+
+
+def count_penalties(
+  history: History, scores_BxV: jax.Array, presence: jax.Array, frequency: jax.Array
+) -> jax.Array:
+  """Subtracts `presence` from ids among the new tokens, and `frequency` for each time they occur.
+
+  Source: OpenAI's API, by which the prompt does not count; transformers has no such processor.
+  """
+  B, V = scores_BxV.shape
+  ids_BxS = jnp.where(history.new_BxS, history.ids_BxS, V)
+  count_BxV = jnp.zeros((B, V)).at[jnp.arange(B)[:, None], ids_BxS].add(1.0, mode="drop")
+  return scores_BxV - presence * (count_BxV > 0) - frequency * count_BxV
 
 
 def no_repeat_ngram(history: History, scores_BxV: jax.Array, size: int) -> jax.Array:
@@ -214,24 +232,24 @@ def _largest_that(holds: Callable[[jax.Array], jax.Array], B: int) -> jax.Array:
   return jax.lax.fori_loop(0, 32, set_bit, jnp.zeros((B, 1), jnp.uint32))
 
 
-def _in_top(scores_BxV: jax.Array, k: int) -> jax.Array:
+def _in_top(scores_BxV: jax.Array, k: int | jax.Array) -> jax.Array:
   """Which scores are not below the k-th largest of their row, bool B x V."""
   B, V = scores_BxV.shape
-  if k == 1:
+  if isinstance(k, int) and k == 1:
     return scores_BxV >= scores_BxV.max(-1, keepdims=True)
   ordered_BxV = _ordered(scores_BxV)
-  k = min(k, V)
+  k = jnp.minimum(k, V)
   kth_Bx1 = _largest_that(lambda x_Bx1: (ordered_BxV >= x_Bx1).sum(-1, keepdims=True) >= k, B)
   return ordered_BxV >= kth_Bx1
 
 
-def top_k(history: History, scores_BxV: jax.Array, k: int, min_keep: int) -> jax.Array:
+def top_k(history: History, scores_BxV: jax.Array, k: jax.Array, min_keep: int) -> jax.Array:
   """Keeps scores not below the k-th largest, ties included."""
-  return jnp.where(_in_top(scores_BxV, max(k, min_keep)), scores_BxV, _NEVER)
+  return jnp.where(_in_top(scores_BxV, jnp.maximum(k, min_keep)), scores_BxV, _NEVER)
 
 
 def top_p(history: History, scores_BxV: jax.Array, mass: jax.Array, min_keep: int) -> jax.Array:
-  """Drops the unlikeliest ids whose probabilities sum to at most 1 - mass.
+  """Drops the unlikeliest ids whose probabilities sum to at most 1 - mass; at 1 none.
 
   Ids of equal probability are kept or dropped together; transformers, which sorts, may split them.
   """
@@ -239,7 +257,7 @@ def top_p(history: History, scores_BxV: jax.Array, mass: jax.Array, min_keep: in
 
   def may_be_dropped(bound_Bx1: jax.Array) -> jax.Array:
     below_BxV = jnp.where(ordered_BxV < bound_Bx1, probs_BxV, 0.0)
-    return below_BxV.sum(-1, keepdims=True) <= 1 - mass
+    return (below_BxV.sum(-1, keepdims=True) <= 1 - mass) & (mass < 1)
 
   keep_BxV = ordered_BxV >= _largest_that(may_be_dropped, len(scores_BxV))
   return jnp.where(keep_BxV | _in_top(scores_BxV, min_keep), scores_BxV, _NEVER)
