@@ -14,7 +14,7 @@ import numpy as np
 
 from gptneo_jax import interop
 from gptneo_jax.errors import UserError
-from gptneo_jax.generation import beam_search, decode, speculative
+from gptneo_jax.generation import beam_search, continuous, decode, speculative
 from gptneo_jax.generation.detokenization import TextStream, new_text
 from gptneo_jax.generation.requests import (
   Model,
@@ -28,6 +28,7 @@ from gptneo_jax.generation.requests import (
 from gptneo_jax.generation.sampling import GenerationOptions
 from gptneo_jax.generation.sampling.options import blaming
 from gptneo_jax.model.matmul import exact_products
+from gptneo_jax.sharding import batch_ways
 
 _STREAMED = 4  # tokens of a stream that are generated before it is looked at again
 
@@ -123,8 +124,18 @@ def generate(model: Model, unstacked_params: Any, call: Call) -> Generation:
       return _generation(model, request.pad, prompts, found, found.scores_B)
     if drafter is not None:
       return _speculated(model, unstacked_params, call, drafter)
-    made = decode.run(model.config, unstacked_params, request)
+    slots = continuous.default_slots(model.mesh)
+    if len(prompts.rows) > slots and _can_take_turns(model, request):
+      rows = [row_of(request, b) for b in range(len(prompts.rows))]
+      made = continuous.run(model.config, unstacked_params, rows, slots)
+    else:
+      made = decode.run(model.config, unstacked_params, request)
     return _generation(model, request.pad, prompts, made)
+
+
+def _can_take_turns(model: Model, request: decode.GenerationRequest) -> bool:
+  """Whether rows may share slots, so that none waits for the longest."""
+  return request.negative is None and not request.outputs and batch_ways(model.mesh) == 1
 
 
 def stream(model: Model, unstacked_params: Any, call: Call) -> Iterator[str]:

@@ -114,7 +114,7 @@ def run(
     eos_E=jnp.array(request.eos or [-1], jnp.int32),
     keys_B=request.keys_B,
     values=request.pipeline.values,
-    stops=request.stops,
+    stops=jax.tree.map(jnp.asarray, request.stops),
     length_penalty=jnp.float32(beams.length_penalty),
   )
   C = max(2, 1 + max(1, len(request.eos))) * M

@@ -32,7 +32,7 @@ from gptneo_jax.sharding import constrain
 BAD_LOGITS, BAD_SCORES, BAD_DRAFTS = 1, 2, 3
 # Prompts run in chunks of these lengths, the largest first that fits and is within the limit of
 # tokens of all rows together, which bounds the memory of attention scores.
-_CHUNKS = (512, 64)
+CHUNKS = (512, 256, 64)
 _CHUNK_TOKENS = 8192
 
 
@@ -188,7 +188,7 @@ def make_settings(request: GenerationRequest) -> Settings:
     pad=jnp.int32(request.pad),
     keys_B=request.keys_B,
     values=request.pipeline.values,
-    stops=request.stops,
+    stops=jax.tree.map(jnp.asarray, request.stops),
   )
 
 
@@ -224,28 +224,33 @@ def prefill(
   length: int,
 ) -> KVCache:
   """A cache of `length` columns that holds all but the last column of ids_BxW."""
-  cache = _empty(config, len(ids_BxW), length)
-  column, rest = 0, ids_BxW.shape[1] - 1
-  while rest:
-    fits = [n for n in _CHUNKS if n <= rest and n * len(ids_BxW) <= _CHUNK_TOKENS]
-    size = fits[0] if fits else _CHUNKS[-1]
-    count = min(size, rest)
-    chunk_BxT = np.zeros((len(ids_BxW), size), np.int32)
-    chunk_BxT[:, :count] = ids_BxW[:, column : column + count]
-    cache = _prefill_chunk(
+  cache = empty_cache(config, len(ids_BxW), length)
+  column, end = 0, ids_BxW.shape[1] - 1
+  while column < end:
+    chunk_BxT, count = prompt_chunk(ids_BxW[:, column:end])
+    cache = prefill_chunk(
       config, unstacked_params, cache, chunk_BxT, np.int32(column), np.int32(count), left_pad_B
     )
-    column, rest = column + count, rest - count
+    column += count
   return cache
 
 
+def prompt_chunk(ids_BxW: np.ndarray) -> tuple[np.ndarray, int]:
+  """The first columns of ids, padded to one of few lengths, and how many of them are real."""
+  B, W = ids_BxW.shape
+  size = next((n for n in CHUNKS if n <= W and n * B <= _CHUNK_TOKENS), CHUNKS[-1])
+  count = min(size, W)
+  return np.pad(ids_BxW[:, :count], ((0, 0), (0, size - count))), count
+
+
 @functools.partial(jax.jit, static_argnames=("config", "batch", "length"))
-def _empty(config, batch, length):
+def empty_cache(config: ModelConfig, batch: int, length: int) -> KVCache:
   return kv_cache.make_cache(config, batch, length)
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
-def _prefill_chunk(config, unstacked_params, cache, ids_BxT, column, count, left_pad_B):
+def prefill_chunk(config, unstacked_params, cache, ids_BxT, column, count, left_pad_B) -> KVCache:
+  """The cache with `count` of T more columns of the prompts, from `column` on."""
   return forward_with_cache(config, unstacked_params, cache, ids_BxT, column, count, left_pad_B)[1]
 
 

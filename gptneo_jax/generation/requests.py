@@ -132,9 +132,9 @@ def make_drafter(
   assistant = options.assistant_model
   name = "prompt_lookup_num_tokens" if assistant is None else "num_assistant_tokens"
   draft_tokens = getattr(options, name)
-  if draft_tokens > kv_cache.SPECULATION_SLOTS:
+  if draft_tokens > kv_cache.SPECULATION_PLACES:
     raise UserError(
-      f"generate: {name} is {draft_tokens}; it is at most {kv_cache.SPECULATION_SLOTS}"
+      f"generate: {name} is {draft_tokens}; it is at most {kv_cache.SPECULATION_PLACES}"
     )
   if batch_ways(model.mesh) > 1:
     raise UserError("generate: speculation runs row by row; make a mesh with data=1, fsdp=1")
@@ -156,8 +156,14 @@ def make_drafter(
 
 
 def row_of(request: decode.GenerationRequest, b: int) -> decode.GenerationRequest:
-  """The request of one of the rows."""
-  return request._replace(**{name: x[b : b + 1] for name, x in _per_row(request).items()})
+  """The request of one of the rows, without padding."""
+  row = request._replace(**{name: x[b : b + 1] for name, x in _per_row(request).items()})
+  padding = int(row.left_pad_B[0])
+  return row._replace(
+    ids_BxW=row.ids_BxW[:, padding:],
+    left_pad_B=np.zeros_like(row.left_pad_B),
+    pipeline=_shifted(row.pipeline, -padding),
+  )
 
 
 def _per_row(request: decode.GenerationRequest) -> dict[str, Any]:
@@ -321,9 +327,7 @@ def _stops(
 ) -> tuple[StopTable, np.ndarray]:
   tokenizer = require_tokenizer(model, "look for stop strings")
   table = _stop_table(strings, tokenizer, model.config.vocab_size)
-  return jax.tree.map(jax.numpy.asarray, table), np.array(
-    [table.after(row) for row in rows], np.int32
-  )
+  return table, np.array([table.after(row) for row in rows], np.int32)
 
 
 @functools.lru_cache(maxsize=8)

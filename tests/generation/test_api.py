@@ -48,7 +48,7 @@ def test_seeds(lm):
 
 def test_no_new_compilation_for_new_lengths(lm):
   """50 prompts of random lengths: no more loops than buffer sizes, two sizes of prompt pieces."""
-  functions = (decode._advance, decode._prefill_chunk)
+  functions = (decode._advance, decode.prefill_chunk)
   before = [f._cache_size() for f in functions]
   rng = np.random.default_rng(0)
   for n in rng.integers(1, 80, 50):

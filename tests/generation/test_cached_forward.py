@@ -85,7 +85,7 @@ def test_tokens_taken_back_leave_no_trace(kept):
   ids_1xT = np.random.default_rng(2).integers(0, 61, (1, 60))
   run = functools.partial(with_cache(NEO), params)
   _, cache = run(kv_cache.make_cache(NEO, 1, 64), ids_1xT[:, :32], 0, 30, left_pad_B)
-  assert kv_cache.SPECULATION_SLOTS == 16
+  assert kv_cache.SPECULATION_PLACES == 16
   _, speculated = run(cache, ids_1xT[:, 30:47], 30, 17, left_pad_B)
   expected, _ = run(cache, ids_1xT[:, 30 : 30 + kept + 1], 30, kept + 1, left_pad_B)
   logits, _ = run(speculated, ids_1xT[:, 30 + kept : 31 + kept], 30 + kept, 1, left_pad_B)
