@@ -1,9 +1,9 @@
 """Names of dimensions: the letters used in shapes, and the logical axes that sharding.py maps.
 
 Letters, used as suffixes of array names (x_BxTxD) and in einsum strings. Everywhere:
-  B rows of a batch · T positions of a sequence, queries · S keys, places of a buffer · D hidden size
-  H heads · K size of a head · F width of the MLP · V vocabulary · P positions that a model has
-  L layers · C labels
+  B rows of a batch · T positions of a sequence, queries · S keys, places of a buffer
+  D hidden size · H heads · K size of a head · F width of the MLP · V vocabulary
+  P positions that a model has · L layers · C labels
 
 And in one room each:
   attention/   M segments of a row (M1: their M + 1 bounds) · b the size of a block

@@ -20,10 +20,28 @@ from gptneo_jax.config import ModelConfig
 from gptneo_jax.generation import decode, sampling
 from gptneo_jax.generation.decode import GenerationRequest
 from gptneo_jax.generation.kv_cache import KVCache
+from gptneo_jax.generation.prefixes import Prefixes
+from gptneo_jax.generation.prompt_reader import PromptReader
 from gptneo_jax.generation.slots import Choice, Chosen, Slots, row_columns, slot_columns, slot_count
+from gptneo_jax.generation.token_logprobs import TokenLogprobs
 
 _PROMPT_TOKENS = 512  # of prompts that are read between two steps
 _CALM_STEPS = 8  # that fewer slots would have been enough for before there are fewer
+
+
+class Wanted(NamedTuple):
+  """What a request wants beside its new tokens.
+
+  logprobs: of these. prompt_logprobs: of the tokens of its prompt. kept: that its cache is kept for
+  prompts that begin with it.
+  """
+
+  logprobs: bool = False
+  prompt_logprobs: bool = False
+  kept: bool = False
+
+
+_NOTHING_MORE = Wanted()
 
 
 @dataclasses.dataclass(eq=False)
@@ -33,7 +51,8 @@ class Row:
   new: the ids generated so far, the end of text included.
   ended: '' while it goes on; then 'eos', 'stop_string', 'length', 'cancelled' or 'fault'.
   fault: decode.BAD_LOGITS or BAD_SCORES of a row that ended by a fault.
-  cache: of the prompt while it is read. read: its tokens that are in the cache.
+  logprobs: how each of `new` is predicted. prompt_logprobs: as PromptReader.logprobs.
+  reused: tokens of the prompt that were not read, since a cache of them had been kept.
   steps: how many have been started.
   """
 
@@ -41,12 +60,14 @@ class Row:
   prompt: list[int]
   key_N: np.ndarray  # data of its random key
   stop_state: int
+  wanted: Wanted
   new: list[int] = dataclasses.field(default_factory=list)
   ended: str = ""
   fault: int = 0
+  logprobs: list[TokenLogprobs] = dataclasses.field(default_factory=list)
+  prompt_logprobs: list[tuple[TokenLogprobs, int]] = dataclasses.field(default_factory=list)
+  reused: int = 0
   slot: int = -1
-  cache: KVCache | None = None
-  read: int = 0
   steps: int = 0
 
   @property
@@ -63,24 +84,28 @@ class _Step(NamedTuple):
   """A step that has been started: what it chooses, and for which rows, with their slots."""
 
   chosen: Chosen
+  logprobs: TokenLogprobs | None
   rows: list[tuple[Row, int]]
 
 
 class ContinuousBatch:
   """Decodes requests, at most `slots` at once. One thread at a time may call it.
 
+  kept_bytes: of caches that are kept for prompts that begin with them (`Row.kept`).
+
   The device is never waited for before it has its next work: what a step chose is looked at when
   the next one has been started, so a row may run one step more than it needs, which is dropped.
   """
 
-  def __init__(self, config: ModelConfig, unstacked_params: Any, slots: int):
+  def __init__(self, config: ModelConfig, unstacked_params: Any, slots: int, kept_bytes: int = 0):
     self._config, self._most = config, slots
     self._slots = Slots(config, unstacked_params, slots)
     self._waiting: collections.deque[Row] = collections.deque()
-    self._reading: Row | None = None  # whose prompt is read
+    self._reading: tuple[Row, PromptReader] | None = None
     self._rows: list[Row] = []  # in slots, in the order of their coming
     self._started: collections.deque[_Step] = collections.deque()
     self._choices: tuple[list[Row], list[Choice]] = ([], [])  # and the rows that they are for
+    self.prefixes = Prefixes(kept_bytes)
     self._calm = 0  # steps since there were as many rows as slots
 
   @property
@@ -93,30 +118,34 @@ class ContinuousBatch:
 
     The buffers are once as large as they will ever be, so that missing memory is missed here.
     """
-    positions = self._config.max_position_embeddings
-    row_sizes = sorted({row_columns(n, positions) for n in range(1, positions)})
+    slots, positions = self._slots, self._config.max_position_embeddings
     rows = []
-    for size in row_sizes:
-      row = self._slots.empty_row(min(size, positions))
+    for size in sorted({row_columns(n, positions) for n in range(1, positions)}):
+      row = slots.empty_row(min(size, positions))
       for chunk in decode.CHUNKS:
-        if chunk <= max(positions, decode.CHUNKS[-1]) and chunk <= size:
-          row = self._slots.read(row, np.zeros((1, chunk), np.int32), 0, chunk)
-      rows.append(row)
-    sizes = self._slots.sizes
-    for done, (count, columns) in enumerate(sizes):
-      yield done / len(sizes)
-      self._slots.arrange([], count, columns)
-      self._slots.compile_neighbours()
-      for row in rows:
-        self._slots.put(0, [0], row)
+        if chunk <= size:
+          ids_1xT = np.zeros((1, chunk), np.int32)
+          row = slots.read(row, ids_1xT, 0, chunk)
+          row, _ = slots.read_and_score(row, ids_1xT, ids_1xT[0], 0, chunk)
+      rows.append((row, min(size, positions)))
+    for row, _ in rows:
+      for _, size in rows:
+        slots.row_like(row, size)
+    for done, (count, columns) in enumerate(slots.sizes):
+      yield done / len(slots.sizes)
+      slots.arrange([], count, columns)
+      slots.compile_neighbours()
+      for row, size in rows:
+        slots.put(0, [0], row)
+        slots.row_of(0, size)
       zeros_B = np.zeros(count, np.int32)
       choices = _common_choices(count, self._config.vocab_size)
-      jax.block_until_ready(self._slots.step(zeros_B, zeros_B, choices))
-    self._slots.arrange([], *sizes[0])
+      jax.block_until_ready(slots.step(zeros_B, zeros_B, choices, True))
+    slots.arrange([], *slots.sizes[0])
     yield 1.0
 
-  def add(self, request: GenerationRequest) -> Row:
-    """Queues a request of one row, without padding on the left."""
+  def add(self, request: GenerationRequest, wanted: Wanted = _NOTHING_MORE) -> Row:
+    """Queues a request of one row, without padding on the left; its new_tokens may be 0."""
     pipeline = sampling.common_form(request.pipeline, self._config.vocab_size)
     stop_state = 0 if request.stop_state_B is None else int(request.stop_state_B[0])
     row = Row(
@@ -124,6 +153,7 @@ class ContinuousBatch:
       prompt=request.ids_BxW[0].tolist(),
       key_N=np.asarray(jax.random.key_data(request.keys_B))[0],
       stop_state=stop_state,
+      wanted=wanted,
     )
     self._waiting.append(row)
     return row
@@ -140,33 +170,52 @@ class ContinuousBatch:
 
     Returns the rows that have a new token or have ended.
     """
-    self._read_prompts()
+    ended = self._read_prompts()
     rows = [row for row in self._rows if not row.all_started]
     if rows:
       self._start(rows)
     if len(self._started) > bool(rows):
-      return self._take(self._started.popleft())
-    return []
+      return ended + self._take(self._started.popleft())
+    return ended
 
-  def _read_prompts(self) -> None:
-    """Reads prompts for free slots, so many tokens that those who generate hardly wait."""
-    left = _PROMPT_TOKENS
+  def _read_prompts(self) -> list[Row]:
+    """Reads prompts for free slots, so many tokens that those who generate hardly wait.
+
+    Returns the rows that end with their prompt.
+    """
+    left, ended = _PROMPT_TOKENS, []
     while left > 0 and (self._reading or (self._waiting and len(self._rows) < self._most)):
-      row = self._reading = self._reading or self._waiting.popleft()
-      last = len(row.prompt) - 1  # which the first step runs
-      if row.cache is None:
-        row.cache = self._slots.empty_row(last)
-      if row.read < last:
-        chunk_1xT, count = decode.prompt_chunk(np.array([row.prompt[row.read : last]], np.int32))
-        row.cache = self._slots.read(row.cache, chunk_1xT, row.read, count)
-        row.read, left = row.read + count, left - count
-      if row.read == last:
-        self._arrange(row)
-        used = {row.slot for row in self._rows}
-        row.slot = next(slot for slot in range(self._slots.count) if slot not in used)
-        self._slots.put(row.slot, row.prompt, row.cache)
-        self._rows.append(row)
-        self._reading = row.cache = None
+      if self._reading is None:
+        row = self._waiting.popleft()
+        self._reading = row, self._reader(row)
+      row, reader = self._reading
+      if not reader.finished:
+        left -= reader.read()
+      if reader.finished:
+        self._reading = None
+        row.prompt_logprobs = reader.logprobs
+        if row.wanted.kept:
+          self.prefixes.keep(row.prompt[:-1], reader.cache)
+        if row.request.new_tokens:
+          self._put(row, reader.cache)
+        else:
+          self._end(row, "length")
+          ended.append(row)
+    return ended
+
+  def _reader(self, row: Row) -> PromptReader:
+    """Reads a row's prompt, from the end of the longest beginning of it that has been kept."""
+    scored, kept = row.wanted.prompt_logprobs, None
+    if not scored:
+      row.reused, kept = self.prefixes.longest(row.prompt[:-1])
+    return PromptReader(self._slots, row.prompt, scored=scored, kept=kept, kept_tokens=row.reused)
+
+  def _put(self, row: Row, cache: KVCache) -> None:
+    self._arrange(row)
+    used = {other.slot for other in self._rows}
+    row.slot = next(slot for slot in range(self._slots.count) if slot not in used)
+    self._slots.put(row.slot, row.prompt, cache)
+    self._rows.append(row)
 
   def _arrange(self, *coming: Row) -> None:
     """Makes the slots fit the rows that are in them and those that come."""
@@ -193,26 +242,33 @@ class ContinuousBatch:
       column_B[row.slot], width_B[row.slot] = row.column, len(row.prompt)
     if self._choices[0] != rows:
       self._choices = rows, _choices(rows, count)
-    chosen = self._slots.step(column_B, width_B, self._choices[1])
-    self._started.append(_Step(chosen, [(row, row.slot) for row in rows]))
+    scored = any(row.wanted.logprobs for row in rows)
+    made = self._slots.step(column_B, width_B, self._choices[1], scored)
+    self._started.append(_Step(*made, [(row, row.slot) for row in rows]))
     for row in rows:
       row.steps += 1
 
   def _take(self, step: _Step) -> list[Row]:
     token_B, fault_B = np.asarray(step.chosen.token_B), np.asarray(step.chosen.fault_B)
     going = [(row, slot) for row, slot in step.rows if not row.ended]
+    logprobs = jax.tree.map(np.asarray, step.logprobs)
     for row, slot in going:
+      if row.wanted.logprobs:
+        row.logprobs.append(TokenLogprobs(*(x[slot] for x in logprobs)))
       ended = _advanced(row, int(token_B[slot]), int(fault_B[slot]))
       if ended:
         self._end(row, ended)
     return [row for row, _ in going]
 
   def _end(self, row: Row, ended: str) -> None:
-    row.ended, row.cache = ended, None
-    if row is self._reading:
+    row.ended = ended
+    if self._reading is not None and row is self._reading[0]:
       self._reading = None
     if row in self._rows:
       self._rows.remove(row)
+      if row.wanted.kept and row.new and ended != "fault":
+        ids = [*row.prompt, *row.new[:-1]]  # the last one may not have been run
+        self.prefixes.keep(ids, self._slots.row_of(row.slot, len(ids)))
 
 
 def _advanced(row: Row, token: int, fault: int) -> str:

@@ -11,7 +11,7 @@ Letters of this module: B slots · P columns of ids, the model's positions · S 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +24,7 @@ from gptneo_jax.generation import decode, kv_cache, sampling
 from gptneo_jax.generation.cached_forward import forward_with_cache, unembed
 from gptneo_jax.generation.kv_cache import KVCache, LayerCache
 from gptneo_jax.generation.sampling import History, Processor
+from gptneo_jax.generation.token_logprobs import TokenLogprobs, token_logprobs
 
 _LEAST_COLUMNS = 256
 _SPARE_COLUMNS = decode.CHUNKS[-1]  # what the last chunk of a prompt may be padded by
@@ -85,17 +86,30 @@ class Slots:
   def _change(self, slots: Sequence[int], count: int, columns: int) -> None:
     slot_B = np.zeros(count, np.int32)
     slot_B[: len(slots)] = slots
-    for i, kind in enumerate(self._config.attention_layers):
-      S = kv_cache.layer_places(self._config, kind, columns)
-      # Layer by layer, so that little exists twice.
-      self._cache[i] = LayerCache(*(_arranged(x, slot_B, S) for x in self._cache[i]))
+    arranged = self._layers(self._cache, slot_B, columns)
+    for i, layer in enumerate(arranged):  # one after another, so that little exists twice
+      self._cache[i] = layer
     self._ids_BxP = _taken(self._ids_BxP, slot_B)
     self.count, self.columns = count, columns
+
+  def _layers(
+    self, cache: Sequence[LayerCache], slots: Sequence[int] | np.ndarray, columns: int
+  ) -> Iterator[LayerCache]:
+    """The layers of a cache of these slots with so many columns."""
+    slot_B = np.asarray(slots, np.int32)
+    for layer, kind in zip(tuple(cache), self._config.attention_layers):
+      S = kv_cache.layer_places(self._config, kind, columns)
+      yield LayerCache(*(_arranged(x, slot_B, S) for x in layer))
 
   def empty_row(self, columns: int) -> KVCache:
     """A cache of one row for a prompt of so many columns."""
     size = row_columns(columns, self._config.max_position_embeddings)
     return decode.empty_cache(self._config, 1, size)
+
+  def row_like(self, kept: KVCache, columns: int) -> KVCache:
+    """A copy of a cache of one row for a prompt of so many columns, which begins with it."""
+    size = row_columns(columns, self._config.max_position_embeddings)
+    return tuple(self._layers(kept, [0], size))
 
   def read(self, row: KVCache, ids_1xT: np.ndarray, column: int, count: int) -> KVCache:
     """The cache of one row with `count` more tokens, from `column` on."""
@@ -104,6 +118,14 @@ class Slots:
       np.zeros(1, np.int32),
     )  # fmt: skip
 
+  def read_and_score(
+    self, row: KVCache, ids_1xT: np.ndarray, next_T: np.ndarray, column: int, count: int
+  ) -> tuple[KVCache, TokenLogprobs]:
+    """As `read`, and how the ids that follow each of these are predicted."""
+    return _read_and_score(
+      self._config, self._params, row, ids_1xT, next_T, np.int32(column), np.int32(count)
+    )
+
   def put(self, slot: int, ids: Sequence[int], row: KVCache) -> None:
     """Gives a slot a prompt: its ids, and the cache of one row that holds all but the last."""
     ids_P = np.zeros(self._ids_BxP.shape[1], np.int32)
@@ -111,10 +133,18 @@ class Slots:
     cache, self._ids_BxP = _put(tuple(self._cache), self._ids_BxP, np.int32(slot), row, ids_P)
     self._cache = list(cache)
 
-  def step(self, column_B: np.ndarray, width_B: np.ndarray, choices: Sequence[Choice]) -> Chosen:
+  def row_of(self, slot: int, columns: int) -> KVCache:
+    """A copy of a slot's cache, which has filled so many columns, as of one row."""
+    size = row_columns(columns, self._config.max_position_embeddings)
+    return tuple(self._layers(self._cache, [slot], size))
+
+  def step(
+    self, column_B: np.ndarray, width_B: np.ndarray, choices: Sequence[Choice], logprobs: bool
+  ) -> tuple[Chosen, TokenLogprobs | None]:
     """Runs the id in column column_B of every slot, and chooses the next for those in `choices`.
 
-    width_B: columns of the prompts. Both mean nothing for the other slots.
+    width_B: columns of the prompts. Both mean nothing for the other slots. logprobs: whether they
+    are returned as well.
     """
     logits_BxV, cache = _forward(
       self._config, self._params, tuple(self._cache), self._ids_BxP, column_B
@@ -125,7 +155,7 @@ class Slots:
       self._ids_BxP, chosen = _choose(
         processors, sample, self._ids_BxP, chosen, logits_BxV, column_B, width_B, *rows
       )
-    return chosen
+    return chosen, _token_logprobs(logits_BxV, chosen.token_B) if logprobs else None
 
   def compile_neighbours(self) -> None:
     """Compiles what `arrange` runs to get from the present sizes to the next ones."""
@@ -193,6 +223,19 @@ def _arranged(stored: jax.Array, slot_B: jax.Array, columns: int) -> jax.Array:
   x_BxHxSxK = kv_cache.batched(stored)[slot_B][:, :, :columns]
   more = columns - x_BxHxSxK.shape[2]
   return kv_cache.stored(jnp.pad(x_BxHxSxK, ((0, 0), (0, 0), (0, more), (0, 0))))
+
+
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="row")
+def _read_and_score(config, unstacked_params, row, ids_1xT, next_T, column, count):
+  no_padding_1 = jnp.zeros(1, jnp.int32)
+  hidden_Dx1xT, row = forward_with_cache(
+    config, unstacked_params, row, ids_1xT, column, count, no_padding_1
+  )
+  logits_TxV = unembed(config, unstacked_params, hidden_Dx1xT[:, 0])
+  return row, token_logprobs(logits_TxV, next_T)
+
+
+_token_logprobs = jax.jit(token_logprobs)
 
 
 @jax.jit

@@ -77,7 +77,7 @@ def run(
   request: GenerationRequest,
   drafter: PromptLookup | DraftModel,
 ) -> Speculation:
-  """All of a request of one row, with at most kv_cache.SPECULATION_PLACES draft tokens at a time."""
+  """All of a request of one row, with at most kv_cache.SPECULATION_PLACES draft tokens a time."""
   W, last = request.width, request.length
   columns = last + drafter.draft_tokens
   S = kv_cache.bucketed_length(columns, max(columns, config.max_position_embeddings))

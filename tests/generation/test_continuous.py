@@ -7,6 +7,7 @@ import pytest
 from gptneo_jax import engine, model_io
 from gptneo_jax.errors import UserError
 from gptneo_jax.generation import continuous, decode, requests, slots
+from gptneo_jax.generation.continuous import Wanted
 from gptneo_jax.generation.requests import Prompts
 from gptneo_jax.generation.sampling import GenerationOptions
 from gptneo_jax.model.matmul import exact_products
@@ -81,6 +82,7 @@ def test_each_gets_what_it_gets_alone(long_lm, batch):
 
 def test_nothing_is_compiled_after_the_warm_up(long_lm, batch):
   """Whatever lengths, seeds and common options come."""
+  batch = continuous.ContinuousBatch(long_lm.config, long_lm.unstacked_params, slots=2)
   assert list(batch.warm_up())[-1] == 1.0
   before = compiled()
   rng = np.random.default_rng(3)
@@ -109,7 +111,7 @@ def test_those_who_leave_take_nothing_with_them(long_lm, batch):
   while not batch.idle:
     batch.advance()
   left = [row for row in rows if row.ended == "cancelled"]
-  assert 5 < len(left) < 35 and all(row.cache is None for row in rows)
+  assert 5 < len(left) < 35
   for row, (prompt, seed, options) in zip(rows, calls):
     alone = new_ids(long_lm.generate([prompt], seed=seed, **options))
     assert row.new == (alone[: len(row.new)] if row in left else alone)
@@ -129,6 +131,80 @@ def test_first_come_first_served_and_long_prompts_do_not_stop_others(long_lm, ba
     had.append((len(first.new), sum(row is not first for row in batch._rows)))
   # Each advance reads a part of a prompt, and gives the first row a token as well.
   assert [n for n, _ in had[:4]] == [2, 3, 4, 5] and had[1][1] < 3
+
+
+# --- log-probabilities, and prompts that continue others ------------------------------------------
+
+
+def finished(batch, row):
+  while not row.ended:
+    batch.advance()
+  return row
+
+
+def expected_logprobs(lm, ids):
+  """Of each token after the first, float32 T-1 x V."""
+  return np.asarray(jax.nn.log_softmax(lm.logits([ids])[0]))[:-1]
+
+
+def test_logprobs_are_the_model_s(long_lm, batch):
+  """Of prompts in one piece and in many, of new tokens; whatever the options make of them."""
+  asked = Wanted(logprobs=True, prompt_logprobs=True)
+  drawn = {"do_sample": True, "temperature": 2.0, "repetition_penalty": 3.0}
+  rows = [
+    batch.add(request_of(long_lm, prompt, 0, {"max_new_tokens": 7, **options}), asked)
+    for prompt, options in zip(prompts_of(1, 2, 64, 65, 300, 441), [{}, drawn] * 3)
+  ]
+  unscored, greedy = batch.add(request_of(long_lm, [5, 6], 0, {"max_new_tokens": 7})), 0
+  for row in rows:
+    finished(batch, row)
+    log_TxV = expected_logprobs(long_lm, row.prompt + row.new)
+    parts = [jax.tree.map(lambda x, n=n: x[:n], part) for part, n in row.prompt_logprobs]
+    new = [jax.tree.map(lambda x: x[None], one) for one in row.logprobs]
+    got = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts, *new)
+    ids = np.array(row.prompt + row.new)[1:]
+    np.testing.assert_allclose(got.logprob_N, log_TxV[np.arange(len(ids)), ids], atol=2e-5)
+    np.testing.assert_allclose(got.top_NxK, -np.sort(-log_TxV)[:, :20], atol=2e-5)
+    picked = np.take_along_axis(log_TxV, got.id_NxK, 1)
+    np.testing.assert_allclose(picked, got.top_NxK, atol=2e-5)
+    # The likeliest token has the float of the first alternative itself: callers compare the two.
+    best = got.id_NxK[:, 0] == ids
+    assert (got.logprob_N[best] == got.top_NxK[best, 0]).all()
+    greedy += best.sum()
+  assert greedy > 20
+  assert finished(batch, unscored).logprobs == []
+
+
+def test_nothing_but_the_prompt(long_lm, batch):
+  prompt = prompts_of(70)[0]
+  request = request_of(long_lm, prompt, 0, {})._replace(new_tokens=0)
+  row = finished(batch, batch.add(request, Wanted(prompt_logprobs=True)))
+  assert (row.ended, row.new) == ("length", [])
+  assert sum(n for _, n in row.prompt_logprobs) == 69 and batch.idle
+
+
+def test_a_prompt_that_continues_another_reads_only_what_is_new(long_lm):
+  """Turns of a conversation, a question again, one that leaves it: the same text, less read."""
+  with jax.set_mesh(long_lm.mesh), exact_products(long_lm.config.dtype):
+    batch = continuous.ContinuousBatch(
+      long_lm.config, long_lm.unstacked_params, slots=4, kept_bytes=1 << 20
+    )
+    options = {"do_sample": True, "top_k": 0, "max_new_tokens": 20}
+    ask = lambda prompt: finished(
+      batch, batch.add(request_of(long_lm, prompt, 2, options), Wanted(kept=True))
+    )
+    first, more, other = prompts_of(290, 30, 25)
+    said = ask(first)
+    for prompt, reused in (
+      (first + said.new + more, 290 + 19),  # the last token of the answer had not been run
+      (first, 289),
+      (first[:-1] + other, 289),
+      (first[:270], 0),  # it ends before what is kept does, whose rings are past it
+      (first[:270] + other, 269),
+    ):
+      row = ask(prompt)
+      assert row.reused == reused
+      assert row.new == new_ids(long_lm.generate([prompt], seed=2, **options))
 
 
 def test_a_long_list_takes_turns(lm):
