@@ -10,7 +10,7 @@ import pytest
 
 ROOMS = {
   "attention", "checkpoints", "data", "evals", "examples", "generation", "interop", "model",
-  "planning", "training",
+  "planning", "serve", "training",
 }  # fmt: skip
 
 

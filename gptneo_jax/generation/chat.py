@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from gptneo_jax.errors import UserError
 from gptneo_jax.examples import instruction
+from gptneo_jax.generation.stop_strings import beginning_at_end
 
 FORMAT = "User: {message}\nAssistant:{answer}\n"
 HELP = "/reset forgets what was said, /help shows this, Ctrl-D ends."
@@ -81,9 +82,13 @@ class Format(NamedTuple):
     following = self.after + self.before
     return following.rstrip() or following
 
-  def prompt(self, lm: Any, past: Sequence[tuple[str, str]], message: str) -> list[int]:
+  def prompt(
+    self, lm: Any, past: Sequence[tuple[str, str]], message: str, lead: str = ""
+  ) -> list[int]:
+    """lead: what stands before all turns."""
     turns = [self.before + asked + self.between + said + self.after for asked, said in past]
-    return list(lm.tokenizer("".join([*turns, self.before + message + self.between])).input_ids)
+    text = "".join([lead, *turns, self.before + message + self.between])
+    return list(lm.tokenizer(text).input_ids)
 
   def answer(self, text: str) -> str:
     return text
@@ -134,17 +139,12 @@ def _answer(lm: Any, ids: list[int], turn: Writing, options: dict[str, Any]) -> 
     made += piece
     said = turn.answer(made)
     # What may be the beginning of the stop string is held back until it is known not to be.
-    safe = max(shown, len(said) - _held(said, stop))
+    safe = max(shown, len(said) - beginning_at_end(said, stop))
     print(said[shown:safe], end="", flush=True)
     shown = safe
   said = said.partition(stop)[0] if stop else said
   print(said[shown:], flush=True)
   return said
-
-
-def _held(text: str, stop: str) -> int:
-  """The length of the longest end of `text` that `stop` begins with."""
-  return next((n for n in range(len(stop), 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def _complain(text: str) -> None:

@@ -36,6 +36,11 @@ class StopTable(NamedTuple):
     return state
 
 
+def beginning_at_end(text: str, stop: str) -> int:
+  """The length of the longest end of `text` that `stop` begins with: it may become the stop."""
+  return next((n for n in range(len(stop), 0, -1) if text.endswith(stop[:n])), 0)
+
+
 def make_stop_table(stops: Sequence[str], token_bytes: Sequence[bytes]) -> StopTable:
   """The table for a vocabulary, given the bytes of each token.
 

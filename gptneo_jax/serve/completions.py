@@ -1,0 +1,329 @@
+"""Requests for completions and chats: from a body to rows for the device, and to the answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from gptneo_jax.engine import LanguageModel
+from gptneo_jax.errors import UserError
+from gptneo_jax.generation import requests
+from gptneo_jax.generation.continuous import Row, Wanted
+from gptneo_jax.generation.decode import GenerationRequest
+from gptneo_jax.generation.requests import Prompts
+from gptneo_jax.generation.sampling import GenerationOptions
+from gptneo_jax.serve import answers, schemas
+from gptneo_jax.serve.answers import AnswerText, Tokens
+from gptneo_jax.serve.batching import Closed, Generator, QueueFull
+from gptneo_jax.serve.chat_prompts import ChatPrompts
+from gptneo_jax.serve.errors import ApiError, of_user_error, too_long
+
+_GONE = 0.5  # seconds between two looks at whether the client is still there
+
+
+class Update(NamedTuple):
+  """A row has `count` new tokens, and has ended or not (Row.ended)."""
+
+  number: int
+  row: Row
+  count: int
+  ended: str
+
+
+class Job(NamedTuple):
+  """What a body asks for.
+
+  prompts: ids of each. texts: what `echo` repeats. rows: a request for each continuation, those of
+  a prompt one after another, `each` of them; the best `n` are returned.
+  """
+
+  body: Any
+  prompts: list[list[int]]
+  texts: list[str]
+  rows: list[GenerationRequest]
+  wanted: Wanted
+  each: int
+  n: int
+  stops: list[str]
+  echo: bool
+
+
+class Completions:
+  """Makes jobs of bodies and answers of jobs. model_name: what answers say that they are of."""
+
+  def __init__(self, lm: LanguageModel, generator: Generator, model_name: str):
+    self._lm, self._generator, self._name = lm, generator, model_name
+    self._tokenizer = requests.require_tokenizer(lm, "serve completions")
+    self._tokens = Tokens(self._tokenizer, lm.config.vocab_size)
+    self._chat = ChatPrompts(lm)
+
+  # --- from a body to a job -----------------------------------------------------------------------
+
+  def job(self, body: schemas.Completion) -> Job:
+    """Raises ApiError."""
+    prompts, texts = self._prompts(body.prompt)
+    best_of = body.best_of or body.n
+    if best_of < body.n:
+      raise ApiError(400, f"best_of is {best_of}, less than n, {body.n}", param="best_of")
+    if best_of > body.n and body.stream:
+      raise ApiError(400, "the best of several is known at the end: it is not streamed",
+                     param="best_of")  # fmt: skip
+    wanted = Wanted(
+      logprobs=body.logprobs is not None or best_of > body.n,
+      prompt_logprobs=body.echo and body.logprobs is not None,
+      kept=not body.echo,
+    )
+    rows = [
+      row for ids in prompts for row in self._rows(body, ids, body.max_tokens, best_of, "prompt")
+    ]
+    return Job(body, prompts, texts, rows, wanted, best_of, body.n, body.stops, body.echo)
+
+  def chat_job(self, body: schemas.Chat) -> Job:
+    """Raises ApiError."""
+    messages = [message.plain(number) for number, message in enumerate(body.messages)]
+    try:
+      ids = self._chat.ids(messages)
+    except UserError as error:
+      raise ApiError(400, str(error), param="messages") from None
+    room = self._lm.config.max_position_embeddings - len(ids)
+    new = body.max_completion_tokens or body.max_tokens or max(room, 1)
+    stops = [*body.stops, *self._chat.stops]
+    body = body.model_copy(update={"stop": stops})
+    wanted = Wanted(logprobs=body.logprobs, kept=True)
+    rows = self._rows(body, ids, new, body.n, "messages")
+    return Job(body, [ids], [""], rows, wanted, body.n, body.n, stops, False)
+
+  def _prompts(self, prompt: Any) -> tuple[list[list[int]], list[str]]:
+    """Ids and texts of each."""
+    if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
+      prompt = [prompt]
+    if not prompt:
+      raise ApiError(400, "there is no prompt", param="prompt")
+    try:
+      rows = requests.read_prompts(self._lm, prompt, None, "prompt").rows
+    except UserError as error:
+      raise ApiError(400, str(error).removeprefix("generate: "), param="prompt") from None
+    texts = [one if isinstance(one, str) else self._tokenizer.decode(one) for one in prompt]
+    return rows, texts
+
+  def _rows(
+    self, body: schemas.Common, ids: list[int], new: int, count: int, param: str
+  ) -> list[GenerationRequest]:
+    limit = self._lm.config.max_position_embeddings
+    if len(ids) + new > limit:
+      raise too_long(limit, len(ids), new, param)
+    defaults = self._lm.generation_config
+    try:
+      options = GenerationOptions.from_dict(body.options(dict(defaults), new), defaults)
+      seed = secrets.randbits(32) if body.seed is None else body.seed % 2**32
+      prompts = Prompts([ids] * count, len(ids))
+      with jax.set_mesh(self._lm.mesh):
+        request = requests.make_request(self._lm, prompts, options, seed)
+        rows = [requests.row_of(request, b) for b in range(count)]
+    except UserError as error:
+      raise of_user_error(error, schemas.FIELDS) from None
+    # A stop string is looked for in the new text alone.
+    return [row._replace(new_tokens=new, stop_state_B=None) for row in rows]
+
+  # --- running it ---------------------------------------------------------------------------------
+
+  async def updates(self, job: Job, gone: Callable[[], Awaitable[bool]]) -> AsyncGenerator[Update]:
+    """What happens to the rows, until all have ended; leaving it early cancels them.
+
+    gone: says whether the client has left. Raises ApiError.
+    """
+    loop, queue = asyncio.get_running_loop(), asyncio.Queue()
+
+    def listener(number: int, row: Row) -> None:
+      loop.call_soon_threadsafe(queue.put_nowait, Update(number, row, len(row.new), row.ended))
+
+    try:
+      cancel = self._generator.submit(job.rows, job.wanted, listener)
+    except QueueFull:
+      raise ApiError(429, "too many requests are waiting; try again later") from None
+    except Closed:
+      raise ApiError(503, "the server is shutting down") from None
+    left, getting = len(job.rows), None
+    try:
+      while left:
+        getting = getting or asyncio.ensure_future(queue.get())
+        await asyncio.wait({getting}, timeout=_GONE)
+        if not getting.done():
+          if await gone():
+            return
+          continue
+        update, getting = getting.result(), None
+        if update.ended in ("cancelled", "fault"):
+          raise self._fault(update)
+        left -= bool(update.ended)
+        yield update
+    finally:
+      if getting:
+        getting.cancel()
+      if left:
+        cancel()
+
+  def _fault(self, update: Update) -> ApiError:
+    if update.ended == "cancelled":
+      return ApiError(503, "the server has been shut down before the answer was complete")
+    return ApiError(500, "the model's numbers are not finite, or no token is left to choose")
+
+  async def answer(self, job: Job, gone: Callable[[], Awaitable[bool]]) -> dict[str, Any] | None:
+    """The whole answer; None if the client has left."""
+    rows: dict[int, Row] = {}
+    async for update in self.updates(job, gone):
+      if update.ended:
+        rows[update.number] = update.row
+    if len(rows) < len(job.rows):
+      return None
+    choices = []
+    for prompt in range(len(job.prompts)):
+      numbers = range(prompt * job.each, (prompt + 1) * job.each)
+      for number in self._best(job, [rows[number] for number in numbers]):
+        choices.append(self._choice(job, len(choices), job.texts[prompt], number))
+    first_rows = [rows[prompt * job.each] for prompt in range(len(job.prompts))]
+    all_rows = [rows[number] for number in range(len(job.rows))]
+    return {
+      **self._head(job, streamed=False),
+      "choices": choices,
+      "usage": answers.usage(first_rows, all_rows),
+    }
+
+  def _best(self, job: Job, rows: list[Row]) -> list[Row]:
+    """The n likeliest, by the mean log-probability of their tokens."""
+    if job.each == job.n:
+      return rows
+    mean = lambda row: sum(float(one.logprob_N) for one in row.logprobs) / max(len(row.new), 1)
+    return sorted(rows, key=mean, reverse=True)[: job.n]
+
+  def _choice(self, job: Job, index: int, prompt: str, row: Row) -> dict[str, Any]:
+    reader = AnswerText(self._tokenizer, row.prompt, job.stops)
+    text = reader.push(row.new, finished=True)
+    choice: dict[str, Any] = {
+      "index": index,
+      "finish_reason": answers.finish_reason(row.ended, reader.stopped),
+    }
+    chat, alternatives = isinstance(job.body, schemas.Chat), job.body.alternatives
+    scored = []
+    if alternatives is not None:
+      scored = answers.scored_prompt(row, alternatives) if job.echo else []
+      scored += answers.scored_new(row, 0, len(row.new), alternatives)
+    if chat:
+      message = {"role": "assistant", "content": self._chat.answer(text), "refusal": None}
+      logprobs = answers.chat_logprobs(self._tokens, scored) if alternatives is not None else None
+      return choice | {"message": message, "logprobs": logprobs}
+    offset = 0 if job.echo else len(prompt)
+    logprobs = None
+    if alternatives is not None:
+      logprobs = answers.completion_logprobs(self._tokens, scored, offset)
+    return choice | {"text": (prompt if job.echo else "") + text, "logprobs": logprobs}
+
+  # --- streams ------------------------------------------------------------------------------------
+
+  async def events(
+    self, job: Job, first: Update | None, rest: AsyncGenerator[Update]
+  ) -> AsyncIterator[str]:
+    """Server-sent events of a streamed answer. first: the update that has been awaited already."""
+    head, chat = self._head(job, streamed=True), isinstance(job.body, schemas.Chat)
+    writers = [_Writer(self, job, number) for number in range(len(job.rows))]
+    options = job.body.stream_options
+    ended: dict[int, Row] = {}
+    usage = {"usage": None} if options and options.include_usage else {}
+    try:
+      for number in range(len(job.rows)):
+        if chat:
+          delta = {"role": "assistant", "content": ""}
+          yield _event(head | {"choices": [_chunk(number, delta=delta)]} | usage)
+      update = first
+      while update is not None:
+        for choice in writers[update.number].choices(update):
+          yield _event(head | {"choices": [choice]} | usage)
+        if update.ended:
+          ended[update.number] = update.row
+        update = await anext(rest, None)
+      if usage:
+        rows = [ended[number] for number in sorted(ended)]
+        made = answers.usage(rows[:: job.each], rows)
+        yield _event(head | {"choices": [], "usage": made})
+    except ApiError as error:
+      yield _event(error.body)
+    finally:
+      await rest.aclose()
+    yield "data: [DONE]\n\n"
+
+  def _head(self, job: Job, streamed: bool) -> dict[str, Any]:
+    chat = isinstance(job.body, schemas.Chat)
+    kind = "chat.completion" if chat else "text_completion"
+    if chat and streamed:
+      kind += ".chunk"
+    return {
+      "id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}",
+      "object": kind,
+      "created": int(time.time()),
+      "model": self._name,
+    }
+
+
+class _Writer:
+  """The chunks of one row."""
+
+  def __init__(self, completions: Completions, job: Job, number: int):
+    self._of, self._job, self._number = completions, job, number
+    prompt = job.rows[number].ids_BxW[0].tolist()
+    self._text = AnswerText(completions._tokenizer, prompt, job.stops)
+    self._echo = job.texts[number // job.each] if job.echo else ""
+    self._said = 0  # tokens whose log-probabilities have been sent
+    self._offset = 0 if job.echo else len(job.texts[number // job.each])
+    self._answer, self._answered = "", ""
+
+  def choices(self, update: Update) -> list[dict[str, Any]]:
+    row, alternatives = update.row, self._job.body.alternatives
+    piece = self._text.push(row.new[: update.count], bool(update.ended))
+    chat = isinstance(self._job.body, schemas.Chat)
+    if not (piece or self._echo or update.ended):
+      return []
+    scored = []
+    if alternatives is not None:
+      scored = answers.scored_prompt(row, alternatives) if self._echo else []
+      scored += answers.scored_new(row, self._said, update.count, alternatives)
+      self._said = update.count
+    finish = answers.finish_reason(update.ended, self._text.stopped) if update.ended else None
+    if chat:
+      return self._chat_choices(piece, scored, finish)
+    logprobs = None
+    if alternatives is not None:
+      logprobs = answers.completion_logprobs(self._of._tokens, scored, self._offset)
+      self._offset += sum(map(len, logprobs["tokens"]))
+    text, self._echo = self._echo + piece, ""
+    return [{"index": self._number, "text": text, "logprobs": logprobs, "finish_reason": finish}]
+
+  def _chat_choices(
+    self, piece: str, scored: Sequence[answers.Scored], finish: str | None
+  ) -> list[dict[str, Any]]:
+    self._answer += piece
+    answer = self._of._chat.answer(self._answer)
+    new, self._answered = answer[len(self._answered) :], answer
+    logprobs = None
+    if self._job.body.alternatives is not None:
+      logprobs = answers.chat_logprobs(self._of._tokens, scored)
+    choices = []
+    if new or scored:
+      choices.append(_chunk(self._number, delta={"content": new}, logprobs=logprobs))
+    if finish:
+      choices.append(_chunk(self._number, delta={}, finish_reason=finish))
+    return choices
+
+
+def _chunk(index: int, **fields: Any) -> dict[str, Any]:
+  return {"index": index, "logprobs": None, "finish_reason": None} | fields
+
+
+def _event(body: dict[str, Any]) -> str:
+  return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
