@@ -7,7 +7,7 @@ import sys
 from gptneo_jax import cli
 from gptneo_jax.errors import UserError
 
-_PROGRAMS = ("train", "plan", "convert", "generate", "evaluate", "predict")
+_PROGRAMS = ("train", "plan", "convert", "generate", "evaluate", "predict", "serve")
 
 
 def main() -> int:
@@ -16,7 +16,10 @@ def main() -> int:
     raise UserError(f"python -m gptneo_jax.{sys.argv[1]}, with a dot")
   print(__doc__, end="\n\n")
   for program in _PROGRAMS:
-    source = pathlib.Path(__file__).with_name(f"{program}.py").read_text(encoding="utf-8")
+    file = pathlib.Path(__file__).with_name(f"{program}.py")
+    if not file.exists():  # a room that is a program
+      file = file.with_suffix("") / "__main__.py"
+    source = file.read_text(encoding="utf-8")
     first, *_ = (ast.get_docstring(ast.parse(source)) or "").splitlines()
     print(f"  python -m gptneo_jax.{program:10}{first}")
   return 0
