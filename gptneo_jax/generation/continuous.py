@@ -334,8 +334,7 @@ def _common_choices(count: int, vocab_size: int) -> list[Choice]:
 def default_slots(mesh: Mesh) -> int:
   """As many rows as a step takes without becoming much slower than one of a few rows.
 
-  On a CPU of two cores 16 rows of a 125M model take 2.6 times as long as one, 32 rows 4.4 times
-  (experiments/bench_serve.py); an accelerator waits for its memory with many more.
+  A CPU is soon bounded by its arithmetic; an accelerator waits for its memory with many more rows.
   """
   return 16 if mesh.devices.flat[0].platform == "cpu" else 64
 
