@@ -25,9 +25,11 @@ from gptneo_jax.serve.batching import Closed, Generator
 from gptneo_jax.serve.completions import Completions, Job
 from gptneo_jax.serve.errors import ApiError
 from gptneo_jax.serve.metrics import Metrics
+from gptneo_jax.serve.pages import add_pages
 
 _log = logging.getLogger(__name__)
-_OPEN = ("/health", "/metrics")  # for those who watch the server: without a key
+# Without a key: for those who watch the server, and the page, which asks for it.
+_OPEN = ("/health", "/metrics", "/", "/about")
 
 
 class Limits(NamedTuple):
@@ -67,6 +69,7 @@ def make_app(service: Service) -> fastapi.FastAPI:
     _add_completions(app, service, metrics)
   else:
     _add_classify(app, service)
+  add_pages(app, service.lm, service.name, service.api_key is not None)
   return app
 
 
