@@ -1,5 +1,6 @@
 """The server as its clients see it: a real process, OpenAI's client, LangChain, curl."""
 
+import asyncio
 import json
 import signal
 import socket
@@ -14,7 +15,7 @@ import pytest
 
 import gptneo_jax
 from gptneo_jax import data
-from tests.helpers import headed_folders
+from tests.helpers import fuzz, headed_folders
 from tests.helpers.served import serving
 from tests.helpers.text_models import TINY, make, make_tokenizer
 
@@ -356,6 +357,16 @@ def test_many_at_once_and_some_that_leave(server, client, lm):
   while "gptneo_jax_rows 0.0" not in curl(server, "/metrics", "", "-X", "GET")[1]:
     assert time.monotonic() < until, "a slot is lost"
     time.sleep(0.2)
+
+
+def test_random_bodies(folder):
+  """Whatever is sent, the answer is one or says what is wrong."""
+  with serving(folder, "--slots", "2") as served:
+    found = asyncio.run(fuzz.statuses(served.url, 150))
+    assert set(found) <= {200, 400, 404, 422, 429}
+    assert found[200] > 100 and found[400] > 100
+    status, text = curl(served, "/v1/completions", {"prompt": PROMPT, "max_tokens": 3})
+    assert status == 200 and json.loads(text)["usage"]["completion_tokens"] == 3
 
 
 def test_sigterm_lets_streams_finish(folder):
