@@ -22,10 +22,10 @@ _AT_ONCE = 16
 _TEXTS = ("", "a", "the quick brown fox", "☂ é\u0000", "<|endoftext|>", "x" * 3000, "\\ud800")
 _FIELDS = (
   "prompt", "messages", "max_tokens", "temperature", "top_p", "n", "best_of", "stop", "seed",
-  "echo", "logprobs", "top_logprobs", "logit_bias", "presence_penalty", "frequency_penalty", "stream",
-  "stream_options", "suffix", "tools", "model", "user", "input", "tokens", "top_k", "min_p",
-  "no_repeat_ngram_size", "bad_words_ids", "min_tokens", "ignore_eos", "typical_p", "num_beams",
-  "max_completion_tokens", "repetition_penalty", "suppress_tokens", "nothing",
+  "echo", "logprobs", "top_logprobs", "logit_bias", "presence_penalty", "frequency_penalty",
+  "stream", "stream_options", "suffix", "tools", "model", "user", "input", "tokens", "top_k",
+  "min_p", "no_repeat_ngram_size", "bad_words_ids", "min_tokens", "ignore_eos", "typical_p",
+  "num_beams", "max_completion_tokens", "repetition_penalty", "suppress_tokens", "nothing",
 )  # fmt: skip
 
 

@@ -1,0 +1,202 @@
+"""Many requests at once: the server beside one after another, static batches, and transformers.
+
+  python experiments/bench_serve.py --tokenizer DIR [--rounds 1] [--requests 32] [--slots 16]
+
+GPT-Neo 125M with random weights, the same everywhere; greedy; prompts of 16 to 512 tokens and
+answers of 16 to 128, all lengths equally likely. The sides alternate in one run:
+
+  server        a process of its own, all requests sent at once over HTTP
+  one by one    lm.generate, one request after another
+  batches of 8  lm.generate on eight prompts at a time, each batch until its longest answer is done
+  transformers  its generate on the same batches of eight; it pads on the left
+
+Then the time to the first token of a request that comes while half of the slots are in use, with
+and without the cache of its prompt.
+"""
+
+import argparse
+import concurrent.futures
+import contextlib
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+import bench
+import bench_decode
+import httpx
+import numpy as np
+
+import gptneo_jax
+from gptneo_jax.data import load_tokenizer, save_tokenizer
+
+_BATCH = 8
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--tokenizer", default="openai-community/gpt2")
+  parser.add_argument("--rounds", type=int, default=1)
+  parser.add_argument("--requests", type=int, default=32)
+  parser.add_argument("--slots", type=int, default=16)
+  parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+  args = parser.parse_args()
+  requests = some_requests(args.requests)
+  with tempfile.TemporaryDirectory() as folder:
+    theirs = bench_decode.make_model(folder, args.dtype)
+    save_tokenizer(load_tokenizer(args.tokenizer), folder)
+    lm = gptneo_jax.load(folder, dtype=args.dtype)
+    with serving(folder, args) as url:
+      sides = {
+        "server": lambda: over_http(url, requests),
+        "one by one": lambda: one_by_one(lm, requests),
+        f"batches of {_BATCH}": lambda: in_batches(lm, requests),
+        "transformers": lambda: by_transformers(theirs, requests),
+      }
+      check(sides)
+      times = bench.alternate(sides, args.rounds)
+      first = first_tokens(url, args.slots // 2)
+  tokens = sum(new for _, new in requests)
+  bench.record(
+    "bench_serve",
+    {
+      "dtype": args.dtype,
+      "slots": args.slots,
+      "requests": len(requests),
+      "prompt_tokens": sum(len(prompt) for prompt, _ in requests),
+      "new_tokens": tokens,
+      "seconds": times,
+      "tokens_per_second": {name: tokens / row["median"] for name, row in times.items()},
+      "times_faster": {
+        name: bench.ratio(times, name, "server") for name in times if name != "server"
+      },
+      "seconds_to_first_token_at_half_load": first,
+    },
+  )
+
+
+def some_requests(count: int) -> list[tuple[list[int], int]]:
+  """(ids of a prompt, new tokens) of each."""
+  rng = np.random.default_rng(0)
+  return [
+    (rng.integers(0, 50257, rng.integers(16, 513)).tolist(), int(rng.integers(16, 129)))
+    for _ in range(count)
+  ]
+
+
+@contextlib.contextmanager
+def serving(folder: str, args):
+  """The server in a process of its own; gives its address."""
+  command = [
+    sys.executable, "-m", "gptneo_jax.serve", "--checkpoint", folder, "--port", "0",
+    "--slots", str(args.slots), "--dtype", args.dtype,
+  ]  # fmt: skip
+  process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+  try:
+    yield next(line.split()[-1] for line in process.stdout if line.startswith("serving"))
+  finally:
+    process.terminate()
+    process.wait()
+
+
+def complete(url: str, prompt: list[int], new: int) -> dict:
+  body = {"prompt": prompt, "max_tokens": new, "temperature": 0, "ignore_eos": True, "logprobs": 0}
+  answer = httpx.post(f"{url}/v1/completions", json=body, timeout=3600)
+  answer.raise_for_status()
+  return answer.json()
+
+
+def over_http(url: str, requests) -> list[int]:
+  """All at once. The same prompts come in every round: what is kept of them must not help, so each
+  begins with another token."""
+  lead = int(time.time_ns() % 50000)
+  with concurrent.futures.ThreadPoolExecutor(len(requests)) as pool:
+    asked = [pool.submit(complete, url, [lead, *prompt[1:]], new) for prompt, new in requests]
+    return [one.result()["usage"]["completion_tokens"] for one in asked]
+
+
+def one_by_one(lm, requests) -> list[int]:
+  return [
+    int(lm.generate([prompt], max_new_tokens=new, eos_token_id=-1).lengths[0])
+    for prompt, new in requests
+  ]
+
+
+def batches(requests):
+  return [requests[i : i + _BATCH] for i in range(0, len(requests), _BATCH)]
+
+
+def in_batches(lm, requests) -> list[int]:
+  made = []
+  for batch in batches(requests):
+    longest = max(new for _, new in batch)
+    lm.generate([prompt for prompt, _ in batch], max_new_tokens=longest, eos_token_id=-1)
+    made += [new for _, new in batch]
+  return made
+
+
+def by_transformers(model, requests) -> list[int]:
+  import torch
+
+  made = []
+  for batch in batches(requests):
+    width = max(len(prompt) for prompt, _ in batch)
+    ids = torch.zeros((len(batch), width), dtype=torch.long, device=model.device)
+    mask = torch.zeros_like(ids)
+    for row, (prompt, _) in enumerate(batch):
+      ids[row, width - len(prompt) :] = torch.tensor(prompt, device=model.device)
+      mask[row, width - len(prompt) :] = 1
+    with torch.no_grad():
+      model.generate(
+        ids, attention_mask=mask, max_new_tokens=max(new for _, new in batch), do_sample=False,
+        pad_token_id=0,
+      )  # fmt: skip
+    made += [new for _, new in batch]
+  return made
+
+
+def check(sides) -> None:
+  """Each side makes all tokens that were asked for."""
+  ours = sides["server"]()
+  for name, side in sides.items():
+    if name != "transformers":  # which takes minutes
+      assert side() == ours, name
+
+
+def first_tokens(url: str, others: int, samples: int = 8) -> dict:
+  """Seconds to the first token of a prompt of 256 tokens, new and seen before."""
+  rng, stop = np.random.default_rng(1), threading.Event()
+
+  def keep_busy() -> None:
+    while not stop.is_set():
+      complete(url, rng.integers(0, 50257, 128).tolist(), 64)
+
+  threads = [threading.Thread(target=keep_busy) for _ in range(others)]
+  for thread in threads:
+    thread.start()
+  time.sleep(5)
+  seconds: dict[str, list[float]] = {"new prompt": [], "prompt seen before": []}
+  for _ in range(samples):
+    prompt = rng.integers(0, 50257, 256).tolist()
+    for name in seconds:
+      began = time.perf_counter()
+      body = {"prompt": prompt, "max_tokens": 4, "ignore_eos": True, "stream": True, "logprobs": 0}
+      with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=600) as answer:
+        for line in answer.iter_lines():
+          if line.startswith("data: {"):
+            json.loads(line[6:])
+            seconds[name].append(time.perf_counter() - began)
+            break
+  stop.set()
+  for thread in threads:
+    thread.join()
+  return {
+    name: {"median": statistics.median(times), "max": max(times)} for name, times in seconds.items()
+  }
+
+
+if __name__ == "__main__":
+  main()
