@@ -96,7 +96,10 @@ def serving(folder: str, args):
   ]  # fmt: skip
   process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
   try:
-    yield next(line.split()[-1] for line in process.stdout if line.startswith("serving"))
+    url = next(line.split()[-1] for line in process.stdout if line.startswith("serving"))
+    while httpx.get(f"{url}/health").json()["compiled"] < 1:
+      time.sleep(1)
+    yield url
   finally:
     process.terminate()
     process.wait()

@@ -116,26 +116,31 @@ class ContinuousBatch:
   def warm_up(self) -> Iterator[float]:
     """Compiles all that requests with common options need; yields the share that is done.
 
-    The buffers are once as large as they will ever be, so that missing memory is missed here.
+    What small requests need comes first. Between two shares the batch may be used, but is to be
+    idle when the next one is asked for. The buffers are once as large as they will ever be, so that
+    missing memory is missed here.
     """
     slots, positions = self._slots, self._config.max_position_embeddings
-    rows = []
-    for size in sorted({row_columns(n, positions) for n in range(1, positions)}):
-      row = slots.empty_row(min(size, positions))
-      for chunk in decode.CHUNKS:
-        if chunk <= size:
-          ids_1xT = np.zeros((1, chunk), np.int32)
-          row = slots.read(row, ids_1xT, 0, chunk)
-          row, _ = slots.read_and_score(row, ids_1xT, ids_1xT[0], 0, chunk)
-      rows.append((row, min(size, positions)))
-    for row, _ in rows:
-      for _, size in rows:
+    row_sizes = sorted({min(row_columns(n, positions), positions) for n in range(1, positions)})
+    chunks = [
+      (size, chunk) for size in row_sizes for chunk in decode.CHUNKS[::-1]
+      if chunk <= row_columns(size, positions)
+    ]  # fmt: skip
+    parts = len(chunks) + len(slots.sizes)
+    rows = {}
+    for done, (size, chunk) in enumerate(chunks):
+      yield done / parts
+      row, ids_1xT = slots.empty_row(size), np.zeros((1, chunk), np.int32)
+      row, _ = slots.read_and_score(row, ids_1xT, ids_1xT[0], 0, chunk)
+      rows[size] = slots.read(row, ids_1xT, 0, chunk)
+    for row in rows.values():
+      for size in row_sizes:
         slots.row_like(row, size)
-    for done, (count, columns) in enumerate(slots.sizes):
-      yield done / len(slots.sizes)
+    for done, (count, columns) in enumerate(slots.sizes, len(chunks)):
+      yield done / parts
       slots.arrange([], count, columns)
       slots.compile_neighbours()
-      for row, size in rows:
+      for size, row in rows.items():
         slots.put(0, [0], row)
         slots.row_of(0, size)
       zeros_B = np.zeros(count, np.int32)

@@ -65,7 +65,7 @@ class Slots:
     positions = config.max_position_embeddings
     self._counts = sorted({slot_count(n, most) for n in range(most + 1)})
     self._sizes = sorted({slot_columns(n, positions) for n in range(positions + 1)})
-    self.sizes = [(count, columns) for count in self._counts for columns in self._sizes]
+    self.sizes = [(count, columns) for columns in self._sizes for count in self._counts]
     self.count, self.columns = self.sizes[0]
     self._cache = list(decode.empty_cache(config, self.count, self.columns))
     self._ids_BxP = jnp.zeros((self.count, positions), jnp.int32)

@@ -50,10 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
   generator = Generator(
     lm, slots=slots, kept_bytes=args.prefix_cache_mib * _MIB, waiting=args.queue
   )
-  if lm.config.has_lm_head:
-    with cli.Bar(desc="compiling", unit="%", delay=2) as bar:
-      for share in generator.warm_up():
-        bar.at(round(100 * share), 100)
   service = app.Service(lm, generator, name, args.api_key, tuple(args.cors))
   print(_said(lm, name, slots, listener), flush=True)
   with generator:

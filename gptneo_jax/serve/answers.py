@@ -17,7 +17,7 @@ _LEAST_LOGPROB = -9999.0  # JSON has no infinity; OpenAI's API writes this
 
 
 class AnswerText:
-  """The text of a row, in pieces, up to the first stop string: which is not part of it.
+  """The text of a row, in pieces, up to the stop string that ends first: it is not part of it.
 
   What may be the beginning of a stop string is held back until it is known not to be.
   """
@@ -30,11 +30,15 @@ class AnswerText:
   def push(self, ids: Sequence[int], finished: bool) -> str:
     """The next piece; `ids` are all new ids so far."""
     self._made += self._stream.push(ids, finished)
-    ends = [place for stop in self._stops if (place := self._made.find(stop)) >= 0]
+    # The one that is complete first is what generation stops at.
+    ends = [
+      (place + len(stop), place) for stop in self._stops if (place := self._made.find(stop)) >= 0
+    ]
     self.stopped, held = bool(ends), 0
     if not ends and not finished:
       held = max((beginning_at_end(self._made, stop) for stop in self._stops), default=0)
-    end = max(self._shown, min(ends, default=len(self._made) - held))
+    end = min(ends)[1] if ends else len(self._made) - held
+    end = max(self._shown, end)
     piece, self._shown = self._made[self._shown : end], end
     return piece
 

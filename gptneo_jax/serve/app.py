@@ -167,10 +167,10 @@ def _add_common(app: fastapi.FastAPI, service: Service, metrics: Metrics) -> Non
     return model
 
   @app.get("/health")
-  async def health() -> dict[str, str]:
+  async def health() -> dict[str, Any]:
     if service.generator.failed:
       raise ApiError(503, f"the device has failed: {type(service.generator.failed).__name__}")
-    return {"status": "ok"}
+    return {"status": "ok", "compiled": service.generator.compiled}
 
   @app.get("/metrics")
   async def prometheus() -> Response:

@@ -12,7 +12,7 @@ import contextlib
 import functools
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -43,6 +43,8 @@ class Generator:
     self._mesh, self._dtype = lm.mesh, lm.config.dtype
     with self._on_device():
       self._batch = ContinuousBatch(lm.config, lm.unstacked_params, slots, kept_bytes)
+    # A model with a head decodes nothing.
+    self._warming_up, self._compiled = self._batch.warm_up(), float(not lm.config.has_lm_head)
     self._most_waiting = waiting
     self._changed = threading.Condition()
     self._tasks: collections.deque[Callable[[], None]] = collections.deque()
@@ -74,10 +76,10 @@ class Generator:
     """Rows that are decoded or wait."""
     return self._queued
 
-  def warm_up(self) -> Iterator[float]:
-    """As ContinuousBatch's; before the thread is started."""
-    with self._on_device():
-      yield from self._batch.warm_up()
+  @property
+  def compiled(self) -> float:
+    """The share of what common requests need that is compiled: done while there is nothing else."""
+    return self._compiled
 
   def submit(
     self,
@@ -147,19 +149,26 @@ class Generator:
     with self._on_device():
       while not (self._closing and not self._tasks):
         with self._changed:
-          while not self._tasks and self._batch.idle:
+          while not self._tasks and self._batch.idle and self._compiled == 1.0:
             self._changed.wait()
           tasks = list(self._tasks)
           self._tasks.clear()
         for task in tasks:
           task()
         try:
+          if self._batch.idle and self._compiled < 1.0 and not self._closing:
+            self._compile_more()
           for row in self._batch.advance():
             self._tell(row)
         except BaseException as error:  # of the device: nothing can go on
           _log.exception("the device has failed")
           self.failed = error
           self._close()
+
+  def _compile_more(self) -> None:
+    self._compiled = next(self._warming_up)
+    if self._compiled == 1.0:
+      _log.info("all is compiled that common requests need")
 
   def _tell(self, row: Row) -> None:
     listener = self._listeners[row]

@@ -22,7 +22,8 @@ def tokenizer():
 def test_pieces_make_up_the_text_before_the_first_stop_string(tokenizer, text, stops, step):
   ids = tokenizer(text).input_ids
   whole = tokenizer.decode(ids)
-  expected = whole[: min((n for stop in stops if (n := whole.find(stop)) >= 0), default=None)]
+  ends = [(n + len(stop), n) for stop in stops if (n := whole.find(stop)) >= 0]
+  expected = whole[: min(ends)[1]] if ends else whole
   reader = AnswerText(tokenizer, tokenizer("the").input_ids, stops)
   shown = ""
   for end in range(step, len(ids), step):
