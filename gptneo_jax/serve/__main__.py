@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import pathlib
 import socket
 from collections.abc import Sequence
+
+import jax
 
 from gptneo_jax import cli, engine
 from gptneo_jax.config import FLOAT_TYPES
@@ -36,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   from gptneo_jax.serve import app, server
   from gptneo_jax.serve.batching import Generator
 
+  if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+    # Of two hundred programs most compile in less than the second that jax would keep one for.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
   listener = _listen(args.host, args.port)
   lm = engine.load(args.checkpoint, args.dtype, adapter=args.adapter,
@@ -68,8 +74,6 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _said(lm, name: str, slots: int, listener: socket.socket) -> str:
-  import jax
-
   host, port = listener.getsockname()[:2]
   weights = sum(leaf.nbytes for leaf in jax.tree.leaves(lm.unstacked_params))
   lines = [f"{lm}"]
