@@ -229,7 +229,7 @@ def _add_completions(app: fastapi.FastAPI, service: Service, metrics: Metrics) -
     updates = completions.updates(job, gone)
     first = await anext(updates, None)  # what is refused has a status of its own
     return StreamingResponse(
-      completions.events(job, first, updates), media_type="text/event-stream",
+      completions.events(job, first, updates, metrics.tokens), media_type="text/event-stream",
       headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
     )  # fmt: skip
 

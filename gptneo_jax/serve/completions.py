@@ -228,9 +228,13 @@ class Completions:
   # --- streams ------------------------------------------------------------------------------------
 
   async def events(
-    self, job: Job, first: Update | None, rest: AsyncGenerator[Update]
-  ) -> AsyncIterator[str]:
-    """Server-sent events of a streamed answer. first: the update that has been awaited already."""
+    self, job: Job, first: Update | None, rest: AsyncGenerator[Update],
+    used: Callable[[dict[str, Any]], object],
+  ) -> AsyncIterator[str]:  # fmt: skip
+    """Server-sent events of a streamed answer.
+
+    first: the update that has been awaited already. used: called with the tokens at the end.
+    """
     head, chat = self._head(job, streamed=True), isinstance(job.body, schemas.Chat)
     writers = [_Writer(self, job, number) for number in range(len(job.rows))]
     options = job.body.stream_options
@@ -248,9 +252,10 @@ class Completions:
         if update.ended:
           ended[update.number] = update.row
         update = await anext(rest, None)
+      rows = [ended[number] for number in sorted(ended)]
+      made = answers.usage(rows[:: job.each], rows)
+      used(made)
       if usage:
-        rows = [ended[number] for number in sorted(ended)]
-        made = answers.usage(rows[:: job.each], rows)
         yield _event(head | {"choices": [], "usage": made})
     except ApiError as error:
       yield _event(error.body)

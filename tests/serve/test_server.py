@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -318,6 +319,12 @@ def test_health_and_metrics_need_no_key(server):
   metrics = get("/metrics")
   assert 'gptneo_jax_requests_total{path="/v1/completions",status="200"}' in metrics
   assert "gptneo_jax_rows 0.0" in metrics
+  new = lambda: float(re.search(r'tokens_total{kind="new"} (\S+)', get("/metrics"))[1])
+  before = new()
+  for stream in (True, False):
+    body = {"prompt": PROMPT, "max_tokens": 3, "ignore_eos": True, "stream": stream}
+    curl(server, "/v1/completions", body)
+  assert new() == before + 6
 
 
 # --- many, and the end ----------------------------------------------------------------------------
