@@ -103,6 +103,7 @@ def asked(browser) -> set[str]:
 def test_chat(browser, says_html):
   with serving(says_html, "--slots", "1") as served:
     at = opened(browser, served)
+    assert not at("key").is_displayed()
     browser.execute_script("document.getElementById('settings').open = true")
     for id, value in (("temperature", "0"), ("max_tokens", "3"), ("system", "be brief")):
       at(id).clear()
