@@ -91,7 +91,7 @@ class _Step(NamedTuple):
 class ContinuousBatch:
   """Decodes requests, at most `slots` at once. One thread at a time may call it.
 
-  kept_bytes: of caches that are kept for prompts that begin with them (`Row.kept`).
+  kept_bytes: of caches that are kept for prompts that begin with them (`Wanted.kept`).
 
   The device is never waited for before it has its next work: what a step chose is looked at when
   the next one has been started, so a row may run one step more than it needs, which is dropped.
@@ -271,7 +271,7 @@ class ContinuousBatch:
       self._reading = None
     if row in self._rows:
       self._rows.remove(row)
-      if row.wanted.kept and row.new and ended != "fault":
+      if row.wanted.kept and ended in ("eos", "stop_string", "length"):
         ids = [*row.prompt, *row.new[:-1]]  # the last one may not have been run
         self.prefixes.keep(ids, self._slots.row_of(row.slot, len(ids)))
 

@@ -92,18 +92,14 @@ class Generator:
     listener: called with the number of a row and the row, whenever it has a new token or has ended.
     Raises QueueFull, Closed.
     """
-    with self._changed:
-      if self._refusing or self._closing or self.failed:
-        raise Closed
-      if self._queued + len(requests) > self._slots + self._most_waiting:
-        raise QueueFull
-      self._queued += len(requests)
     rows: list[Row] = []
 
     def start() -> None:
       for number, request in enumerate(requests):
         rows.append(self._batch.add(request, wanted))
         self._listeners[rows[-1]] = functools.partial(listener, number)
+      if self._closing:
+        stop()
 
     def stop() -> None:
       for row in rows:
@@ -111,7 +107,14 @@ class Generator:
           self._batch.cancel(row)
           self._tell(row)
 
-    self._hand_over(start)
+    with self._changed:
+      if self._refusing or self._closing or self.failed:
+        raise Closed
+      if self._queued + len(requests) > self._slots + self._most_waiting:
+        raise QueueFull
+      self._queued += len(requests)
+      # Under one lock with the question above: what is taken is also answered.
+      self._hand_over(start)
     return lambda: self._hand_over(stop)
 
   def call(self, function: Callable[[], Any]) -> concurrent.futures.Future:
@@ -129,7 +132,7 @@ class Generator:
     with self._changed:
       if self._closing or self.failed:
         raise Closed
-    self._hand_over(run)
+      self._hand_over(run)
     return future
 
   # --- in the thread ------------------------------------------------------------------------------
@@ -179,7 +182,8 @@ class Generator:
     listener(row)
 
   def _close(self) -> None:
-    self._closing = True
+    with self._changed:
+      self._closing = True
     for row in list(self._listeners):
       self._batch.cancel(row)
       self._tell(row)

@@ -107,6 +107,9 @@ class Common(pydantic.BaseModel, strict=True, extra="allow", allow_inf_nan=False
       options["eos_token_id"] = -1
     if self.min_tokens:
       options["min_new_tokens"] = self.min_tokens
+    if self.logit_bias and "sequence_bias" in extra:
+      message = "logit_bias and sequence_bias are both given; give one"
+      raise ApiError(400, message, param="logit_bias")
     if self.logit_bias:
       options["sequence_bias"] = [[[_id(key)], bias] for key, bias in self.logit_bias.items()]
     return options | {name: extra[name] for name in extra if name in OPTIONS}

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+KEY = "secret"
+POSITIONS = 128  # of the model that tests/serve/conftest.py serves
+PROMPT = "the quick brown"
 
 
 class Served(NamedTuple):
@@ -34,3 +39,15 @@ def serving(checkpoint: str, *arguments: str) -> Iterator[Served]:
   finally:
     process.kill()
     process.wait()
+
+
+def curl(server: Served, path: str, body: Any, *arguments: str) -> tuple[int, str]:
+  """Status and what was answered."""
+  key = f"Authorization: Bearer {KEY}"
+  sent = body if isinstance(body, str) else json.dumps(body)
+  done = subprocess.run(
+    ["curl", "-s", "-w", "\n%{http_code}", server.url + path, "-H", key, "-d", sent, *arguments],
+    capture_output=True, text=True, timeout=60, check=True,
+  )  # fmt: skip
+  text, _, status = done.stdout.rpartition("\n")
+  return int(status), text
