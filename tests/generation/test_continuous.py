@@ -22,9 +22,10 @@ OPTIONS = (
   {"do_sample": True, "temperature": 1.3, "top_p": 0.9},
   {"do_sample": True, "presence_penalty": 0.5, "frequency_penalty": 0.2, "min_p": 0.01},
   {"sequence_bias": [[[7], 2.0], [[9], -3.0]], "repetition_penalty": 1.2, "min_new_tokens": 3},
-  {"no_repeat_ngram_size": 2},  # no common form has it
+  {"no_repeat_ngram_size": 2},
   {"do_sample": True, "top_k": 0, "stop_strings": ["e", "o", " ", "th"]},
   {"do_sample": True, "top_k": 0, "eos_token_id": list(range(40))},
+  {"do_sample": True, "typical_p": 0.8},  # no common form has it
 )
 
 
@@ -37,7 +38,7 @@ def mixed(count, seed=0):
   """(prompt, seed and options) of some requests, of many lengths."""
   rng = np.random.default_rng(seed)
   # One length for each set of options: `generate` compiles for each pair of the two.
-  lengths = [(250, 1, 380, 310, 9, 330, 2, 45)[n % len(OPTIONS)] for n in range(count)]
+  lengths = [(250, 1, 380, 310, 9, 330, 2, 45, 17)[n % len(OPTIONS)] for n in range(count)]
   for n, prompt in enumerate(prompts_of(*lengths, seed=seed)):
     yield prompt, n % 3, {"max_new_tokens": int(rng.integers(3, 60)), **OPTIONS[n % len(OPTIONS)]}
 
@@ -87,7 +88,7 @@ def test_nothing_is_compiled_after_the_warm_up(long_lm, batch):
   before = compiled()
   rng = np.random.default_rng(3)
   for prompt, seed, options in mixed(60, seed=9):
-    if "no_repeat_ngram_size" not in options:
+    if "typical_p" not in options:
       more = {"do_sample": True, "temperature": float(rng.uniform(0.5, 2)), "min_p": 0.001}
       chosen = options | (more if rng.random() < 0.5 else {})
       batch.add(request_of(long_lm, prompt, seed, chosen))

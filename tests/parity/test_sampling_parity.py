@@ -21,7 +21,7 @@ EOS = (3, 7)
 ALONE = {
   "sequence_bias": [{(5,): 2.5, (9,): -1.0, (1, 2): 3.0, (2, 1): -4.0, (1, 2, 1): 1.5}],
   "repetition_penalty": [1.3, 0.7],
-  "no_repeat_ngram_size": [1, 2, 3],
+  "no_repeat_ngram_size": [1, 2, 3, 30],
   "bad_words_ids": [[[3], [8], [1, 2], [2, 2]]],
   "min_length": [4, 8, 30],
   "min_new_tokens": [1, 4],
@@ -43,6 +43,8 @@ SAMPLED = {
   "epsilon_cutoff": [0.01, 0.2],
   "eta_cutoff": [0.01, 0.3],
 }
+
+process = jax.jit(sampling.process_logits, static_argnums=0)
 
 
 @functools.cache
@@ -85,9 +87,7 @@ def both(options, ids_BxT, scores_BxV, prompt_width, max_length=20, left_pad_B=N
   buffer_BxS = np.full((B, S), 1, np.int32)  # what is after the end must not matter
   buffer_BxS[:, :T] = ids_BxT
   history = sampling.History(buffer_BxS, left_pad_B, np.int32(T), np.int32(prompt_width))
-  return expected, np.asarray(
-    sampling.process_logits(pipeline.processors, pipeline.values, history, scores_BxV)
-  )
+  return expected, np.asarray(process(pipeline.processors, pipeline.values, history, scores_BxV))
 
 
 def draw(seed, B=3, T=None):

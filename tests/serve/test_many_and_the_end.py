@@ -1,9 +1,11 @@
 """Many clients at once, those who leave or send anything; how a server starts and ends."""
 
 import asyncio
+import concurrent.futures
 import contextlib
 import json
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -43,6 +45,26 @@ def test_many_at_once(client, lm):
     assert got[seed] == expected.texts[0]
 
 
+def figure(server, name):
+  """One of /metrics."""
+  _, text = curl(server, "/metrics", "", "-X", "GET")
+  found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
+  assert found, text
+  return float(found[1])
+
+
+def no_rows_are_left(server, seconds=20.0):
+  until = time.monotonic() + seconds
+  while figure(server, "gptneo_jax_rows"):
+    assert time.monotonic() < until, "a slot is lost"
+    time.sleep(0.2)
+
+
+def is_well(client, lm):
+  made = client.completions.create(model="fox", prompt=PROMPT, max_tokens=9, temperature=0)
+  assert made.choices[0].text == lm.generate(PROMPT, max_new_tokens=9).texts[0]
+
+
 def test_clients_that_hang_up(server, client, lm):
   """At random moments, waiting for a slot, for a stream or for a whole answer; no slot is lost."""
   rng = random.Random(0)
@@ -52,20 +74,63 @@ def test_clients_that_hang_up(server, client, lm):
     with contextlib.suppress(TimeoutError):
       await asyncio.wait_for(http.post("/v1/completions", json=body), seconds)
 
-  async def all_of_them() -> None:
+  async def leave_all() -> None:
     headers, limits = {"Authorization": f"Bearer {KEY}"}, httpx.Limits(max_connections=30)
     async with httpx.AsyncClient(base_url=server.url, headers=headers, limits=limits) as http:
       for _ in range(10):
         leaving = [leave(http, rng.random() < 0.5, 0.4 * rng.random()) for _ in range(20)]
         await asyncio.gather(*leaving)
 
-  asyncio.run(all_of_them())
-  made = client.completions.create(model="fox", prompt=PROMPT, max_tokens=9, temperature=0)
-  assert made.choices[0].text == lm.generate(PROMPT, max_new_tokens=9).texts[0]
-  until = time.monotonic() + 20
-  while "gptneo_jax_rows 0.0" not in curl(server, "/metrics", "", "-X", "GET")[1]:
-    assert time.monotonic() < until, "a slot is lost"
-    time.sleep(0.2)
+  memory = []
+  for _ in range(3):
+    asyncio.run(leave_all())
+    is_well(client, lm)
+    no_rows_are_left(server)
+    memory.append(figure(server, "process_resident_memory_bytes") / 2**20)
+  assert memory[2] - memory[1] < 8, memory  # MiB
+
+
+def raw(server, body, **options):
+  """A socket on which a completion has been asked for."""
+  sent = json.dumps({"prompt": PROMPT, **body}).encode()
+  head = f"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: {len(sent)}\r\n"
+  connection = socket.socket()
+  for name, value in options.items():
+    connection.setsockopt(socket.SOL_SOCKET, getattr(socket, name), value)
+  connection.connect(("127.0.0.1", int(server.url.rpartition(":")[2])))
+  connection.sendall(f"{head}Authorization: Bearer {KEY}\r\n\r\n".encode() + sent)
+  return connection
+
+
+def test_a_client_that_does_not_read(server, client, lm):
+  """It takes its slots no longer than one that reads, and nobody waits for it."""
+  body = {"max_tokens": 100, "n": 40, "stream": True, "logprobs": 5, "ignore_eos": True}
+  given = lambda: figure(server, 'gptneo_jax_tokens_total{kind="new"}')
+  is_well(client, lm)
+  before = given()
+  with raw(server, body, SO_RCVBUF=1024) as connection:
+    assert connection.recv(12) == b"HTTP/1.1 200"
+    is_well(client, lm)
+    no_rows_are_left(server)
+    assert given() - before < 100  # its handler still waits for it to read
+    is_well(client, lm)
+
+
+def test_a_thousand_connections(server, client, lm):
+  """Most say nothing; of those who ask at once, as many are answered as there is room for."""
+  with contextlib.ExitStack() as stack:
+    address = ("127.0.0.1", int(server.url.rpartition(":")[2]))
+    for _ in range(800):
+      stack.enter_context(socket.create_connection(address, timeout=60))
+    asking = [stack.enter_context(raw(server, {"max_tokens": 50})) for _ in range(200)]
+    statuses = []
+    for connection in asking:
+      connection.settimeout(60)
+      statuses.append(int(connection.recv(12).split()[1]))
+    # Four slots and forty that may wait; others come when some of these are done.
+    assert set(statuses) == {200, 429} and statuses.count(200) >= 44
+    is_well(client, lm)
+  no_rows_are_left(server)
 
 
 def test_random_bodies(folder):
@@ -78,21 +143,37 @@ def test_random_bodies(folder):
     assert status == 200 and json.loads(text)["usage"]["completion_tokens"] == 3
 
 
-def test_sigterm_lets_streams_finish(folder):
-  with serving(folder, "--slots", "2") as served:
+@pytest.mark.parametrize("drain_seconds", [30.0, 0.2])
+def test_sigterm_during_streams(folder, drain_seconds):
+  """Each of twenty ends whole, or with an error that says why; then the server ends by itself."""
+  begun = threading.Event()
+
+  def read(n: int) -> str:
+    text = ""
+    try:
+      for piece in client.completions.create(
+        model="fox", prompt=PROMPT, max_tokens=100, seed=n, stream=True,
+        extra_body={"ignore_eos": True},
+      ):  # fmt: skip
+        begun.set()
+        text = piece.choices[0].finish_reason or ""
+    except openai.APIError as error:
+      text = error.message
+    return text
+
+  with serving(folder, "--slots", "4", "--drain_seconds", str(drain_seconds)) as served:
     client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
-    streams = [
-      client.completions.create(
-        model="fox", prompt=PROMPT, max_tokens=90, seed=n, stream=True,
-        extra_body={"ignore_eos": True, "min_p": 0.0},
-      )
-      for n in range(4)
-    ]  # fmt: skip
-    first = next(streams[0]).choices[0].text
-    served.process.send_signal(signal.SIGTERM)
-    texts = ["".join(piece.choices[0].text for piece in stream) for stream in streams]
-    assert all(texts) and first
+    with concurrent.futures.ThreadPoolExecutor(20) as pool:
+      reading = [pool.submit(read, n) for n in range(20)]
+      assert begun.wait(60)
+      while figure(served, "gptneo_jax_rows") < 15:
+        time.sleep(0.01)
+      served.process.send_signal(signal.SIGTERM)
+      ends = [one.result(60) for one in reading]
     assert served.process.wait(30) == 0
+  whole, told = ends.count("length"), sum("shut" in end for end in ends)
+  assert whole + told == 20, ends
+  assert (told == 0) if drain_seconds > 1 else (told > 0)
 
 
 def test_what_stops_it_at_the_start(folder, tmp_path):

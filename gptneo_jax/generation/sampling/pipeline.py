@@ -67,7 +67,7 @@ def make_pipeline(
   if o.presence_penalty or o.frequency_penalty:
     add(p.count_penalties, f32(o.presence_penalty), f32(o.frequency_penalty))
   if o.no_repeat_ngram_size:
-    add(p.no_repeat_ngram, settings=(o.no_repeat_ngram_size,))
+    add(p.no_repeat_ngram, np.int32(min(o.no_repeat_ngram_size, max_length)))
   if o.bad_words_ids is not None:
     words = [(tuple(word), -np.inf) for word in o.bad_words_ids if tuple(word) not in
              {(int(i),) for i in eos}]  # fmt: skip
@@ -178,6 +178,7 @@ _FORMS: tuple[tuple[Processor, ...], ...] = (
     Processor("sequence_bias", processors.sequence_bias),
     Processor("repetition_penalty", processors.repetition_penalty),
     Processor("count_penalties", processors.count_penalties),
+    Processor("no_repeat_ngram", processors.no_repeat_ngram),
     Processor("min_new_tokens", processors.min_new_tokens),
     *_FILTERS,
     Processor("min_p", processors.min_p, (1,)),
@@ -193,6 +194,7 @@ def _neutral_values(form: Sequence[Processor], vocab_size: int) -> dict[str, tup
     "sequence_bias": ([no_bias],),
     "repetition_penalty": (f32(1),),
     "count_penalties": (f32(0), f32(0)),
+    "no_repeat_ngram": (i32(0),),
     "min_new_tokens": (i32(0), np.full(_ENDS, -1, i32)),
     "temperature": (f32(1),),
     "top_k": (i32(vocab_size),),

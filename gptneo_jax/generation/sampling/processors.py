@@ -110,20 +110,21 @@ def count_penalties(
   return scores_BxV - presence * (count_BxV > 0) - frequency * count_BxV
 
 
-def no_repeat_ngram(history: History, scores_BxV: jax.Array, size: int) -> jax.Array:
-  """Forbids ids that would complete an n-gram of `size` ids which the row has already."""
-  S = history.ids_BxS.shape[1]
-  if size > S:
-    return scores_BxV
-  first_N = jnp.arange(S - size + 1)  # columns at which an n-gram may begin
-  matches_BxN = (first_N[None] >= history.left_pad_B[:, None]) & (
-    first_N[None] + size - 1 < history.end
-  )
-  prefix_BxN = history.last_BxN(size - 1)
-  for i in range(size - 1):
-    matches_BxN &= history.ids_BxS[:, i : i + len(first_N)] == prefix_BxN[:, i, None]
-  banned_BxV = _marked(history.ids_BxS[:, size - 1 :], matches_BxN, scores_BxV.shape[1])
-  return jnp.where(banned_BxV, _NEVER, scores_BxV)
+def no_repeat_ngram(history: History, scores_BxV: jax.Array, size: jax.Array) -> jax.Array:
+  """Forbids ids that would complete an n-gram of `size` ids which the row has already; 0: none."""
+  ids_BxS, S = history.ids_BxS, history.ids_BxS.shape[1]
+  column_1xS = jnp.arange(S)[None]
+  # Columns that an n-gram of the row may end at, and then those where it is the one in question.
+  ends_BxS = (size > 0) & (column_1xS < history.end)
+  ends_BxS &= column_1xS - (size - 1) >= history.left_pad_B[:, None]
+
+  def with_one_more(i: jax.Array, ends_BxS: jax.Array) -> jax.Array:
+    before_BxS = jnp.roll(ids_BxS, i + 1, axis=1)
+    return ends_BxS & (before_BxS == jnp.take(ids_BxS, history.end - 1 - i, axis=1)[:, None])
+
+  # One that is longer than the row has been ruled out already.
+  ends_BxS = jax.lax.fori_loop(0, jnp.minimum(size - 1, S), with_one_more, ends_BxS)
+  return jnp.where(_marked(ids_BxS, ends_BxS, scores_BxV.shape[1]), _NEVER, scores_BxV)
 
 
 def min_length(
