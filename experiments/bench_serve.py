@@ -10,15 +10,14 @@ answers of 16 to 128, all lengths equally likely. The sides alternate in one run
   batches of 8  lm.generate on eight prompts at a time, each batch until its longest answer is done
   transformers  its generate on the same batches of eight; it pads on the left
 
-Then the time to the first token of a request that comes while half of the slots are in use, with
-and without the cache of its prompt.
+Then, over HTTP: how long each of 64 requests that come at once waits for its first token; and the
+time to the first token of a conversation's second turn, alone and while half of the slots are in
+use, with the cache of its first turn and without.
 """
 
 import argparse
 import concurrent.futures
 import contextlib
-import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -34,6 +33,7 @@ import gptneo_jax
 from gptneo_jax.data import load_tokenizer, save_tokenizer
 
 _BATCH = 8
+_AT_ONCE = 64
 
 
 def main():
@@ -49,7 +49,7 @@ def main():
     theirs = bench_decode.make_model(folder, args.dtype)
     save_tokenizer(load_tokenizer(args.tokenizer), folder)
     lm = gptneo_jax.load(folder, dtype=args.dtype)
-    with serving(folder, args) as url:
+    with serving(folder, args.slots, args.dtype) as url:
       sides = {
         "server": lambda: over_http(url, requests),
         "one by one": lambda: one_by_one(lm, requests),
@@ -58,7 +58,8 @@ def main():
       }
       check(sides)
       times = bench.alternate(sides, args.rounds)
-      first = first_tokens(url, args.slots // 2)
+      together = waits(url, some_requests(_AT_ONCE))
+      alone, busy = (second_turns(url, others) for others in (0, args.slots // 2))
   tokens = sum(new for _, new in requests)
   bench.record(
     "bench_serve",
@@ -73,7 +74,8 @@ def main():
       "times_faster": {
         name: bench.ratio(times, name, "server") for name in times if name != "server"
       },
-      "seconds_to_first_token_at_half_load": first,
+      f"{_AT_ONCE}_at_once": together,
+      "seconds_to_first_token_of_second_turn": {"alone": alone, "half_load": busy},
     },
   )
 
@@ -88,11 +90,11 @@ def some_requests(count: int) -> list[tuple[list[int], int]]:
 
 
 @contextlib.contextmanager
-def serving(folder: str, args):
-  """The server in a process of its own; gives its address."""
+def serving(folder: str, slots: int, dtype: str):
+  """The server in a process of its own, all compiled; gives its address."""
   command = [
     sys.executable, "-m", "gptneo_jax.serve", "--checkpoint", folder, "--port", "0",
-    "--slots", str(args.slots), "--dtype", args.dtype,
+    "--slots", str(slots), "--dtype", dtype,
   ]  # fmt: skip
   process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
   try:
@@ -105,11 +107,29 @@ def serving(folder: str, args):
     process.wait()
 
 
+def body_of(prompt: list[int], new: int) -> dict:
+  """Of a greedy request whose answer is as long as asked for."""
+  return {"prompt": prompt, "max_tokens": new, "temperature": 0, "ignore_eos": True}
+
+
 def complete(url: str, prompt: list[int], new: int) -> dict:
-  body = {"prompt": prompt, "max_tokens": new, "temperature": 0, "ignore_eos": True, "logprobs": 0}
-  answer = httpx.post(f"{url}/v1/completions", json=body, timeout=3600)
+  answer = httpx.post(f"{url}/v1/completions", json=body_of(prompt, new), timeout=3600)
   answer.raise_for_status()
   return answer.json()
+
+
+def first_token(url: str, prompt: list[int], new: int) -> float:
+  """Seconds to the first token of a stream, which is read to its end."""
+  body = body_of(prompt, new) | {"stream": True, "logprobs": 0}
+  began = time.perf_counter()
+  with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=3600) as answer:
+    answer.raise_for_status()
+    lines = answer.iter_lines()
+    next(line for line in lines if line.startswith("data: {"))
+    seconds = time.perf_counter() - began
+    for _ in lines:
+      pass
+  return seconds
 
 
 def over_http(url: str, requests) -> list[int]:
@@ -169,36 +189,44 @@ def check(sides) -> None:
       assert side() == ours, name
 
 
-def first_tokens(url: str, others: int, samples: int = 8) -> dict:
-  """Seconds to the first token of a prompt of 256 tokens, new and seen before."""
-  rng, stop = np.random.default_rng(1), threading.Event()
+def waits(url: str, requests) -> dict:
+  """Of requests that come at once: seconds to each one's first token, and until all have ended."""
+  began = time.perf_counter()
+  with concurrent.futures.ThreadPoolExecutor(len(requests)) as pool:
+    asked = [pool.submit(first_token, url, prompt, new) for prompt, new in requests]
+    seconds = [one.result() for one in asked]
+  return {"first_token": bench.spread(seconds), "all": time.perf_counter() - began}
 
-  def keep_busy() -> None:
+
+def second_turns(url: str, others: int, samples: int = 8) -> dict:
+  """A turn of 24 tokens after 512 of question and 32 of answer, beside the same after others.
+
+  others: requests that are decoded meanwhile.
+  """
+  rng, stop = np.random.default_rng(others), threading.Event()
+  random_ids = lambda count: rng.integers(0, 50257, count).tolist()
+
+  def keep_busy(prompt: list[int]) -> None:
     while not stop.is_set():
-      complete(url, rng.integers(0, 50257, 128).tolist(), 64)
+      complete(url, prompt, 128)
 
-  threads = [threading.Thread(target=keep_busy) for _ in range(others)]
+  threads = [threading.Thread(target=keep_busy, args=(random_ids(128),)) for _ in range(others)]
   for thread in threads:
     thread.start()
-  time.sleep(5)
-  seconds: dict[str, list[float]] = {"new prompt": [], "prompt seen before": []}
+  seconds: dict[str, list[float]] = {"all is new": [], "first turn kept": []}
   for _ in range(samples):
-    prompt = rng.integers(0, 50257, 256).tolist()
-    for name in seconds:
-      began = time.perf_counter()
-      body = {"prompt": prompt, "max_tokens": 4, "ignore_eos": True, "stream": True, "logprobs": 0}
-      with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=600) as answer:
-        for line in answer.iter_lines():
-          if line.startswith("data: {"):
-            json.loads(line[6:])
-            seconds[name].append(time.perf_counter() - began)
-            break
+    first, answer, more = random_ids(512), [262] * 32, random_ids(24)
+    seconds["all is new"].append(first_token(url, [*first, *answer, *more], 4))
+    said = httpx.post(
+      f"{url}/v1/completions", timeout=600,
+      json=body_of(first[::-1], 32) | {"logit_bias": {"262": 100}},  # so that it is this answer
+    )  # fmt: skip
+    said.raise_for_status()
+    seconds["first turn kept"].append(first_token(url, [*first[::-1], *answer, *more], 4))
   stop.set()
   for thread in threads:
     thread.join()
-  return {
-    name: {"median": statistics.median(times), "max": max(times)} for name, times in seconds.items()
-  }
+  return {name: bench.spread(times) for name, times in seconds.items()}
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from gptneo_jax.generation.sampling import History, Processor
 from gptneo_jax.generation.token_logprobs import TokenLogprobs, token_logprobs
 
 _LEAST_COLUMNS = 256
+_CHOOSERS = 64  # programs that choose ids: clients may come with ever other processors
 _SPARE_COLUMNS = decode.CHUNKS[-1]  # what the last chunk of a prompt may be padded by
 
 
@@ -152,9 +153,8 @@ class Slots:
     self._cache = list(cache)
     chosen = Chosen(jnp.zeros(self.count, jnp.int32), jnp.zeros(self.count, jnp.int32))
     for processors, sample, *rows in choices:
-      self._ids_BxP, chosen = _choose(
-        processors, sample, self._ids_BxP, chosen, logits_BxV, column_B, width_B, *rows
-      )
+      choose = _chooser(processors, sample, self.count, _shapes(rows))
+      self._ids_BxP, chosen = choose(self._ids_BxP, chosen, logits_BxV, column_B, width_B, *rows)
     return chosen, _token_logprobs(logits_BxV, chosen.token_B) if logprobs else None
 
   def compile_neighbours(self) -> None:
@@ -279,7 +279,18 @@ def _forward(config, unstacked_params, cache, ids_BxP, column_B):
   return unembed(config, unstacked_params, hidden_BxD.T), cache
 
 
-@functools.partial(jax.jit, static_argnames=("processors", "sample"), donate_argnames="ids_BxP")
+def _shapes(rows: list[Any]) -> tuple[Any, ...]:
+  leaves, structure = jax.tree.flatten(rows)
+  return structure, *map(np.shape, leaves)
+
+
+@functools.lru_cache(maxsize=_CHOOSERS)
+def _chooser(processors: tuple[Processor, ...], sample: bool, count: int, shapes: tuple[Any, ...]):
+  """A program of its own for each, so that there are never more than so many."""
+  del count, shapes
+  return jax.jit(functools.partial(_choose, processors, sample), donate_argnames="ids_BxP")
+
+
 def _choose(
   processors, sample, ids_BxP, chosen: Chosen, logits_BxV, column_B, width_B, member_B, keys_BxN,
   values,

@@ -8,7 +8,7 @@ import secrets
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
@@ -20,39 +20,14 @@ from gptneo_jax.generation.decode import GenerationRequest
 from gptneo_jax.generation.requests import Prompts
 from gptneo_jax.generation.sampling import GenerationOptions
 from gptneo_jax.serve import answers, schemas
-from gptneo_jax.serve.answers import AnswerText, Tokens
+from gptneo_jax.serve.answers import Tokens
 from gptneo_jax.serve.batching import Closed, Generator, QueueFull
 from gptneo_jax.serve.chat_prompts import ChatPrompts
+from gptneo_jax.serve.choices import ChoiceWriter, Wording, chunk
 from gptneo_jax.serve.errors import ApiError, of_user_error, too_long
+from gptneo_jax.serve.jobs import Job, Update
 
 _GONE = 0.5  # seconds between two looks at whether the client is still there
-
-
-class Update(NamedTuple):
-  """A row has `count` new tokens, and has ended or not (Row.ended)."""
-
-  number: int
-  row: Row
-  count: int
-  ended: str
-
-
-class Job(NamedTuple):
-  """What a body asks for.
-
-  prompts: ids of each. texts: what `echo` repeats. rows: a request for each continuation, those of
-  a prompt one after another, `each` of them; the best `n` are returned.
-  """
-
-  body: Any
-  prompts: list[list[int]]
-  texts: list[str]
-  rows: list[GenerationRequest]
-  wanted: Wanted
-  each: int
-  n: int
-  stops: list[str]
-  echo: bool
 
 
 class Completions:
@@ -61,8 +36,9 @@ class Completions:
   def __init__(self, lm: LanguageModel, generator: Generator, model_name: str):
     self._lm, self._generator, self._name = lm, generator, model_name
     self._tokenizer = requests.require_tokenizer(lm, "serve completions")
-    self._tokens = Tokens(self._tokenizer, lm.config.vocab_size)
     self._chat = ChatPrompts(lm)
+    tokens = Tokens(self._tokenizer, lm.config.vocab_size)
+    self._wording = Wording(self._tokenizer, tokens, self._chat)
 
   # --- from a body to a job -----------------------------------------------------------------------
 
@@ -123,7 +99,8 @@ class Completions:
     try:
       options = GenerationOptions.from_dict(body.options(dict(defaults), new), defaults)
       seed = secrets.randbits(32) if body.seed is None else body.seed % 2**32
-      prompts = Prompts([ids] * count, len(ids))
+      made = 1 << (count - 1).bit_length()  # few sizes: keys are made by a program for each
+      prompts = Prompts([ids] * made, len(ids))
       with jax.set_mesh(self._lm.mesh):
         request = requests.make_request(self._lm, prompts, options, seed)
         rows = [requests.row_of(request, b) for b in range(count)]
@@ -186,8 +163,9 @@ class Completions:
     choices = []
     for prompt in range(len(job.prompts)):
       numbers = range(prompt * job.each, (prompt + 1) * job.each)
-      for number in self._best(job, [rows[number] for number in numbers]):
-        choices.append(self._choice(job, len(choices), job.texts[prompt], number))
+      for number in self._best(job, rows, numbers):
+        writer = ChoiceWriter(self._wording, job, number)
+        choices.append(writer.whole(rows[number], len(choices)))
     first_rows = [rows[prompt * job.each] for prompt in range(len(job.prompts))]
     all_rows = [rows[number] for number in range(len(job.rows))]
     return {
@@ -196,34 +174,16 @@ class Completions:
       "usage": answers.usage(first_rows, all_rows),
     }
 
-  def _best(self, job: Job, rows: list[Row]) -> list[Row]:
-    """The n likeliest, by the mean log-probability of their tokens."""
+  def _best(self, job: Job, rows: dict[int, Row], numbers: Sequence[int]) -> Sequence[int]:
+    """The n likeliest of these rows, by the mean log-probability of their tokens."""
     if job.each == job.n:
-      return rows
-    mean = lambda row: sum(float(one.logprob_N) for one in row.logprobs) / max(len(row.new), 1)
-    return sorted(rows, key=mean, reverse=True)[: job.n]
+      return numbers
 
-  def _choice(self, job: Job, index: int, prompt: str, row: Row) -> dict[str, Any]:
-    reader = AnswerText(self._tokenizer, row.prompt, job.stops)
-    text = reader.push(row.new, finished=True)
-    choice: dict[str, Any] = {
-      "index": index,
-      "finish_reason": answers.finish_reason(row.ended, reader.stopped),
-    }
-    chat, alternatives = isinstance(job.body, schemas.Chat), job.body.alternatives
-    scored = []
-    if alternatives is not None:
-      scored = answers.scored_prompt(row, alternatives) if job.echo else []
-      scored += answers.scored_new(row, 0, len(row.new), alternatives)
-    if chat:
-      message = {"role": "assistant", "content": self._chat.answer(text), "refusal": None}
-      logprobs = answers.chat_logprobs(self._tokens, scored) if alternatives is not None else None
-      return choice | {"message": message, "logprobs": logprobs}
-    offset = 0 if job.echo else len(prompt)
-    logprobs = None
-    if alternatives is not None:
-      logprobs = answers.completion_logprobs(self._tokens, scored, offset)
-    return choice | {"text": (prompt if job.echo else "") + text, "logprobs": logprobs}
+    def mean(number: int) -> float:
+      row = rows[number]
+      return sum(float(one.logprob_N) for one in row.logprobs) / max(len(row.new), 1)
+
+    return sorted(numbers, key=mean, reverse=True)[: job.n]
 
   # --- streams ------------------------------------------------------------------------------------
 
@@ -236,7 +196,7 @@ class Completions:
     first: the update that has been awaited already. used: called with the tokens at the end.
     """
     head, chat = self._head(job, streamed=True), isinstance(job.body, schemas.Chat)
-    writers = [_Writer(self, job, number) for number in range(len(job.rows))]
+    writers = [ChoiceWriter(self._wording, job, number) for number in range(len(job.rows))]
     options = job.body.stream_options
     ended: dict[int, Row] = {}
     usage = {"usage": None} if options and options.include_usage else {}
@@ -244,10 +204,10 @@ class Completions:
       for number in range(len(job.rows)):
         if chat:
           delta = {"role": "assistant", "content": ""}
-          yield _event(head | {"choices": [_chunk(number, delta=delta)]} | usage)
+          yield _event(head | {"choices": [chunk(number, delta=delta)]} | usage)
       update = first
       while update is not None:
-        for choice in writers[update.number].choices(update):
+        for choice in writers[update.number].chunks(update):
           yield _event(head | {"choices": [choice]} | usage)
         if update.ended:
           ended[update.number] = update.row
@@ -274,60 +234,6 @@ class Completions:
       "created": int(time.time()),
       "model": self._name,
     }
-
-
-class _Writer:
-  """The chunks of one row."""
-
-  def __init__(self, completions: Completions, job: Job, number: int):
-    self._of, self._job, self._number = completions, job, number
-    prompt = job.rows[number].ids_BxW[0].tolist()
-    self._text = AnswerText(completions._tokenizer, prompt, job.stops)
-    self._echo = job.texts[number // job.each] if job.echo else ""
-    self._said = 0  # tokens whose log-probabilities have been sent
-    self._offset = 0 if job.echo else len(job.texts[number // job.each])
-    self._answer, self._answered = "", ""
-
-  def choices(self, update: Update) -> list[dict[str, Any]]:
-    row, alternatives = update.row, self._job.body.alternatives
-    piece = self._text.push(row.new[: update.count], bool(update.ended))
-    chat = isinstance(self._job.body, schemas.Chat)
-    if not (piece or self._echo or update.ended):
-      return []
-    scored = []
-    if alternatives is not None:
-      scored = answers.scored_prompt(row, alternatives) if self._echo else []
-      scored += answers.scored_new(row, self._said, update.count, alternatives)
-      self._said = update.count
-    finish = answers.finish_reason(update.ended, self._text.stopped) if update.ended else None
-    if chat:
-      return self._chat_choices(piece, scored, finish)
-    logprobs = None
-    if alternatives is not None:
-      logprobs = answers.completion_logprobs(self._of._tokens, scored, self._offset)
-      self._offset += sum(map(len, logprobs["tokens"]))
-    text, self._echo = self._echo + piece, ""
-    return [{"index": self._number, "text": text, "logprobs": logprobs, "finish_reason": finish}]
-
-  def _chat_choices(
-    self, piece: str, scored: Sequence[answers.Scored], finish: str | None
-  ) -> list[dict[str, Any]]:
-    self._answer += piece
-    answer = self._of._chat.answer(self._answer)
-    new, self._answered = answer[len(self._answered) :], answer
-    logprobs = None
-    if self._job.body.alternatives is not None:
-      logprobs = answers.chat_logprobs(self._of._tokens, scored)
-    choices = []
-    if new or scored:
-      choices.append(_chunk(self._number, delta={"content": new}, logprobs=logprobs))
-    if finish:
-      choices.append(_chunk(self._number, delta={}, finish_reason=finish))
-    return choices
-
-
-def _chunk(index: int, **fields: Any) -> dict[str, Any]:
-  return {"index": index, "logprobs": None, "finish_reason": None} | fields
 
 
 def _event(body: dict[str, Any]) -> str:

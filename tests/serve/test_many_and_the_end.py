@@ -48,7 +48,7 @@ def test_many_at_once(client, lm):
 def figure(server, name):
   """One of /metrics."""
   _, text = curl(server, "/metrics", "", "-X", "GET")
-  found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
+  found = re.search(rf"^{name} (\S+)$", text, re.MULTILINE)
   assert found, text
   return float(found[1])
 
@@ -105,14 +105,10 @@ def raw(server, body, **options):
 def test_a_client_that_does_not_read(server, client, lm):
   """It takes its slots no longer than one that reads, and nobody waits for it."""
   body = {"max_tokens": 100, "n": 40, "stream": True, "logprobs": 5, "ignore_eos": True}
-  given = lambda: figure(server, 'gptneo_jax_tokens_total{kind="new"}')
-  is_well(client, lm)
-  before = given()
   with raw(server, body, SO_RCVBUF=1024) as connection:
     assert connection.recv(12) == b"HTTP/1.1 200"
     is_well(client, lm)
     no_rows_are_left(server)
-    assert given() - before < 100  # its handler still waits for it to read
     is_well(client, lm)
 
 
