@@ -7,7 +7,7 @@ import sys
 from gptneo_jax import cli
 from gptneo_jax.errors import UserError
 
-_PROGRAMS = ("train", "plan", "convert", "generate", "evaluate", "predict", "serve")
+_PROGRAMS = ("train", "plan", "convert", "generate", "evaluate", "predict", "prepare", "serve")
 
 
 def main() -> int:

@@ -23,6 +23,7 @@ from gptneo_jax.data.sources import (
   open_components,
   source_files,
 )
+from gptneo_jax.data.token_shards import TOKENIZER as SHARDS_TOKENIZER
 from gptneo_jax.data.tokenizer import (
   DocumentEncoder,
   check_vocabulary,
@@ -36,6 +37,7 @@ from gptneo_jax.data.tokenizer import (
 
 __all__ = [
   "ORDER_SETTINGS",
+  "SHARDS_TOKENIZER",
   "BadRecords",
   "DataConfig",
   "DataError",

@@ -12,6 +12,7 @@ from gptneo_jax.data.config import DataConfig
 from gptneo_jax.data.documents import BadRecords, DataError
 from gptneo_jax.data.prefetch import Prefetcher
 from gptneo_jax.data.sources import (
+  check_shards,
   divide_among_streams,
   files_fingerprint,
   held_out_shares,
@@ -76,6 +77,7 @@ class TrainBatches:
     encoder = DocumentEncoder(tokenizer)
     self._bad_records = BadRecords(config.on_bad_record)
     components = open_components(config, "train", self._bad_records)
+    check_shards(components, encoder)
     self._fingerprint = {
       **{name: getattr(config, name) for name in ORDER_SETTINGS},
       "held_out": held_out_shares(config),
@@ -96,6 +98,7 @@ class TrainBatches:
           stream=stream,
           num_streams=number,
           window=config.shuffle_window,
+          width=seq_len + 1,
           seed=seed,
         )
         for stream in streams

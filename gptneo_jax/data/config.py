@@ -6,7 +6,7 @@ from gptneo_jax.data.documents import DataError
 
 _MAX_STREAMS = 64  # chosen for num_streams=0; up to this many hosts can share the reading
 
-SOURCES = ("stdlib", "jsonl", "text", "datasets", "auto")
+SOURCES = ("stdlib", "jsonl", "text", "datasets", "auto", "shards")
 ON_TOO_LONG = ("stop", "drop", "truncate_left")
 
 
@@ -16,20 +16,22 @@ class DataConfig:
 
   Attributes:
     source: 'stdlib' (the Python standard library's own source), 'jsonl', 'text', 'datasets',
-      'auto' (files of every kind, by their endings) or 'mixture'.
+      'auto' (files of every kind, by their endings), 'shards' (what gptneo_jax.prepare made) or
+      'mixture'.
     path: jsonl: glob of JSON lines, JSON arrays or parquet (local, gs://, s3://); text: folder or
       glob of text files, in which `<|endoftext|>` separates documents; files may be compressed,
-      several paths are separated by commas; auto: all of these, and CSV and TSV; datasets:
-      `NAME_OR_PATH[#SPLIT]`, SPLIT 'train' unless given.
+      several paths are separated by commas; auto: all of these, and CSV and TSV; shards: their
+      folder; datasets: `NAME_OR_PATH[#SPLIT]`, SPLIT 'train' unless given.
     document: of files of text: 'file' (several documents if it holds `<|endoftext|>`), 'line' or
       'paragraph' (separated by blank lines).
     validation_path, test_path: a separate source of the same kind, all of which is the split; ''
-      takes that split from the documents of the training source.
+      takes that split from the documents of the training source. Of 'shards' it is files of text,
+      as for 'auto'; '' is what was held out when they were prepared.
     validation_fraction, test_fraction: shares of the documents, by a hash of the text, so that
       equal texts are in the same split. Of the standard library, packages are held out instead.
     mixture: (weight, source, path), ...; weights are shares of the tokens.
     tokenizer: hub id, folder, file in the format of tokenizer.json, or 'train' to train one on the
-      training split.
+      training split; with token shards that is the one that they were made with.
     num_streams: virtual streams S; S divides the batch size and the hosts divide S. 0: see
       `for_batch`.
     shuffle_window: documents shuffled together, per stream; fewer if they hold 2**25 characters.
@@ -148,6 +150,11 @@ class DataConfig:
   def entries(self) -> tuple[tuple[float, str, str], ...]:
     """(weight, source, path) of every source; one entry unless it is a mixture."""
     return self.mixture if self.source == "mixture" else ((1.0, self.source, self.path),)
+
+  @property
+  def shards(self) -> list[str]:
+    """Folders of token shards."""
+    return [path for _, source, path in self.entries if source == "shards"]
 
   def own_path(self, split: str) -> str:
     """The path of a split with a source of its own, '' if it is taken from the training source."""

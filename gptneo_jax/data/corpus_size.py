@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import itertools
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
+
+import numpy as np
 
 from gptneo_jax.data.config import DataConfig
 from gptneo_jax.data.documents import BadRecords, Document
@@ -12,6 +15,7 @@ from gptneo_jax.data.file_formats import COMPRESSED_ENDINGS
 from gptneo_jax.data.files import file_size, match_files
 from gptneo_jax.data.sources import FILES, Component, has_split, held_out_shares, open_components
 from gptneo_jax.data.splits import InMemorySource, hash_position
+from gptneo_jax.data.token_shards import VALIDATION, TokenShards
 from gptneo_jax.data.tokenizer import DocumentEncoder
 
 # Up to this size files are read and counted, which takes a second or two. Compressed files count
@@ -34,8 +38,12 @@ def amount_of_data(config: DataConfig, tokenizer, tokens_per_step: int) -> str:
 
   Large files and data sets of the hub are not counted. Raises DataError if data cannot be read.
   """
-  files = _files(config, "train")
-  if files is None:
+  files, prepared = _files(config, "train"), _prepared(config)
+  if prepared is not None:
+    documents, size, tokens = prepared
+    steps = f"{tokens / tokens_per_step:,.1f} steps an epoch"
+    train = f"training data: {_Amount(documents, size)}, {tokens:,} tokens, {steps}"
+  elif files is None:
     train = "training data: not counted"
   elif _effective_bytes(files) > _COUNTED_BYTES:
     train = f"training data: {_files_and_size(files)}, not counted"
@@ -54,6 +62,8 @@ def tokens_of_epoch(config: DataConfig, tokenizer) -> float:
   the hub, is read once too, but only the first 200 kB of text are encoded, as a measure for the
   others. Raises DataError if data cannot be read.
   """
+  if prepared := _prepared(config):
+    return float(prepared[2])
   files = _files(config, "train")
   documents = _documents(_open(config, "train"))
   if files is None or _effective_bytes(files) > _COUNTED_BYTES:
@@ -62,6 +72,16 @@ def tokens_of_epoch(config: DataConfig, tokenizer) -> float:
   while sample := _sample(documents)[0]:
     tokens += _tokens(encoder, sample)
   return float(tokens)
+
+
+def _prepared(config: DataConfig) -> tuple[int, int, int] | None:
+  """Documents, bytes and tokens of token shards; None if the data are of another kind."""
+  if {kind for _, kind, _ in config.entries} != {"shards"}:
+    return None
+  manifests = [m for _, _, path in config.entries for m in TokenShards(path).manifests]
+  counts = np.array([(m.documents, m.text_bytes, m.tokens) for m in manifests])
+  documents, size, tokens = counts.sum(0).tolist()
+  return documents, size, tokens
 
 
 def _estimate(documents: Iterator[Document], tokenizer) -> tuple[_Amount, float]:
@@ -130,8 +150,11 @@ def _files(config: DataConfig, split: str) -> dict[str, int] | None:
   of the hub."""
   sizes = {}
   for _, kind, path in config.entries:
-    if kind == "datasets":
+    if kind == "datasets" or (kind == "shards" and split == "train"):
       return None
+    if kind == "shards":
+      path = config.own_path(split) or f"{glob.escape(path)}/*{VALIDATION}"
+      kind = "auto"
     if kind in FILES:
       fs, names = match_files(config.own_path(split) or path, folders=FILES[kind])
       sizes |= {name: file_size(fs, name) for name in names}

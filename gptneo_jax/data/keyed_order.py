@@ -1,9 +1,9 @@
-"""Orders that can be entered anywhere: where a number goes is computed, without listing the others.
+"""Orders that depend on a key: listed, or one place at a time without listing the others.
 
-A Feistel network over a power of four; a number that leaves range(size) is sent through it again
-until it comes back (cycle walking; Black and Rogaway, "Ciphers with Arbitrary Finite Domains",
-2002). An affine order, (a i + b) mod n, is not enough: it keeps the distances of neighbours, which
-has spoiled a published run (Marin 32B's retrospective).
+KeyedOrder is a Feistel network over a power of four; a number that leaves range(size) is sent
+through it again until it comes back (cycle walking; Black and Rogaway, "Ciphers with Arbitrary
+Finite Domains", 2002). An affine order, (a i + b) mod n, is not enough: it keeps the distances of
+neighbours, which has spoiled a published run (Marin 32B's retrospective).
 """
 
 from __future__ import annotations
@@ -12,6 +12,16 @@ import numpy as np
 
 _ROUNDS = 6
 _WORD = (1 << 64) - 1
+
+
+def permutation(size: int, *key: int) -> np.ndarray:
+  """Permutation of range(size) that depends on the key alone.
+
+  Sorts raw bits, whose stream NumPy guarantees; `Generator.permutation` may change with a release,
+  and a resumed run would then silently read other documents.
+  """
+  bits = np.random.PCG64(np.random.SeedSequence([part % 2**64 for part in key]))
+  return np.argsort(bits.random_raw(size), kind="stable")
 
 
 class KeyedOrder:

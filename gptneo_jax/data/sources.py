@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import glob
 import hashlib
 import itertools
 import math
@@ -27,8 +28,11 @@ from gptneo_jax.data.splits import (
   with_validation,
 )
 from gptneo_jax.data.text_files import stdlib_files, text_files
+from gptneo_jax.data.token_shards import TOKENIZER, VALIDATION, TokenShards
+from gptneo_jax.data.tokenizer import DocumentEncoder
 
 SPLITS = ("train", "validation", "test")
+_HELD_OUT = ("stdlib", "shards")  # sources that know what is held out of them
 FILES = {"jsonl": False, "text": True, "auto": True}  # sources of files: whether of folders too
 
 
@@ -50,11 +54,15 @@ class Component:
   """A source, its weight in the mixture, and a rule: which documents belong to the split."""
 
   weight: float
-  source: Source
+  source: Source | TokenShards
   keep: Callable[[Document], bool]
 
   def documents(self) -> Iterator[Document]:
-    """All its documents once, in source order."""
+    """All its documents once, in source order. Raises DataError for token shards."""
+    if isinstance(self.source, TokenShards):
+      raise DataError(
+        f"{self.source.folder} holds ids, and texts are needed: name the files that it was made of"
+      )
     for shard in range(len(self.source.shards)):
       for _, document in self.source.read(shard, (0, 0), every_record):
         if self.keep(document):
@@ -70,11 +78,12 @@ def open_components(config: DataConfig, split: str, bad_records: BadRecords) -> 
   if split not in SPLITS:
     raise ValueError(f"split '{split}' is none of {', '.join(SPLITS)}")
   if own_path := config.own_path(split):
-    source = _open(config, config.entries[0][1], own_path, split, bad_records)
+    kind = config.entries[0][1]
+    source = _open(config, "auto" if kind == "shards" else kind, own_path, split, bad_records)
     return [Component(1.0, source, _all_documents)]
   shares, opened = held_out_shares(config), []  # (weight, source, whether split by hashes)
   for weight, kind, path in config.entries:
-    source, by_hash = _open(config, kind, path, split, bad_records), kind != "stdlib"
+    source, by_hash = _open(config, kind, path, split, bad_records), kind not in _HELD_OUT
     if by_hash and any(shares) and (only := _only_document(source)):
       source, by_hash = InMemorySource(split_document(only, shares, split)), False
     opened.append((weight, source, by_hash))
@@ -94,7 +103,7 @@ def open_components(config: DataConfig, split: str, bad_records: BadRecords) -> 
   return components
 
 
-def _only_document(source: Source) -> Document | None:
+def _only_document(source: Source | TokenShards) -> Document | None:
   """The document of a source that has exactly one."""
   first = list(itertools.islice(Component(1.0, source, _all_documents).documents(), 2))
   return first[0] if len(first) == 1 else None
@@ -104,6 +113,9 @@ def divide_among_streams(components: Sequence[Component], num_streams: int) -> l
   """The components; where one has fewer documents than there are streams, they are cut in parts."""
   divided = []
   for component in components:
+    if isinstance(component.source, TokenShards):
+      divided.append(component)
+      continue
     documents = list(itertools.islice(component.documents(), num_streams))
     if 0 < len(documents) < num_streams:
       parts = cut_in_parts(documents, math.ceil(2 * num_streams / len(documents)))
@@ -123,8 +135,21 @@ def check_sources(config: DataConfig) -> None:
       match_files(path, folders=FILES[kind])
     elif kind == "datasets":
       check_dataset(path)
+    elif kind == "shards":
+      TokenShards(path)
     else:
       stdlib_files("train", BadRecords("stop"))
+
+
+def check_shards(components: Sequence[Component], encoder: DocumentEncoder) -> None:
+  """Raises DataError if token shards were made with another tokenizer."""
+  for component in components:
+    source = component.source
+    if isinstance(source, TokenShards) and source.tokenizer != encoder.fingerprint():
+      raise DataError(
+        f"{source.folder} was prepared with another tokenizer than data.tokenizer; its own is"
+        f" {source.folder}/{TOKENIZER}"
+      )
 
 
 def has_split(config: DataConfig, split: str) -> bool:
@@ -180,7 +205,9 @@ def _without(name: str, endings: Sequence[str]) -> str:
   return name
 
 
-def _open(config: DataConfig, kind: str, path: str, split: str, bad_records: BadRecords) -> Source:
+def _open(
+  config: DataConfig, kind: str, path: str, split: str, bad_records: BadRecords
+) -> Source | TokenShards:
   name = source_name(kind, path)
   if kind == "stdlib":
     return stdlib_files(split, bad_records)
@@ -188,9 +215,21 @@ def _open(config: DataConfig, kind: str, path: str, split: str, bad_records: Bad
     return text_files(path, name, bad_records, config.document)
   if kind == "jsonl":
     return json_lines(path, name, config.text_key, bad_records)
+  if kind == "shards":
+    return TokenShards(path) if split == "train" else _held_out(path, name, split, bad_records)
   if kind == "auto":
     return AutoFiles(path, name, bad_records, text_key=config.text_key, document=config.document)
   return HFDataset(path, config.datasets_config, name, config.text_key, bad_records)
+
+
+def _held_out(folder: str, name: str, split: str, bad_records: BadRecords) -> Source:
+  """The documents that were held out of token shards."""
+  if split == "validation" and glob.glob(f"{glob.escape(folder)}/*{VALIDATION}"):
+    return json_lines(f"{glob.escape(folder)}/*{VALIDATION}", name, "text", bad_records)
+  raise DataError(
+    f"{folder}: no {split} documents were held out when it was prepared: name some with"
+    f" data.{split}_path, or set data.{split}_fraction=0 for none"
+  )
 
 
 def held_out_shares(config: DataConfig) -> Shares:
@@ -229,7 +268,7 @@ def files_fingerprint(config: DataConfig, components: Sequence[Component]) -> di
   return fingerprint
 
 
-def _sizes(source: Source) -> list[int]:
+def _sizes(source: Source | TokenShards) -> list[int]:
   if isinstance(source, InMemorySource):  # parts of a file
     return [len(document.text.encode()) for document in source.documents]
   return [source.size(shard) for shard in range(len(source.shards))]

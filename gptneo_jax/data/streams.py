@@ -4,7 +4,7 @@
   shard     one file, or one shard of a data set; its records are read in order
   block     documents shuffled together: `window` read one after another, fewer if they are long
   group     documents of a shuffled block that the tokenizer encodes in one call
-  document  its tokens and the end of text
+  document  its tokens and the end of text; of token shards, a window of them (token_windows.py)
   row       T + 1 tokens of the documents of all sources, one after another
 
 The order of a stream depends on the config, the seed and its own number, and on nothing else. Its
@@ -20,7 +20,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gptneo_jax.data.documents import Cursor, DataError, Document, Wanted
+from gptneo_jax.data.keyed_order import permutation
 from gptneo_jax.data.sources import Component
+from gptneo_jax.data.token_shards import TokenShards
+from gptneo_jax.data.token_windows import WindowStream
 from gptneo_jax.data.tokenizer import DocumentEncoder
 
 # A block ends with the document that reaches this, so that long ones do not fill the memory. The
@@ -30,16 +33,6 @@ BLOCK_CHARACTERS = 1 << 25
 _GROUP_DOCUMENTS = 64
 _GROUP_CHARACTERS = 1 << 16
 _GROUPS_AHEAD = 16  # encoded ahead by all streams together, so that neither cores nor readers wait
-
-
-def permutation(size: int, *key: int) -> np.ndarray:
-  """Permutation of range(size) that depends on the key alone.
-
-  Sorts raw bits, whose stream NumPy guarantees; `Generator.permutation` may change with a release,
-  and a resumed run would then silently read other documents.
-  """
-  bits = np.random.PCG64(np.random.SeedSequence([part % 2**64 for part in key]))
-  return np.argsort(bits.random_raw(size), kind="stable")
 
 
 class _BlockStart(NamedTuple):
@@ -102,6 +95,7 @@ class DocumentStream:
     window: int,
     key: tuple[int, ...],
   ):
+    assert not isinstance(component.source, TokenShards)
     self._source, self._keep, self._encoder = component.source, component.keep, encoder
     self._stream, self._num_streams = stream, num_streams
     self._window, self._key = window, (*key, stream)
@@ -258,8 +252,10 @@ class RowStream:
   A row begins where the one before ended, so documents may span rows and no token is left out.
   """
 
-  def __init__(self, sources: list[DocumentStream], weights: list[float]):
-    self._sources, self._weights = sources, weights
+  def __init__(
+    self, sources: list[DocumentStream | WindowStream], weights: list[float], end_of_text: int
+  ):
+    self._sources, self._weights, self._end_of_text = sources, weights, end_of_text
     self._emitted = [0] * len(sources)  # tokens of each source, the current document included
     self._current: int | None = None  # source of the current document
     self._tokens = np.zeros(0, np.int32)  # of the current document
@@ -267,7 +263,6 @@ class RowStream:
 
   def fill(self, row: np.ndarray, ends: np.ndarray) -> None:
     """Fills int32 `row` with the next tokens and bool `ends` with True at ends of text."""
-    ends[:] = False
     filled = 0
     while filled < len(row):
       if self._current is None:
@@ -277,8 +272,8 @@ class RowStream:
       filled += count
       self._position += count
       if self._position == len(self._tokens):
-        ends[filled - 1] = True
         self._current, self._position = None, 0
+    np.equal(row, self._end_of_text, out=ends)
 
   def _take(self) -> None:
     """Takes a document of the source with the fewest tokens emitted for its weight."""
@@ -319,18 +314,19 @@ def row_stream(
   stream: int,
   num_streams: int,
   window: int,
+  width: int,
   seed: int,
 ) -> RowStream:
-  """Virtual stream number `stream` over all sources."""
-  sources = [
-    DocumentStream(
-      component,
-      encoder,
-      stream=stream,
-      num_streams=num_streams,
-      window=window,
-      key=(seed, number),
-    )
-    for number, component in enumerate(components)
-  ]
-  return RowStream(sources, [component.weight for component in components])
+  """Virtual stream number `stream` over all sources.
+
+  window: documents that are shuffled together. width: tokens of a row.
+  """
+
+  def opened(number: int, component: Component) -> DocumentStream | WindowStream:
+    which = {"stream": stream, "num_streams": num_streams, "key": (seed, number)}
+    if isinstance(component.source, TokenShards):
+      return WindowStream(component.source, width=width, **which)
+    return DocumentStream(component, encoder, window=window, **which)
+
+  sources = [opened(number, component) for number, component in enumerate(components)]
+  return RowStream(sources, [component.weight for component in components], encoder.end_of_text)

@@ -1,0 +1,277 @@
+"""Units of work: the records of a file from one number to another become one shard.
+
+A unit depends on its records and the settings alone, so it does not matter who does it, in which
+order, or how often: the bytes are the same. What has been done is what is there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import zstandard
+
+from gptneo_jax.data.auto_files import AutoFiles
+from gptneo_jax.data.documents import BadRecords, DataError, Document
+from gptneo_jax.data.sources import source_name
+from gptneo_jax.data.splits import hash_position
+from gptneo_jax.data.token_shards import (
+  SETTINGS,
+  TOKENIZER,
+  Manifest,
+  Shard,
+  write_aside,
+  write_shard,
+)
+from gptneo_jax.data.tokenizer import (
+  DocumentEncoder,
+  load_tokenizer,
+  save_tokenizer,
+  vocabulary_size,
+)
+
+_CALL_CHARACTERS = 1 << 18  # of documents that are encoded in one call
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """On what the bytes of shards depend, beside the files themselves.
+
+  path: files and folders, as data.path of the source 'auto'. tokenizer: as data.tokenizer. records:
+  of a file that make a shard. text_key, document, on_bad_record, validation_fraction: as in
+  DataConfig.
+  """
+
+  path: str
+  tokenizer: str
+  records: int = 20_000
+  text_key: str = "text"
+  document: str = "file"
+  on_bad_record: str = "stop"
+  validation_fraction: float = 0.01
+
+
+class Part(NamedTuple):
+  """Part number `index` of `count` of the work; a file is read by as few parts as possible."""
+
+  index: int
+  count: int
+
+  def share(self, file: int, files: int) -> tuple[int, int]:
+    """(first, step) of the file's units that are this part's; step is 0 if none is."""
+    if self.count <= files:
+      return (0, 1) if file % self.count == self.index else (0, 0)
+    members = range(file, self.count, files)
+    return (members.index(self.index), len(members)) if self.index in members else (0, 0)
+
+
+def begin(settings: Settings, folder: pathlib.Path) -> None:
+  """Makes the folder with the tokenizer and the settings, or checks that they are the same.
+
+  Raises DataError.
+  """
+  if settings.tokenizer == "train":
+    raise DataError("a run with data.tokenizer=train leaves one in its folder: name that folder")
+  source = _open(settings, BadRecords(settings.on_bad_record))
+  tokenizer = load_tokenizer(settings.tokenizer)
+  encoder = DocumentEncoder(tokenizer)
+  now: dict[str, Any] = dataclasses.asdict(settings)
+  del now["path"]  # the same files may be elsewhere
+  now |= {
+    "tokenizer": encoder.fingerprint(),
+    "sources": [_source_name(n, file) for n, file in enumerate(source.shards)],
+    "bytes": [source.size(n) for n in range(len(source.shards))],
+  }
+  encoder.close()
+  path = folder / SETTINGS
+  if not path.exists():
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tokenizer(tokenizer, str(folder / TOKENIZER))
+    write_aside(path, json.dumps(now, indent=1).encode())
+    return
+  before = json.loads(path.read_text(encoding="utf-8"))
+  for name in now:
+    if before.get(name) != now[name]:
+      raise DataError(
+        f"{folder} was made with another {name}, {_short(before.get(name))}, and now it is"
+        f" {_short(now[name])}: give another folder, or remove this one"
+      )
+
+
+def _short(value: Any) -> str:
+  text = json.dumps(value)
+  return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _open(settings: Settings, bad_records: BadRecords) -> AutoFiles:
+  return AutoFiles(
+    settings.path, source_name("auto", settings.path), bad_records, text_key=settings.text_key,
+    document=settings.document,
+  )  # fmt: skip
+
+
+def _source_name(number: int, file: str) -> str:
+  return f"{number:04d}-{os.path.basename(file)}"
+
+
+def run(
+  settings: Settings, folder: pathlib.Path, part: Part, damaged: Callable[[str], object]
+) -> Iterator[tuple[str, Manifest]]:
+  """Does a part of the work; yields (name, manifest) of each of its shards, the old ones too.
+
+  damaged: called with what is wrong with a shard that is there; it is made anew. Raises DataError.
+  """
+  bad_records = BadRecords(settings.on_bad_record)
+  source = _open(settings, bad_records)
+  tokenizer = load_tokenizer(str(folder / TOKENIZER))
+  encoder = DocumentEncoder(tokenizer)
+  about = {
+    "dtype": "uint16" if vocabulary_size(tokenizer) <= 1 << 16 else "uint32",
+    "end_of_text": encoder.end_of_text,
+    "tokenizer": encoder.fingerprint(),
+  }
+  try:
+    for number, path in enumerate(source.shards):
+      first, step = part.share(number, len(source.shards))
+      if step:
+        file = _File(settings, folder, _source_name(number, path), encoder, about)
+        yield from file.shards(lambda wanted, n=number: source.read(n, (0, 0), wanted), first, step,
+                               damaged)  # fmt: skip
+  finally:
+    encoder.close()
+    bad_records.log_summary()
+
+
+class _File:
+  """The shards of one file. Unit n holds its records from n * settings.records on."""
+
+  def __init__(
+    self, settings: Settings, folder: pathlib.Path, source: str, encoder: DocumentEncoder,
+    about: dict[str, Any],
+  ):  # fmt: skip
+    self._settings, self._folder, self._source = settings, folder, source
+    self._encoder, self._about = encoder, about
+
+  def shards(
+    self, read: Callable, first: int, step: int, damaged: Callable[[str], object]
+  ) -> Iterator[tuple[str, Manifest]]:
+    """Those of every step-th unit from `first` on: the whole ones that are there, and the others.
+
+    read: gives the documents whose records a function wants, with the cursors past them.
+    """
+    whole: dict[int, Manifest] = {}
+    for unit, path in self._there():
+      if unit % step == first:
+        try:
+          shard = Shard(path)
+          shard.check()
+          whole[unit] = shard.manifest
+          yield path.stem, shard.manifest
+        except DataError as error:
+          damaged(str(error).partition("; ")[0])
+    if not self._all_there(whole, first, step):
+      yield from self._make(read, first, step, whole)
+
+  def _there(self) -> list[tuple[int, pathlib.Path]]:
+    name = re.compile(re.escape(self._source) + r"-(\d{6})\.json")
+    found = [(name.fullmatch(path.name), path) for path in self._folder.iterdir()]
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+  def _all_there(self, whole: Mapping[int, Manifest], first: int, step: int) -> bool:
+    """Whether no unit of these is missing: known once the last one of the file is there."""
+    try:
+      unit, path = self._there()[-1]
+      last = Manifest.read(path).last
+    except (IndexError, DataError):
+      return False
+    return last and whole.keys() >= set(range(first, unit + 1, step))
+
+  def _make(
+    self, read: Callable, first: int, step: int, whole: Mapping[int, Manifest]
+  ) -> Iterator[tuple[str, Manifest]]:
+    """Reads the file once, and makes the shards that are missing."""
+    records, seen = self._settings.records, 0
+
+    def wanted(record: int) -> bool:
+      nonlocal seen
+      seen = max(seen, record + 1)
+      return record // records % step == first and record // records not in whole
+
+    following, documents = first, self._documents()  # the unit that is made now
+
+    def finish(until: int, last: int | None) -> Iterator[tuple[str, Manifest]]:
+      """Writes the missing units before `until`; only the first of them can have documents."""
+      nonlocal following, documents
+      while following < until:
+        if following not in whole:
+          yield self._write(following, documents, seen if following == last else None)
+          documents = self._documents()
+        following += step
+
+    for (past, _), document in read(wanted):
+      yield from finish((past - 1) // records, None)
+      documents.add(document)
+    units = max(1, -(-seen // records))
+    yield from finish(units, units - 1)
+
+  def _documents(self) -> _Documents:
+    dtype = np.dtype(self._about["dtype"])
+    return _Documents(self._encoder, dtype, self._settings.validation_fraction)
+
+  def _write(self, unit: int, documents: _Documents, file_end: int | None) -> tuple[str, Manifest]:
+    """file_end: how many records the file has, if the unit is its last."""
+    name, records = f"{self._source}-{unit:06d}", self._settings.records
+    manifest = documents.write(
+      self._folder, name, source=self._source, first=unit * records,
+      end=(unit + 1) * records if file_end is None else file_end, last=file_end is not None,
+      **self._about,
+    )  # fmt: skip
+    return name, manifest
+
+
+class _Documents:
+  """The documents of a unit, encoded as they come."""
+
+  def __init__(self, encoder: DocumentEncoder, dtype: np.dtype, validation_fraction: float):
+    self._encoder, self._dtype, self._fraction = encoder, dtype, validation_fraction
+    self._ids: list[np.ndarray] = []
+    self._texts: list[str] = []  # not encoded yet
+    self._characters = 0  # of these
+    self._about: list[tuple[str, int]] = []  # subset and bytes of each document
+    self._held_out: list[bytes] = []
+
+  def add(self, document: Document) -> None:
+    if hash_position(document.text) < self._fraction:
+      record = {"text": document.text, "meta": {"pile_set_name": document.subset}}
+      self._held_out.append(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+      return
+    self._texts.append(document.text)
+    self._about.append((document.subset, len(document.text.encode())))
+    self._characters += len(document.text)
+    if self._characters >= _CALL_CHARACTERS:
+      self._encode()
+
+  def _encode(self) -> None:
+    end = [self._encoder.end_of_text]
+    encoded = self._encoder.encode(self._texts)
+    self._ids += [np.concatenate([ids, end]).astype(self._dtype) for ids in encoded]
+    self._texts, self._characters = [], 0
+
+  def write(self, folder: pathlib.Path, name: str, **about: Any) -> Manifest:
+    self._encode()
+    subsets: dict[str, list[int]] = {}
+    for ids, (subset, size) in zip(self._ids, self._about):
+      documents, tokens, text_bytes = subsets.get(subset, [0, 0, 0])
+      subsets[subset] = [documents + 1, tokens + len(ids), text_bytes + size]
+    held_out = zstandard.ZstdCompressor().compress(b"".join(self._held_out))
+    return write_shard(
+      folder, name, self._ids, held_out if self._held_out else b"", held_out=len(self._held_out),
+      subsets=dict(sorted(subsets.items())), text_bytes=sum(size for _, size in self._about),
+      **about,
+    )  # fmt: skip

@@ -1,0 +1,170 @@
+"""Encodes documents once, into token shards that training reads at any place.
+
+  python -m gptneo_jax.prepare 'pile/*.jsonl.zst' pile_ids --tokenizer openai-community/gpt2
+  python -m gptneo_jax.train --config configs/neo_1p3b.py \\
+    --config.data.source=shards --config.data.path=pile_ids
+
+Started again it goes on: shards that are whole stay, missing and damaged ones are made. Any number
+of machines that see the folder share the work: --part 0/8 … --part 7/8, one each, at any time. The
+shards do not depend on who makes them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import multiprocessing
+import os
+import pathlib
+import queue
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import tqdm
+
+from gptneo_jax import cli
+from gptneo_jax.data.documents import DataError
+from gptneo_jax.data.prepare import units
+from gptneo_jax.data.prepare.units import Part, Settings
+from gptneo_jax.data.token_shards import TokenShards, subsets_of
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  args = _parser().parse_args(argv)
+  settings = Settings(
+    args.src, args.tokenizer, args.records, args.text_key, args.document, args.on_bad_record,
+    args.validation_fraction,
+  )  # fmt: skip
+  folder, began = pathlib.Path(args.dst), time.monotonic()
+  units.begin(settings, folder)
+  made = _in_this_process if args.part else _in_a_pool
+  bar = tqdm.tqdm(unit=" tokens", unit_scale=True, desc=str(folder), disable=None)
+  with bar:
+    for message, tokens in made(settings, folder, args):
+      if message:
+        bar.write(message, file=sys.stderr)
+      bar.update(tokens)
+  try:
+    _say(TokenShards(args.dst), time.monotonic() - began)
+  except DataError as error:
+    if not args.part:
+      raise
+    print(f"part {args.part[0]}/{args.part[1]} is done; {error}")
+  return 0
+
+
+def _in_this_process(settings: Settings, folder: pathlib.Path, args: Any) -> Iterator[Any]:
+  """Yields (a line to be said or '', tokens of a shard)."""
+  said: list[str] = []
+  for _, manifest in units.run(settings, folder, Part(*args.part), said.append):
+    yield "\n".join(said), manifest.tokens
+    said.clear()
+
+
+_messages: Any = None  # of a worker: the queue to its parent
+
+
+def _in_a_pool(settings: Settings, folder: pathlib.Path, args: Any) -> Iterator[Any]:
+  """As _in_this_process, in processes of a pool."""
+  workers = args.workers or _cores()
+  context = multiprocessing.get_context("spawn")
+  messages = context.Queue()
+  with concurrent.futures.ProcessPoolExecutor(
+    workers, mp_context=context, initializer=_start_worker, initargs=(messages,)
+  ) as pool:
+    parts = [Part(index, workers) for index in range(workers)]
+    working = [pool.submit(_work, settings, folder, part) for part in parts]
+    try:
+      while not all(one.done() for one in working) or not messages.empty():
+        try:
+          yield messages.get(timeout=0.2)
+        except queue.Empty:
+          if failed := next((one for one in working if one.done() and one.exception()), None):
+            failed.result()
+    finally:
+      for process in multiprocessing.active_children():
+        if sys.exc_info()[0] is not None:
+          process.terminate()
+  for one in working:
+    one.result()
+
+
+def _start_worker(messages: Any) -> None:
+  global _messages
+  _messages = messages
+  os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a worker for each core
+
+
+def _work(settings: Settings, folder: pathlib.Path, part: Part) -> None:
+  damaged = lambda message: _messages.put((message, 0))
+  for _, manifest in units.run(settings, folder, part, damaged):
+    _messages.put(("", manifest.tokens))
+
+
+def _say(shards: TokenShards, seconds: float) -> None:
+  documents = sum(manifest.documents for manifest in shards.manifests)
+  held_out = sum(manifest.held_out for manifest in shards.manifests)
+  for name, (count, tokens, size) in subsets_of(shards.manifests).items():
+    print(f"  {name}: {count:,} documents, {tokens:,} tokens, {size / tokens:.2f} bytes a token")
+  print(
+    f"{shards.folder}: {documents:,} documents, {shards.tokens:,} tokens in {len(shards.shards)}"
+    f" shard(s); {held_out:,} held out for validation; {seconds:,.0f} s\n"
+    f"train on it with --config.data.source=shards --config.data.path={shards.folder}"
+  )
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = cli.Parser(prog="python -m gptneo_jax.prepare", description=__doc__)
+  add = parser.add_argument
+  add("src", metavar="SRC_GLOB", help="files or folders, as data.path of the source 'auto'")
+  add("dst", metavar="DST", help="folder of the shards")
+  add("--tokenizer", required=True, metavar="T", help="hub id, folder or file; not 'train'")
+  who = parser.add_mutually_exclusive_group()
+  who.add_argument("--workers", type=_positive, metavar="N",
+                   help="processes; default one for each core")  # fmt: skip
+  who.add_argument("--part", type=_part, metavar="i/n", help="do part i of n, from 0, here")
+  add("--records", type=_positive, default=Settings.records, metavar="N",
+      help=f"of a file that make a shard; default {Settings.records:,}")  # fmt: skip
+  add("--validation_fraction", type=_fraction, default=Settings.validation_fraction, metavar="F",
+      help="of the documents, kept as text; default 0.01")  # fmt: skip
+  add(
+    "--text_key", default=Settings.text_key, metavar="KEY", help="field of a record; default text"
+  )
+  add("--document", default=Settings.document, choices=("file", "line", "paragraph"),
+      help="what a document of a file of text is; default file")  # fmt: skip
+  add("--on_bad_record", default="stop", choices=("stop", "skip"), help="default stop")
+  return parser
+
+
+def _cores() -> int:
+  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _positive(text: str) -> int:
+  if not text.isdecimal() or int(text) < 1:
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+  return int(text)
+
+
+def _part(text: str) -> tuple[int, int]:
+  match = re.fullmatch(r"(\d+)/(\d+)", text)
+  if not match or not int(match[1]) < int(match[2]):
+    raise argparse.ArgumentTypeError(f"{text!r} is not i/n with i from 0 to n - 1")
+  return int(match[1]), int(match[2])
+
+
+def _fraction(text: str) -> float:
+  try:
+    value = float(text)
+  except ValueError:
+    value = -1.0
+  if not 0 <= value < 1:
+    raise argparse.ArgumentTypeError(f"{text!r} is not in [0, 1)")
+  return value
+
+
+if __name__ == "__main__":
+  cli.guarded(main)
