@@ -108,7 +108,8 @@ def _say(shards: TokenShards, seconds: float) -> None:
   documents = sum(manifest.documents for manifest in shards.manifests)
   held_out = sum(manifest.held_out for manifest in shards.manifests)
   for name, (count, tokens, size) in subsets_of(shards.manifests).items():
-    print(f"  {name}: {count:,} documents, {tokens:,} tokens, {size / tokens:.2f} bytes a token")
+    known = f", {size / tokens:.2f} bytes a token" if size else ""  # not of TFRecords
+    print(f"  {name}: {count:,} documents, {tokens:,} tokens{known}")
   print(
     f"{shards.folder}: {documents:,} documents, {shards.tokens:,} tokens in {len(shards.shards)}"
     f" shard(s); {held_out:,} held out for validation; {seconds:,.0f} s\n"

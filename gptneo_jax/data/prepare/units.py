@@ -7,6 +7,7 @@ order, or how often: the bytes are the same. What has been done is what is there
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -17,8 +18,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import zstandard
 
+from gptneo_jax.data import tfrecords
 from gptneo_jax.data.auto_files import AutoFiles
-from gptneo_jax.data.documents import BadRecords, DataError, Document
+from gptneo_jax.data.documents import BadRecords, DataError, Document, Wanted
+from gptneo_jax.data.file_formats import ending
+from gptneo_jax.data.files import match_files, opened
 from gptneo_jax.data.sources import source_name
 from gptneo_jax.data.splits import hash_position
 from gptneo_jax.data.token_shards import (
@@ -130,40 +134,59 @@ def run(
   bad_records = BadRecords(settings.on_bad_record)
   source = _open(settings, bad_records)
   tokenizer = load_tokenizer(str(folder / TOKENIZER))
-  encoder = DocumentEncoder(tokenizer)
-  about = {
-    "dtype": "uint16" if vocabulary_size(tokenizer) <= 1 << 16 else "uint32",
-    "end_of_text": encoder.end_of_text,
-    "tokenizer": encoder.fingerprint(),
-  }
+  coder = _Coder.of(tokenizer)
+  fs, _ = match_files(settings.path, folders=True)
+
+  def read(number: int, wanted: Wanted) -> Iterator[tuple[int, Document | np.ndarray]]:
+    """(number past it, document) of the records of a file that are wanted."""
+    path = source.shards[number]
+    if ending(path) not in tfrecords.ENDINGS:
+      for (past, _), document in source.read(number, (0, 0), wanted):
+        yield past, document
+      return
+    with opened(fs, path, bad_records) as file:
+      if file is not None:
+        yield from tfrecords.read_ids(file, path, wanted, bad_records, coder.end_of_text)
+
   try:
     for number, path in enumerate(source.shards):
       first, step = part.share(number, len(source.shards))
       if step:
-        file = _File(settings, folder, _source_name(number, path), encoder, about)
-        yield from file.shards(lambda wanted, n=number: source.read(n, (0, 0), wanted), first, step,
-                               damaged)  # fmt: skip
+        file = _File(settings, folder, _source_name(number, path), coder)
+        yield from file.shards(functools.partial(read, number), first, step, damaged)
   finally:
-    encoder.close()
+    coder.encoder.close()
     bad_records.log_summary()
+
+
+class _Coder(NamedTuple):
+  """How documents are stored. ids: how many the tokenizer has. The others: as in the manifest."""
+
+  encoder: DocumentEncoder
+  ids: int
+  dtype: str
+  end_of_text: int
+  tokenizer: str
+
+  @classmethod
+  def of(cls, tokenizer: Any) -> _Coder:
+    encoder, ids = DocumentEncoder(tokenizer), vocabulary_size(tokenizer)
+    dtype = "uint16" if ids <= 1 << 16 else "uint32"
+    return cls(encoder, ids, dtype, encoder.end_of_text, encoder.fingerprint())
 
 
 class _File:
   """The shards of one file. Unit n holds its records from n * settings.records on."""
 
-  def __init__(
-    self, settings: Settings, folder: pathlib.Path, source: str, encoder: DocumentEncoder,
-    about: dict[str, Any],
-  ):  # fmt: skip
-    self._settings, self._folder, self._source = settings, folder, source
-    self._encoder, self._about = encoder, about
+  def __init__(self, settings: Settings, folder: pathlib.Path, source: str, coder: _Coder):
+    self._settings, self._folder, self._source, self._coder = settings, folder, source, coder
 
   def shards(
     self, read: Callable, first: int, step: int, damaged: Callable[[str], object]
   ) -> Iterator[tuple[str, Manifest]]:
     """Those of every step-th unit from `first` on: the whole ones that are there, and the others.
 
-    read: gives the documents whose records a function wants, with the cursors past them.
+    read: gives the documents, or ids, whose records a function wants, with the number past each.
     """
     whole: dict[int, Manifest] = {}
     for unit, path in self._there():
@@ -214,23 +237,21 @@ class _File:
           documents = self._documents()
         following += step
 
-    for (past, _), document in read(wanted):
+    for past, document in read(wanted):
       yield from finish((past - 1) // records, None)
       documents.add(document)
     units = max(1, -(-seen // records))
     yield from finish(units, units - 1)
 
   def _documents(self) -> _Documents:
-    dtype = np.dtype(self._about["dtype"])
-    return _Documents(self._encoder, dtype, self._settings.validation_fraction)
+    return _Documents(self._source, self._coder, self._settings.validation_fraction)
 
   def _write(self, unit: int, documents: _Documents, file_end: int | None) -> tuple[str, Manifest]:
     """file_end: how many records the file has, if the unit is its last."""
     name, records = f"{self._source}-{unit:06d}", self._settings.records
     manifest = documents.write(
-      self._folder, name, source=self._source, first=unit * records,
-      end=(unit + 1) * records if file_end is None else file_end, last=file_end is not None,
-      **self._about,
+      self._folder, name, first=unit * records, last=file_end is not None,
+      end=(unit + 1) * records if file_end is None else file_end,
     )  # fmt: skip
     return name, manifest
 
@@ -238,15 +259,18 @@ class _File:
 class _Documents:
   """The documents of a unit, encoded as they come."""
 
-  def __init__(self, encoder: DocumentEncoder, dtype: np.dtype, validation_fraction: float):
-    self._encoder, self._dtype, self._fraction = encoder, dtype, validation_fraction
+  def __init__(self, source: str, coder: _Coder, validation_fraction: float):
+    self._source, self._coder, self._fraction = source, coder, validation_fraction
     self._ids: list[np.ndarray] = []
     self._texts: list[str] = []  # not encoded yet
     self._characters = 0  # of these
     self._about: list[tuple[str, int]] = []  # subset and bytes of each document
     self._held_out: list[bytes] = []
 
-  def add(self, document: Document) -> None:
+  def add(self, document: Document | np.ndarray) -> None:
+    if isinstance(document, np.ndarray):
+      self._add_ids(document)
+      return
     if hash_position(document.text) < self._fraction:
       record = {"text": document.text, "meta": {"pile_set_name": document.subset}}
       self._held_out.append(json.dumps(record, ensure_ascii=False).encode() + b"\n")
@@ -257,10 +281,22 @@ class _Documents:
     if self._characters >= _CALL_CHARACTERS:
       self._encode()
 
+  def _add_ids(self, ids: np.ndarray) -> None:
+    """Of TFRecords: they may hold several documents, and parts. None is held out."""
+    wrong = ids[(ids < 0) | (ids >= self._coder.ids)]
+    if len(wrong):
+      raise DataError(
+        f"{self._source}: there is an id {wrong[0]}; the tokenizer has 0 to {self._coder.ids - 1}"
+      )
+    ends = np.flatnonzero(ids == self._coder.end_of_text) + 1
+    parts = [part.astype(self._coder.dtype) for part in np.split(ids, ends) if len(part)]
+    self._ids += parts
+    self._about += [(self._source, 0)] * len(parts)
+
   def _encode(self) -> None:
-    end = [self._encoder.end_of_text]
-    encoded = self._encoder.encode(self._texts)
-    self._ids += [np.concatenate([ids, end]).astype(self._dtype) for ids in encoded]
+    end, dtype = [self._coder.end_of_text], self._coder.dtype
+    encoded = self._coder.encoder.encode(self._texts)
+    self._ids += [np.concatenate([ids, end]).astype(dtype) for ids in encoded]
     self._texts, self._characters = [], 0
 
   def write(self, folder: pathlib.Path, name: str, **about: Any) -> Manifest:
@@ -273,5 +309,6 @@ class _Documents:
     return write_shard(
       folder, name, self._ids, held_out if self._held_out else b"", held_out=len(self._held_out),
       subsets=dict(sorted(subsets.items())), text_bytes=sum(size for _, size in self._about),
-      **about,
+      source=self._source, dtype=self._coder.dtype, end_of_text=self._coder.end_of_text,
+      tokenizer=self._coder.tokenizer, **about,
     )  # fmt: skip
