@@ -48,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         bar.write(message, file=sys.stderr)
       bar.update(tokens)
   try:
-    _say(TokenShards(args.dst), time.monotonic() - began)
+    shards = TokenShards(args.dst)
+    units.clear(folder)
+    _say(shards, time.monotonic() - began)
   except DataError as error:
     if not args.part:
       raise

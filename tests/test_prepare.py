@@ -51,10 +51,14 @@ def config_of(folder, **options):
 def test_parts_make_what_workers_make(folders, shards, tmp_path, capsys):
   path, tokenizer = folders
   arguments = ["--tokenizer", tokenizer, "--records", "16", "--validation_fraction", "0.1"]
+  (tmp_path / "ids").mkdir()
+  (tmp_path / "ids" / "0000-000.jsonl.zst-000000.bin.77.part").write_bytes(b"of a killed one")
   for part in ("1/2", "0/2"):
     assert prepare.main([path, str(tmp_path / "ids"), *arguments, "--part", part]) == 0
   said = capsys.readouterr().out
   assert "part 1/2 is done" in said and "not all of 0000-000.jsonl.zst is prepared" in said
+  names = lambda folder: sorted(path.name for path in pathlib.Path(folder).iterdir())
+  assert names(shards) == names(tmp_path / "ids")
   for file in pathlib.Path(shards).iterdir():
     if file.is_file():
       assert (tmp_path / "ids" / file.name).read_bytes() == file.read_bytes(), file

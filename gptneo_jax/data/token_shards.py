@@ -31,6 +31,7 @@ BLOCK = 1 << 20  # bytes of NAME.bin that have a checksum of their own
 FORMAT = "gptneo_jax token shard 1"
 SETTINGS = "prepare.json"  # of the folder: what its shards were made with
 TOKENIZER = "tokenizer"  # folder in it
+PART = ".part"  # ending of files that are being written
 VALIDATION = ".validation.jsonl.zst"
 _INDEX = np.dtype("<u8")
 
@@ -107,7 +108,7 @@ _AGAIN = "run gptneo_jax.prepare again, which makes it anew"
 
 def write_aside(path: pathlib.Path, content: bytes) -> None:
   """Writes a file that is there whole or not at all."""
-  aside = path.with_name(f"{path.name}.{os.getpid()}.part")
+  aside = path.with_name(f"{path.name}.{os.getpid()}{PART}")
   with open(aside, "wb") as file:
     file.write(content)
     file.flush()

@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from gptneo_jax.data.files import match_files, opened
 from gptneo_jax.data.sources import source_name
 from gptneo_jax.data.splits import hash_position
 from gptneo_jax.data.token_shards import (
+  PART,
   SETTINGS,
   TOKENIZER,
   Manifest,
@@ -96,7 +98,7 @@ def begin(settings: Settings, folder: pathlib.Path) -> None:
   path = folder / SETTINGS
   if not path.exists():
     folder.mkdir(parents=True, exist_ok=True)
-    save_tokenizer(tokenizer, str(folder / TOKENIZER))
+    _save_once(tokenizer, folder / TOKENIZER)
     write_aside(path, json.dumps(now, indent=1).encode())
     return
   before = json.loads(path.read_text(encoding="utf-8"))
@@ -106,6 +108,22 @@ def begin(settings: Settings, folder: pathlib.Path) -> None:
         f"{folder} was made with another {name}, {_short(before.get(name))}, and now it is"
         f" {_short(now[name])}: give another folder, or remove this one"
       )
+
+
+def _save_once(tokenizer: Any, folder: pathlib.Path) -> None:
+  """Other parts may begin at the same time."""
+  aside = folder.with_name(f"{TOKENIZER}.{os.getpid()}{PART}")
+  save_tokenizer(tokenizer, str(aside))
+  try:
+    aside.rename(folder)
+  except OSError:  # it is there
+    shutil.rmtree(aside)
+
+
+def clear(folder: pathlib.Path) -> None:
+  """Removes what processes that were killed have left; no other may be at work."""
+  for path in folder.glob(f"*{PART}"):
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _short(value: Any) -> str:
