@@ -5,29 +5,26 @@
     --config.data.source=shards --config.data.path=pile_ids
 
 Started again it goes on: shards that are whole stay, missing and damaged ones are made. Any number
-of machines that see the folder share the work: --part 0/8 … --part 7/8, one each, at any time. The
-shards do not depend on who makes them.
+of machines that see the folder share the work: --part 0/8 … --part 7/8, one each, at any time, or
+--ray. The shards do not depend on who makes them.
 """
 
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
-import multiprocessing
 import os
 import pathlib
-import queue
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import tqdm
 
 from gptneo_jax import cli
 from gptneo_jax.data.documents import DataError
-from gptneo_jax.data.prepare import units
+from gptneo_jax.data.prepare import engines, units
+from gptneo_jax.data.prepare.engines import Progress
 from gptneo_jax.data.prepare.units import Part, Settings
 from gptneo_jax.data.token_shards import TokenShards, subsets_of
 
@@ -40,10 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   )  # fmt: skip
   folder, began = pathlib.Path(args.dst), time.monotonic()
   units.begin(settings, folder)
-  made = _in_this_process if args.part else _in_a_pool
   bar = tqdm.tqdm(unit=" tokens", unit_scale=True, desc=str(folder), disable=None)
   with bar:
-    for message, tokens in made(settings, folder, args):
+    for message, tokens in _engine(settings, folder, args):
       if message:
         bar.write(message, file=sys.stderr)
       bar.update(tokens)
@@ -58,52 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
   return 0
 
 
-def _in_this_process(settings: Settings, folder: pathlib.Path, args: Any) -> Iterator[Any]:
-  """Yields (a line to be said or '', tokens of a shard)."""
-  said: list[str] = []
-  for _, manifest in units.run(settings, folder, Part(*args.part), said.append):
-    yield "\n".join(said), manifest.tokens
-    said.clear()
-
-
-_messages: Any = None  # of a worker: the queue to its parent
-
-
-def _in_a_pool(settings: Settings, folder: pathlib.Path, args: Any) -> Iterator[Any]:
-  """As _in_this_process, in processes of a pool."""
-  workers = args.workers or _cores()
-  context = multiprocessing.get_context("spawn")
-  messages = context.Queue()
-  with concurrent.futures.ProcessPoolExecutor(
-    workers, mp_context=context, initializer=_start_worker, initargs=(messages,)
-  ) as pool:
-    parts = [Part(index, workers) for index in range(workers)]
-    working = [pool.submit(_work, settings, folder, part) for part in parts]
-    try:
-      while not all(one.done() for one in working) or not messages.empty():
-        try:
-          yield messages.get(timeout=0.2)
-        except queue.Empty:
-          if failed := next((one for one in working if one.done() and one.exception()), None):
-            failed.result()
-    finally:
-      for process in multiprocessing.active_children():
-        if sys.exc_info()[0] is not None:
-          process.terminate()
-  for one in working:
-    one.result()
-
-
-def _start_worker(messages: Any) -> None:
-  global _messages
-  _messages = messages
-  os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a worker for each core
-
-
-def _work(settings: Settings, folder: pathlib.Path, part: Part) -> None:
-  damaged = lambda message: _messages.put((message, 0))
-  for _, manifest in units.run(settings, folder, part, damaged):
-    _messages.put(("", manifest.tokens))
+def _engine(settings: Settings, folder: pathlib.Path, args: argparse.Namespace) -> Progress:
+  if args.part:
+    return engines.in_this_process(settings, folder, Part(*args.part))
+  if args.ray:
+    return engines.on_ray(settings, folder)
+  return engines.in_a_pool(settings, folder, args.workers or _cores())
 
 
 def _say(shards: TokenShards, seconds: float) -> None:
@@ -128,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
   who = parser.add_mutually_exclusive_group()
   who.add_argument("--workers", type=_positive, metavar="N",
                    help="processes; default one for each core")  # fmt: skip
+  who.add_argument("--ray", action="store_true", help="on the Ray cluster of RAY_ADDRESS, or here")
   who.add_argument("--part", type=_part, metavar="i/n", help="do part i of n, from 0, here")
   add("--records", type=_positive, default=Settings.records, metavar="N",
       help=f"of a file that make a shard; default {Settings.records:,}")  # fmt: skip

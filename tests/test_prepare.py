@@ -64,6 +64,20 @@ def test_parts_make_what_workers_make(folders, shards, tmp_path, capsys):
       assert (tmp_path / "ids" / file.name).read_bytes() == file.read_bytes(), file
 
 
+@pytest.mark.processes
+def test_a_ray_cluster_makes_the_same(folders, shards, tmp_path):
+  pytest.importorskip("ray", reason="Ray is not installed")
+  command = [
+    sys.executable, "-m", "gptneo_jax.prepare", folders[0], str(tmp_path / "ids"), "--ray",
+    "--tokenizer", folders[1], "--records", "16", "--validation_fraction", "0.1",
+  ]  # fmt: skip
+  done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+  assert done.returncode == 0, done.stderr
+  for file in pathlib.Path(shards).iterdir():
+    if file.is_file():
+      assert (tmp_path / "ids" / file.name).read_bytes() == file.read_bytes(), file
+
+
 def test_an_epoch_reads_each_token_once(shards):
   tokens = TokenShards(shards).tokens
   batches = data.TrainBatches(config_of(shards), byte_tokenizer(), batch_size=4, seq_len=31, seed=0)
@@ -141,6 +155,13 @@ def test_a_shard_that_is_missing(shards, tmp_path):
   (folder / "0001-001.jsonl.zst-000001.json").unlink()
   with pytest.raises(data.DataError, match=r"not all of 0001-001\.jsonl\.zst is prepared"):
     data.check_sources(config_of(str(folder)))
+
+
+def test_a_worker_that_fails_ends_the_others(folders, tmp_path):
+  (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": \n')
+  path = f"{folders[0]},{tmp_path}/a.jsonl"
+  with pytest.raises(UserError, match=r"a\.jsonl:2: invalid JSON"):
+    prepare.main([path, str(tmp_path / "ids"), "--tokenizer", folders[1], "--workers", "2"])
 
 
 @pytest.mark.parametrize(
