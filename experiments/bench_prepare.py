@@ -3,17 +3,21 @@
   python experiments/bench_prepare.py --data GLOB --tokenizer DIR [--rounds 3]
 
 One process with one thread on each side. `prepare` does all of it: reads and decompresses the
-files, encodes, and writes shards with their checksums. `tokenizers` encodes the same texts, which
-are in memory already, in calls of the same size. Rows are of 2,049 ids, in a shuffled order; of
+files, encodes, and writes shards with their checksums; also with gigatoken, where that is
+installed, and then the shards of both are compared. `tokenizers` encodes the same texts, which are
+in memory already, in calls of the same size. Rows are of 2,049 ids, in a shuffled order; of
 ArrayRecord (uncompressed, a record a row) they are read 64 at a time. Then how long a stream takes
 to its next row when it is restored at a step.
 """
 
 import argparse
 import functools
+import importlib.util
 import os
 import pathlib
+import sys
 import tempfile
+from unittest import mock
 
 import bench
 import numpy as np
@@ -40,15 +44,18 @@ def main():
     folders = (pathlib.Path(folder) / str(number) for number in range(1000))
     whole = next(folders)
     prepare(settings, whole)
+    sides = {"prepare": lambda: prepare(settings, next(folders))}
+    if importlib.util.find_spec("gigatoken"):
+      other = next(folders)
+      prepare(settings, other, gigatoken=True)
+      for file in filter(pathlib.Path.is_file, whole.iterdir()):
+        assert file.read_bytes() == (other / file.name).read_bytes(), file
+      sides["with gigatoken"] = lambda: prepare(settings, next(folders), gigatoken=True)
     texts = calls(args.data)
     backend = data.load_tokenizer(args.tokenizer).backend_tokenizer
     encode = functools.partial(backend.encode_batch_fast, add_special_tokens=False)
     times = bench.alternate(
-      {
-        "tokenizers": lambda: [encode(call) for call in texts] and None,
-        "prepare": lambda: prepare(settings, next(folders)),
-      },
-      args.rounds,
+      {"tokenizers": lambda: [encode(call) for call in texts] and None, **sides}, args.rounds
     )
     shards = TokenShards(str(whole))
     rows = bench.alternate(
@@ -67,7 +74,7 @@ def main():
       "tokens": shards.tokens,
       "seconds": times,
       "tokens_per_second": {name: shards.tokens / row["median"] for name, row in times.items()},
-      "share_of_tokenizers": bench.ratio(times, "tokenizers", "prepare"),
+      "share_of_tokenizers": {side: bench.ratio(times, "tokenizers", side) for side in sides},
       "rows_per_second": {name: _ROWS / row["median"] for name, row in rows.items()},
       "times_the_rows_of_ArrayRecord": bench.ratio(rows, "ArrayRecord", "shards"),
       "seconds_to_a_row_after_step": restored,
@@ -75,10 +82,12 @@ def main():
   )
 
 
-def prepare(settings: units.Settings, folder: pathlib.Path) -> None:
-  units.begin(settings, folder)
-  for _ in units.run(settings, folder, units.Part(0, 1), print):
-    pass
+def prepare(settings: units.Settings, folder: pathlib.Path, gigatoken: bool = False) -> None:
+  without = {} if gigatoken else {"gigatoken": None}
+  with mock.patch.dict(sys.modules, without):
+    units.begin(settings, folder)
+    for _ in units.run(settings, folder, units.Part(0, 1), print):
+      pass
 
 
 def calls(path: str) -> list[list[str]]:

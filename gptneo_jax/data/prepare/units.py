@@ -24,6 +24,7 @@ from gptneo_jax.data.auto_files import AutoFiles
 from gptneo_jax.data.documents import BadRecords, DataError, Document, Wanted
 from gptneo_jax.data.file_formats import ending
 from gptneo_jax.data.files import match_files, opened
+from gptneo_jax.data.prepare.checked_encoder import CheckedEncoder
 from gptneo_jax.data.sources import source_name
 from gptneo_jax.data.splits import hash_position
 from gptneo_jax.data.token_shards import (
@@ -143,16 +144,16 @@ def _source_name(number: int, file: str) -> str:
 
 
 def run(
-  settings: Settings, folder: pathlib.Path, part: Part, damaged: Callable[[str], object]
+  settings: Settings, folder: pathlib.Path, part: Part, say: Callable[[str], object]
 ) -> Iterator[tuple[str, Manifest]]:
   """Does a part of the work; yields (name, manifest) of each of its shards, the old ones too.
 
-  damaged: called with what is wrong with a shard that is there; it is made anew. Raises DataError.
+  say: called with a line for each shard that is damaged; it is made anew. Raises DataError.
   """
   bad_records = BadRecords(settings.on_bad_record)
   source = _open(settings, bad_records)
   tokenizer = load_tokenizer(str(folder / TOKENIZER))
-  coder = _Coder.of(tokenizer)
+  coder = _Coder.of(tokenizer, say)
   fs, _ = match_files(settings.path, folders=True)
 
   def read(number: int, wanted: Wanted) -> Iterator[tuple[int, Document | np.ndarray]]:
@@ -171,26 +172,26 @@ def run(
       first, step = part.share(number, len(source.shards))
       if step:
         file = _File(settings, folder, _source_name(number, path), coder)
-        yield from file.shards(functools.partial(read, number), first, step, damaged)
+        yield from file.shards(functools.partial(read, number), first, step, say)
   finally:
-    coder.encoder.close()
+    coder.encoder.exact.close()
     bad_records.log_summary()
 
 
 class _Coder(NamedTuple):
   """How documents are stored. ids: how many the tokenizer has. The others: as in the manifest."""
 
-  encoder: DocumentEncoder
+  encoder: CheckedEncoder
   ids: int
   dtype: str
   end_of_text: int
   tokenizer: str
 
   @classmethod
-  def of(cls, tokenizer: Any) -> _Coder:
-    encoder, ids = DocumentEncoder(tokenizer), vocabulary_size(tokenizer)
+  def of(cls, tokenizer: Any, say: Callable[[str], object]) -> _Coder:
+    encoder, ids = CheckedEncoder(tokenizer, say), vocabulary_size(tokenizer)
     dtype = "uint16" if ids <= 1 << 16 else "uint32"
-    return cls(encoder, ids, dtype, encoder.end_of_text, encoder.fingerprint())
+    return cls(encoder, ids, dtype, encoder.exact.end_of_text, encoder.exact.fingerprint())
 
 
 class _File:
@@ -200,7 +201,7 @@ class _File:
     self._settings, self._folder, self._source, self._coder = settings, folder, source, coder
 
   def shards(
-    self, read: Callable, first: int, step: int, damaged: Callable[[str], object]
+    self, read: Callable, first: int, step: int, say: Callable[[str], object]
   ) -> Iterator[tuple[str, Manifest]]:
     """Those of every step-th unit from `first` on: the whole ones that are there, and the others.
 
@@ -215,7 +216,7 @@ class _File:
           whole[unit] = shard.manifest
           yield path.stem, shard.manifest
         except DataError as error:
-          damaged(str(error).partition("; ")[0])
+          say(str(error).partition("; ")[0])
     if not self._all_there(whole, first, step):
       yield from self._make(read, first, step, whole)
 
@@ -284,6 +285,7 @@ class _Documents:
     self._characters = 0  # of these
     self._about: list[tuple[str, int]] = []  # subset and bytes of each document
     self._held_out: list[bytes] = []
+    coder.encoder.begin_shard()
 
   def add(self, document: Document | np.ndarray) -> None:
     if isinstance(document, np.ndarray):
