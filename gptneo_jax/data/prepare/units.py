@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import zstandard
 
-from gptneo_jax.data import tfrecords
+from gptneo_jax.data import id_files
 from gptneo_jax.data.auto_files import AutoFiles
 from gptneo_jax.data.documents import BadRecords, DataError, Document, Wanted
 from gptneo_jax.data.file_formats import ending
-from gptneo_jax.data.files import match_files, opened
+from gptneo_jax.data.files import match_files
 from gptneo_jax.data.prepare.checked_encoder import CheckedEncoder
 from gptneo_jax.data.sources import source_name
 from gptneo_jax.data.splits import hash_position
@@ -159,13 +159,11 @@ def run(
   def read(number: int, wanted: Wanted) -> Iterator[tuple[int, Document | np.ndarray]]:
     """(number past it, document) of the records of a file that are wanted."""
     path = source.shards[number]
-    if ending(path) not in tfrecords.ENDINGS:
-      for (past, _), document in source.read(number, (0, 0), wanted):
-        yield past, document
+    if ending(path) in id_files.ENDINGS:
+      yield from id_files.read_ids(fs, path, wanted, bad_records, coder.end_of_text)
       return
-    with opened(fs, path, bad_records) as file:
-      if file is not None:
-        yield from tfrecords.read_ids(file, path, wanted, bad_records, coder.end_of_text)
+    for (past, _), document in source.read(number, (0, 0), wanted):
+      yield past, document
 
   try:
     for number, path in enumerate(source.shards):
@@ -302,7 +300,7 @@ class _Documents:
       self._encode()
 
   def _add_ids(self, ids: np.ndarray) -> None:
-    """Of TFRecords: they may hold several documents, and parts. None is held out."""
+    """Of a file of ids: they may be several documents, and parts. None is held out."""
     wrong = ids[(ids < 0) | (ids >= self._coder.ids)]
     if len(wrong):
       raise DataError(
