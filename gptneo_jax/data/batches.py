@@ -21,6 +21,7 @@ from gptneo_jax.data.sources import (
 )
 from gptneo_jax.data.streams import RowStream, row_stream
 from gptneo_jax.data.tokenizer import DocumentEncoder
+from gptneo_jax.errors import first_line
 
 # Settings on which the order of the data depends. `prefetch` changes no batch; `on_bad_record` may
 # change, so that a run that stopped at a bad record can be resumed.
@@ -134,14 +135,17 @@ class TrainBatches:
     """Continues after the batch that `state` followed; it may hold other hosts' streams too.
 
     Raises:
-      DataError: naming what differs between the saved run and this one.
+      DataError: naming what differs between the saved run and this one, or is damaged.
     """
-    _check_same_run(state["fingerprint"], self._fingerprint)
-    own = list(self._iterator.get_state())
-    missing = [stream for stream in own if stream not in state["streams"]]
-    if missing:
-      raise DataError(f"the saved data state lacks stream {', '.join(missing)}")
-    self._iterator.set_state({stream: copy.deepcopy(state["streams"][stream]) for stream in own})
+    try:
+      _check_same_run(state["fingerprint"], self._fingerprint)
+      own = list(self._iterator.get_state())
+      missing = [stream for stream in own if stream not in state["streams"]]
+      if missing:
+        raise DataError(f"the saved data state lacks stream {', '.join(missing)}")
+      self._iterator.set_state({stream: copy.deepcopy(state["streams"][stream]) for stream in own})
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+      raise DataError(f"the saved data state is damaged: {first_line(error)}") from None
 
   @property
   def epochs(self) -> dict[str, float]:

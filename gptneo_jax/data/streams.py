@@ -76,6 +76,13 @@ def _group_size(block: list[str], first: int) -> int:
   return min(_GROUP_DOCUMENTS, len(block) - first)
 
 
+def _count(value: Any) -> int:
+  """A whole number of a state, 0 or more. Raises ValueError."""
+  if type(value) is not int or value < 0:
+    raise ValueError(f"{value!r:.80} is no count")
+  return value
+
+
 class DocumentStream:
   """Documents of one source for one virtual stream, without end.
 
@@ -114,8 +121,10 @@ class DocumentStream:
   def set_state(self, state: Mapping[str, Any]) -> None:
     for group in self._groups_ahead:
       group.ids.cancel()
-    self._start = _BlockStart(*(int(state[field]) for field in _BlockStart._fields))
-    self._taken, self.epochs = int(state["index"]), float(state["epochs"])
+    self._start = _BlockStart(*(_count(state[field]) for field in _BlockStart._fields))
+    if self._start.shard > len(self._shards):
+      raise ValueError(f"shard {self._start.shard} of {len(self._shards)}")
+    self._taken, self.epochs = _count(state["index"]), float(state["epochs"])
     self.epochs_per_document = 0.0
     self._tokens: deque[np.ndarray] = deque()  # of the current group's documents not yet taken
     self._groups_ahead = deque()
@@ -301,10 +310,14 @@ class RowStream:
   def set_state(self, state: dict) -> None:
     for source, source_state in zip(self._sources, state["sources"]):
       source.set_state(source_state)
-    self._emitted = [int(count) for count in state["emitted"]]
-    self._current, self._position = state["current"], int(state["position"])
+    self._emitted = [_count(count) for count in state["emitted"]]
+    self._current, self._position = state["current"], _count(state["position"])
+    if len(state["sources"]) != len(self._sources) or len(self._emitted) != len(self._sources):
+      raise ValueError("it is of other sources")
     if self._current is not None:
-      self._tokens = self._sources[self._current].next_document()
+      self._tokens = self._sources[_count(self._current)].next_document()
+      if self._position > len(self._tokens):
+        raise ValueError(f"token {self._position} of a document of {len(self._tokens)}")
 
 
 def row_stream(

@@ -69,7 +69,7 @@ class Manifest:
       content = json.loads(path.read_text(encoding="utf-8"))
       if content.pop("format") != FORMAT:
         raise ValueError(f"its format is not '{FORMAT}'")
-      if content.pop("checksum") != _checksum(content):
+      if content.pop("checksum") != checksum(content):
         raise ValueError("its checksum differs")
       manifest = cls(**content)
       manifest._check()
@@ -79,7 +79,7 @@ class Manifest:
 
   def write(self, path: pathlib.Path) -> None:
     content = dataclasses.asdict(self)
-    whole = {"format": FORMAT, **content, "checksum": _checksum(content)}
+    whole = {"format": FORMAT, **content, "checksum": checksum(content)}
     write_aside(path, json.dumps(whole).encode())
 
   def _check(self) -> None:
@@ -99,7 +99,8 @@ class Manifest:
     return self.tokens * np.dtype(self.dtype).itemsize
 
 
-def _checksum(content: dict[str, Any]) -> int:
+def checksum(content: dict[str, Any]) -> int:
+  """Of the fields of a manifest."""
   return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 

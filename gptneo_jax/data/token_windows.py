@@ -53,6 +53,8 @@ class WindowStream:
 
   def set_state(self, state: Mapping[str, Any]) -> None:
     self._epoch, self._index = int(state["epoch"]), int(state["index"])
+    if self._epoch < 0 or not 0 <= self._index <= self._count:
+      raise ValueError(f"window {self._index} of {self._count} in epoch {self._epoch}")
     self._order: KeyedOrder | None = None
     self._group: tuple[int, np.ndarray] | None = None
 

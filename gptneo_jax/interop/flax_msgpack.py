@@ -8,6 +8,8 @@ flax.serialization, and transformers 4.57's modeling_flax_pytorch_utils.py.
 
 from __future__ import annotations
 
+import io
+import math
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
@@ -16,7 +18,7 @@ import ml_dtypes
 import msgpack
 import numpy as np
 
-from gptneo_jax.errors import UserError
+from gptneo_jax.errors import UserError, first_line
 from gptneo_jax.interop.tensor import Tensor
 
 _NDARRAY = 1  # flax's number for an array among msgpack's extension types
@@ -35,14 +37,17 @@ def open_msgpack(path: pathlib.Path) -> dict[str, Tensor]:
         if start + size > end:
           raise EOFError
         file.seek(start)
-        shape, dtype = _shape_and_type(file.read(min(size, _HEADER)))
+        shape, dtype, before = _shape_and_type(file.read(min(size, _HEADER)), size)
         file.seek(start + size)
         transposed = keys[-1] == "kernel" and len(shape) == 2
+        read = _reader(path, start + before, shape, dtype, transposed)
         tensors[pytorch_name(keys)] = Tensor(
-          shape[::-1] if transposed else shape, dtype, path, _reader(path, start, size, transposed)
+          shape[::-1] if transposed else shape, dtype, path, read
         )
-  except (EOFError, ValueError, TypeError, KeyError, OSError) as error:
-    reason = str(error) or "it ends too early"
+  except (
+    EOFError, ValueError, TypeError, KeyError, OSError, RecursionError, msgpack.UnpackException,
+  ) as error:  # fmt: skip
+    reason = first_line(error) if str(error) else "it ends too early"
     raise UserError(f"{path} is damaged or not a msgpack file of flax: {reason}") from None
   return tensors
 
@@ -100,23 +105,39 @@ def _string(file: BinaryIO) -> str:
   return file.read(size).decode()
 
 
-def _shape_and_type(header: bytes) -> tuple[tuple[int, ...], np.dtype]:
+def _shape_and_type(header: bytes, size: int) -> tuple[tuple[int, ...], np.dtype, int]:
+  """Shape, type, and bytes before the data of an array that is stored in `size` bytes.
+
+  header: the first of them. Raises ValueError where the data have not the size of the shape.
+  """
   unpacker = msgpack.Unpacker(raw=False)
   unpacker.feed(header)
   if unpacker.read_array_header() != 3:
     raise ValueError("an array is not of shape, type and data")
-  shape, name = unpacker.unpack(), unpacker.unpack()
-  return tuple(shape), np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+  shape, name = tuple(unpacker.unpack()), unpacker.unpack()
+  dtype = np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+  if dtype.kind not in "fiub" and name != "bfloat16":
+    raise ValueError(f"an array is of type {name}")
+  if not all(type(length) is int and length >= 0 for length in shape):
+    raise ValueError(f"an array is of shape {shape}")
+  data = io.BytesIO(header[unpacker.tell() :])
+  code = _byte(data)
+  if code not in (0xC4, 0xC5, 0xC6):
+    raise ValueError(f"byte {code:#x} where data begin")
+  stored = _number(data, 1 << (code - 0xC4))
+  before = unpacker.tell() + data.tell()
+  if stored != math.prod(shape) * dtype.itemsize or before + stored != size:
+    raise ValueError(f"an array of shape {shape} has {stored:,} bytes")
+  return shape, dtype, before
 
 
-def _reader(path: pathlib.Path, start: int, size: int, transposed: bool):
+def _reader(
+  path: pathlib.Path, start: int, shape: tuple[int, ...], dtype: np.dtype, transposed: bool
+):
   def read() -> np.ndarray:
     with path.open("rb") as file:
       file.seek(start)
-      data = file.read(size)
-    shape, dtype = _shape_and_type(data[:_HEADER])
-    raw = msgpack.unpackb(data, raw=True, max_bin_len=len(data))[2]
-    array = np.frombuffer(raw, dtype).reshape(shape)
+      array = np.frombuffer(file.read(math.prod(shape) * dtype.itemsize), dtype).reshape(shape)
     return array.T if transposed else array
 
   return read

@@ -199,6 +199,30 @@ def test_resume_with_other_data_is_refused(tokenizer, tmp_path):
     batches_of(config, tokenizer).set_state(state)
 
 
+DAMAGES = {
+  "is no count": lambda streams: streams["0"]["sources"][0].update(record=-1),
+  "'x' is no count": lambda streams: streams["0"]["sources"][0].update(index="x"),
+  "shard 9 of": lambda streams: streams["0"]["sources"][0].update(shard=9),
+  "of other sources": lambda streams: streams["0"].update(sources=[], emitted=[]),
+  "token 99999 of a document": lambda streams: streams["0"].update(position=99999),
+  "index": lambda streams: streams["0"]["sources"][0].pop("index"),
+  "subscriptable": lambda streams: streams.update({"0": 5}),
+}
+
+
+@pytest.mark.parametrize("message", DAMAGES)
+def test_a_damaged_state_is_refused(tokenizer, tmp_path, message):
+  path = write_shards(tmp_path, [["some text"] * 9])
+  batches = batches_of(config_of(path, num_streams=1), tokenizer)
+  take(batches, 2)
+  state = batches.get_state()
+  assert state["streams"]["0"]["current"] is not None
+  DAMAGES[message](state["streams"])
+  with pytest.raises(DataError, match=f"the saved data state is damaged: .*{message}"):
+    batches.set_state(state)
+  batches.close()
+
+
 def test_the_standard_library_is_that_of_one_python(tokenizer, monkeypatch):
   config = DataConfig(source="stdlib", num_streams=1)
   state = batches_of(config, tokenizer).get_state()
