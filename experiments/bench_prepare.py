@@ -24,6 +24,7 @@ import numpy as np
 
 from gptneo_jax import data
 from gptneo_jax.data.prepare import units
+from gptneo_jax.data.prepare.inputs import Part, Settings
 from gptneo_jax.data.token_shards import TokenShards
 from gptneo_jax.data.token_windows import WindowStream
 
@@ -39,7 +40,7 @@ def main():
   parser.add_argument("--rounds", type=int, default=3)
   args = parser.parse_args()
   os.environ["TOKENIZERS_PARALLELISM"] = "false"
-  settings = units.Settings(args.data, args.tokenizer, validation_fraction=0.0)
+  settings = Settings(args.data, args.tokenizer, validation_fraction=0.0)
   with tempfile.TemporaryDirectory() as folder:
     folders = (pathlib.Path(folder) / str(number) for number in range(1000))
     whole = next(folders)
@@ -82,11 +83,11 @@ def main():
   )
 
 
-def prepare(settings: units.Settings, folder: pathlib.Path, gigatoken: bool = False) -> None:
+def prepare(settings: Settings, folder: pathlib.Path, gigatoken: bool = False) -> None:
   without = {} if gigatoken else {"gigatoken": None}
   with mock.patch.dict(sys.modules, without):
     units.begin(settings, folder)
-    for _ in units.run(settings, folder, units.Part(0, 1), print):
+    for _ in units.run(settings, folder, Part(0, 1), print):
       pass
 
 

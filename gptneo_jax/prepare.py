@@ -23,9 +23,9 @@ import tqdm
 
 from gptneo_jax import cli
 from gptneo_jax.data.documents import DataError
-from gptneo_jax.data.prepare import engines, units
-from gptneo_jax.data.prepare.engines import Progress
-from gptneo_jax.data.prepare.units import Part, Settings
+from gptneo_jax.data.prepare import duplicates, engines, units
+from gptneo_jax.data.prepare.engines import Step
+from gptneo_jax.data.prepare.inputs import Part, Settings
 from gptneo_jax.data.token_shards import TokenShards, subsets_of
 
 
@@ -33,20 +33,20 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = _parser().parse_args(argv)
   settings = Settings(
     args.src, args.tokenizer, args.records, args.text_key, args.document, args.on_bad_record,
-    args.validation_fraction,
+    args.validation_fraction, args.dedup,
   )  # fmt: skip
   folder, began = pathlib.Path(args.dst), time.monotonic()
-  units.begin(settings, folder)
-  bar = tqdm.tqdm(unit=" tokens", unit_scale=True, desc=str(folder), disable=None)
-  with bar:
-    for message, tokens in _engine(settings, folder, args):
-      if message:
-        bar.write(message, file=sys.stderr)
-      bar.update(tokens)
+  names = units.begin(settings, folder)
+  if args.dedup != "none":
+    _do(duplicates.hash_files, settings, folder, args, " documents")
+    if not duplicates.find(folder, names):
+      print(f"part {args.part[0]}/{args.part[1]} has read its files; run it again when all have")
+      return 0
+  _do(units.run, settings, folder, args, " tokens")
   try:
     shards = TokenShards(args.dst)
     units.clear(folder)
-    _say(shards, time.monotonic() - began)
+    _say(shards, folder, time.monotonic() - began)
   except DataError as error:
     if not args.part:
       raise
@@ -54,15 +54,26 @@ def main(argv: Sequence[str] | None = None) -> int:
   return 0
 
 
-def _engine(settings: Settings, folder: pathlib.Path, args: argparse.Namespace) -> Progress:
+def _do(
+  step: Step, settings: Settings, folder: pathlib.Path, args: argparse.Namespace, unit: str
+) -> None:
+  """Shows the progress of a step."""
   if args.part:
-    return engines.in_this_process(settings, folder, Part(*args.part))
-  if args.ray:
-    return engines.on_ray(settings, folder)
-  return engines.in_a_pool(settings, folder, args.workers or _cores())
+    progress = engines.in_this_process(step, settings, folder, Part(*args.part))
+  elif args.ray:
+    progress = engines.on_ray(step, settings, folder)
+  else:
+    progress = engines.in_a_pool(step, settings, folder, args.workers or _cores())
+  with tqdm.tqdm(unit=unit, unit_scale=True, desc=str(folder), disable=None) as bar:
+    for message, count in progress:
+      if message:
+        bar.write(message, file=sys.stderr)
+      bar.update(count)
 
 
-def _say(shards: TokenShards, seconds: float) -> None:
+def _say(shards: TokenShards, folder: pathlib.Path, seconds: float) -> None:
+  for name, counts in duplicates.summary(folder).items():
+    print(f"  {name}: {counts['removed']:,} of {counts['documents']:,} documents repeat others")
   documents = sum(manifest.documents for manifest in shards.manifests)
   held_out = sum(manifest.held_out for manifest in shards.manifests)
   for name, (count, tokens, size) in subsets_of(shards.manifests).items():
@@ -95,6 +106,8 @@ def _parser() -> argparse.ArgumentParser:
   )
   add("--document", default=Settings.document, choices=("file", "line", "paragraph"),
       help="what a document of a file of text is; default file")  # fmt: skip
+  add("--dedup", default="none", choices=("none", "exact"),
+      help="leave out documents whose text is that of one before; default none")  # fmt: skip
   add("--on_bad_record", default="stop", choices=("stop", "skip"), help="default stop")
   return parser
 

@@ -157,6 +157,21 @@ def test_a_shard_that_is_missing(shards, tmp_path):
     data.check_sources(config_of(str(folder)))
 
 
+def test_without_duplicates(folders, tmp_path, capsys):
+  """All files twice: what stays is what there is of them once, and each part says what is to do."""
+  path = f"{folders[0]},{write_shards(tmp_path, [texts(40, seed) for seed in range(3)], '.jsonl')}"
+  arguments = [path, str(tmp_path / "ids"), "--tokenizer", folders[1], "--dedup", "exact"]
+  assert prepare.main([*arguments, "--part", "0/2"]) == 0
+  assert "part 0/2 has read its files; run it again when all have" in capsys.readouterr().out
+  assert prepare.main([*arguments, "--part", "1/2"]) == 0
+  assert "part 1/2 is done" in capsys.readouterr().out
+  assert prepare.main([*arguments, "--workers", "2"]) == 0
+  said = capsys.readouterr().out
+  assert "120 of 240 documents repeat others" in said
+  shards = TokenShards(str(tmp_path / "ids"))
+  assert sum(m.documents + m.held_out for m in shards.manifests) == 120
+
+
 def test_a_worker_that_fails_ends_the_others(folders, tmp_path):
   (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": \n')
   path = f"{folders[0]},{tmp_path}/a.jsonl"

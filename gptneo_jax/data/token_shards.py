@@ -228,7 +228,7 @@ class TokenShards:
       raise DataError(
         f"{folder}: not a folder that gptneo_jax.prepare made: {SETTINGS}: {error}"
       ) from None
-    paths = sorted(path for path in root.glob("*.json") if path.name != SETTINGS)
+    paths = sorted(root.glob(f"*-{'[0-9]' * 6}.json"))
     self._shards = [Shard(path) for path in paths]
     self.shards = [path.stem for path in paths]
     self.manifests = [shard.manifest for shard in self._shards]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gptneo_jax.data import tfrecords
 from gptneo_jax.data.documents import BadRecords, DataError
 from gptneo_jax.data.prepare import units
-from gptneo_jax.data.prepare.units import Part, Settings
+from gptneo_jax.data.prepare.inputs import Part, Settings
 from gptneo_jax.data.token_shards import TokenShards
 
 EOS = 50256

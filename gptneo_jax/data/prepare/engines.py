@@ -1,6 +1,7 @@
 """Who does the parts of the work: this process, a pool of processes, or a Ray cluster.
 
-Each engine yields, as shards are done, (a line to be said or '', tokens of a shard).
+Each engine takes a step of the work, such as `units.run`, and yields, as files are done, (a line to
+be said or '', what is in it: tokens or records).
 """
 
 from __future__ import annotations
@@ -13,22 +14,22 @@ import queue
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from gptneo_jax.data.prepare import units
-from gptneo_jax.data.prepare.units import Part, Settings
+from gptneo_jax.data.prepare.inputs import Part, Settings
 from gptneo_jax.errors import UserError
 
 Progress = Iterator[tuple[str, int]]
+Step = Callable[[Settings, pathlib.Path, Part, Callable[[str], object]], Iterator[tuple[str, int]]]
 _TRIES = 3  # of a part whose machine is lost
 
 
-def in_this_process(settings: Settings, folder: pathlib.Path, part: Part) -> Progress:
+def in_this_process(step: Step, settings: Settings, folder: pathlib.Path, part: Part) -> Progress:
   said: list[str] = []
-  for _, manifest in units.run(settings, folder, part, said.append):
-    yield "\n".join(said), manifest.tokens
+  for _, count in step(settings, folder, part, said.append):
+    yield "\n".join(said), count
     said.clear()
 
 
-def in_a_pool(settings: Settings, folder: pathlib.Path, workers: int) -> Progress:
+def in_a_pool(step: Step, settings: Settings, folder: pathlib.Path, workers: int) -> Progress:
   """A part for each worker. Raises the first error of any."""
   context = multiprocessing.get_context("spawn")
   messages = context.Queue()
@@ -36,7 +37,7 @@ def in_a_pool(settings: Settings, folder: pathlib.Path, workers: int) -> Progres
     workers, mp_context=context, initializer=_start_worker, initargs=(messages,)
   ) as pool:
     parts = [Part(index, workers) for index in range(workers)]
-    working = [pool.submit(_work_of_pool, settings, folder, part) for part in parts]
+    working = [pool.submit(_work_of_pool, step, settings, folder, part) for part in parts]
 
     def left() -> bool:
       for one in working:
@@ -52,7 +53,7 @@ def in_a_pool(settings: Settings, folder: pathlib.Path, workers: int) -> Progres
       raise
 
 
-def on_ray(settings: Settings, folder: pathlib.Path) -> Progress:
+def on_ray(step: Step, settings: Settings, folder: pathlib.Path) -> Progress:
   """A part for each CPU of the cluster that RAY_ADDRESS names, or of one that is started here.
 
   All its machines see the folder and the files, and have this package. Raises UserError.
@@ -67,7 +68,7 @@ def on_ray(settings: Settings, folder: pathlib.Path) -> Progress:
   messages = ray.util.queue.Queue(actor_options={"num_cpus": 0})
   work = ray.remote(max_retries=_TRIES)(_work)
   working = [
-    work.remote(settings, folder, Part(index, workers), messages) for index in range(workers)
+    work.remote(step, settings, folder, Part(index, workers), messages) for index in range(workers)
   ]
 
   def left() -> bool:
@@ -102,11 +103,11 @@ def _start_worker(messages: Any) -> None:
   _messages = messages
 
 
-def _work_of_pool(settings: Settings, folder: pathlib.Path, part: Part) -> None:
-  _work(settings, folder, part, _messages)
+def _work_of_pool(step: Step, settings: Settings, folder: pathlib.Path, part: Part) -> None:
+  _work(step, settings, folder, part, _messages)
 
 
-def _work(settings: Settings, folder: pathlib.Path, part: Part, messages: Any) -> None:
+def _work(step: Step, settings: Settings, folder: pathlib.Path, part: Part, messages: Any) -> None:
   os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a worker for each core
-  for message, tokens in in_this_process(settings, folder, part):
-    messages.put((message, tokens))
+  for message, count in in_this_process(step, settings, folder, part):
+    messages.put((message, count))

@@ -19,13 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import zstandard
 
-from gptneo_jax.data import id_files
-from gptneo_jax.data.auto_files import AutoFiles
-from gptneo_jax.data.documents import BadRecords, DataError, Document, Wanted
-from gptneo_jax.data.file_formats import ending
-from gptneo_jax.data.files import match_files
+from gptneo_jax.data.documents import DataError, Document
+from gptneo_jax.data.prepare import duplicates
 from gptneo_jax.data.prepare.checked_encoder import CheckedEncoder
-from gptneo_jax.data.sources import source_name
+from gptneo_jax.data.prepare.inputs import Inputs, Part, Settings
 from gptneo_jax.data.splits import hash_position
 from gptneo_jax.data.token_shards import (
   PART,
@@ -46,54 +43,22 @@ from gptneo_jax.data.tokenizer import (
 _CALL_CHARACTERS = 1 << 18  # of documents that are encoded in one call
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-  """On what the bytes of shards depend, beside the files themselves.
-
-  path: files and folders, as data.path of the source 'auto'. tokenizer: as data.tokenizer. records:
-  of a file that make a shard. text_key, document, on_bad_record, validation_fraction: as in
-  DataConfig.
-  """
-
-  path: str
-  tokenizer: str
-  records: int = 20_000
-  text_key: str = "text"
-  document: str = "file"
-  on_bad_record: str = "stop"
-  validation_fraction: float = 0.01
-
-
-class Part(NamedTuple):
-  """Part number `index` of `count` of the work; a file is read by as few parts as possible."""
-
-  index: int
-  count: int
-
-  def share(self, file: int, files: int) -> tuple[int, int]:
-    """(first, step) of the file's units that are this part's; step is 0 if none is."""
-    if self.count <= files:
-      return (0, 1) if file % self.count == self.index else (0, 0)
-    members = range(file, self.count, files)
-    return (members.index(self.index), len(members)) if self.index in members else (0, 0)
-
-
-def begin(settings: Settings, folder: pathlib.Path) -> None:
+def begin(settings: Settings, folder: pathlib.Path) -> list[str]:
   """Makes the folder with the tokenizer and the settings, or checks that they are the same.
 
-  Raises DataError.
+  Returns the names of the files. Raises DataError.
   """
   if settings.tokenizer == "train":
     raise DataError("a run with data.tokenizer=train leaves one in its folder: name that folder")
-  source = _open(settings, BadRecords(settings.on_bad_record))
+  inputs = Inputs(settings)
   tokenizer = load_tokenizer(settings.tokenizer)
   encoder = DocumentEncoder(tokenizer)
   now: dict[str, Any] = dataclasses.asdict(settings)
   del now["path"]  # the same files may be elsewhere
   now |= {
     "tokenizer": encoder.fingerprint(),
-    "sources": [_source_name(n, file) for n, file in enumerate(source.shards)],
-    "bytes": [source.size(n) for n in range(len(source.shards))],
+    "sources": inputs.names,
+    "bytes": inputs.sizes,
   }
   encoder.close()
   path = folder / SETTINGS
@@ -101,7 +66,7 @@ def begin(settings: Settings, folder: pathlib.Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     _save_once(tokenizer, folder / TOKENIZER)
     write_aside(path, json.dumps(now, indent=1).encode())
-    return
+    return inputs.names
   before = json.loads(path.read_text(encoding="utf-8"))
   for name in now:
     if before.get(name) != now[name]:
@@ -109,6 +74,7 @@ def begin(settings: Settings, folder: pathlib.Path) -> None:
         f"{folder} was made with another {name}, {_short(before.get(name))}, and now it is"
         f" {_short(now[name])}: give another folder, or remove this one"
       )
+  return inputs.names
 
 
 def _save_once(tokenizer: Any, folder: pathlib.Path) -> None:
@@ -132,48 +98,26 @@ def _short(value: Any) -> str:
   return text if len(text) <= 60 else f"{text[:57]}…"
 
 
-def _open(settings: Settings, bad_records: BadRecords) -> AutoFiles:
-  return AutoFiles(
-    settings.path, source_name("auto", settings.path), bad_records, text_key=settings.text_key,
-    document=settings.document,
-  )  # fmt: skip
-
-
-def _source_name(number: int, file: str) -> str:
-  return f"{number:04d}-{os.path.basename(file)}"
-
-
 def run(
   settings: Settings, folder: pathlib.Path, part: Part, say: Callable[[str], object]
-) -> Iterator[tuple[str, Manifest]]:
-  """Does a part of the work; yields (name, manifest) of each of its shards, the old ones too.
+) -> Iterator[tuple[str, int]]:
+  """Does a part of the work; yields (name, tokens) of each of its shards, the old ones too.
 
   say: called with a line for each shard that is damaged; it is made anew. Raises DataError.
   """
-  bad_records = BadRecords(settings.on_bad_record)
-  source = _open(settings, bad_records)
-  tokenizer = load_tokenizer(str(folder / TOKENIZER))
-  coder = _Coder.of(tokenizer, say)
-  fs, _ = match_files(settings.path, folders=True)
-
-  def read(number: int, wanted: Wanted) -> Iterator[tuple[int, Document | np.ndarray]]:
-    """(number past it, document) of the records of a file that are wanted."""
-    path = source.shards[number]
-    if ending(path) in id_files.ENDINGS:
-      yield from id_files.read_ids(fs, path, wanted, bad_records, coder.end_of_text)
-      return
-    for (past, _), document in source.read(number, (0, 0), wanted):
-      yield past, document
-
+  inputs = Inputs(settings)
+  coder = _Coder.of(load_tokenizer(str(folder / TOKENIZER)), say)
   try:
-    for number, path in enumerate(source.shards):
-      first, step = part.share(number, len(source.shards))
+    for number, name in enumerate(inputs.names):
+      first, step = part.share(number, len(inputs.names))
       if step:
-        file = _File(settings, folder, _source_name(number, path), coder)
-        yield from file.shards(functools.partial(read, number), first, step, say)
+        read = functools.partial(inputs.read, number, end_of_text=coder.end_of_text)
+        file = _File(settings, folder, name, coder)
+        for shard, manifest in file.shards(read, first, step, say):
+          yield shard, manifest.tokens
   finally:
     coder.encoder.exact.close()
-    bad_records.log_summary()
+    inputs.bad_records.log_summary()
 
 
 class _Coder(NamedTuple):
@@ -197,6 +141,9 @@ class _File:
 
   def __init__(self, settings: Settings, folder: pathlib.Path, source: str, coder: _Coder):
     self._settings, self._folder, self._source, self._coder = settings, folder, source, coder
+    self._removed = np.zeros(0, bool)  # which of its records are
+    if settings.dedup != "none":
+      self._removed = duplicates.removed_records(folder, source)
 
   def shards(
     self, read: Callable, first: int, step: int, say: Callable[[str], object]
@@ -241,6 +188,8 @@ class _File:
     def wanted(record: int) -> bool:
       nonlocal seen
       seen = max(seen, record + 1)
+      if record < len(self._removed) and self._removed[record]:
+        return False
       return record // records % step == first and record // records not in whole
 
     following, documents = first, self._documents()  # the unit that is made now

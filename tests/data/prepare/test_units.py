@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gptneo_jax.data.documents import DataError
 from gptneo_jax.data.prepare import units
-from gptneo_jax.data.prepare.units import Part, Settings
+from gptneo_jax.data.prepare.inputs import Part, Settings
 from gptneo_jax.data.token_shards import VALIDATION, TokenShards
 from tests.helpers.data_rows import byte_tokenizer, write_shards
 
@@ -89,18 +89,6 @@ def test_any_parts_in_any_order(given_files, tmp_path_factory, count, seed):
   _, names = prepared(settings, folder / "s", *parts)
   assert len(names) == len(set(names)) == 9
   assert content(folder / "s") == content(whole)
-
-
-def test_each_file_is_read_by_few():
-  """By one part where there are enough files; and every unit is of exactly one part."""
-  for files in range(1, 8):
-    for count in range(1, 20):
-      shares = [[Part(n, count).share(file, files) for n in range(count)] for file in range(files)]
-      for its in shares:
-        readers = [share for share in its if share[1]]
-        assert len(readers) in {1, max(1, count // files), -(-count // files)}
-        owners = [sum(unit % step == first for first, step in readers) for unit in range(40)]
-        assert owners == [1] * 40
 
 
 def test_it_goes_on_where_it_was_stopped(given_files, tmp_path):
