@@ -23,7 +23,7 @@ import tqdm
 
 from gptneo_jax import cli
 from gptneo_jax.data.documents import DataError
-from gptneo_jax.data.prepare import duplicates, engines, units
+from gptneo_jax.data.prepare import cleaning, duplicates, engines, units
 from gptneo_jax.data.prepare.engines import Step
 from gptneo_jax.data.prepare.inputs import Part, Settings
 from gptneo_jax.data.token_shards import TokenShards, subsets_of
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = _parser().parse_args(argv)
   settings = Settings(
     args.src, args.tokenizer, args.records, args.text_key, args.document, args.on_bad_record,
-    args.validation_fraction, args.dedup,
+    args.validation_fraction, args.dedup, args.clean,
   )  # fmt: skip
   folder, began = pathlib.Path(args.dst), time.monotonic()
   names = units.begin(settings, folder)
@@ -108,6 +108,13 @@ def _parser() -> argparse.ArgumentParser:
       help="what a document of a file of text is; default file")  # fmt: skip
   add("--dedup", default="none", choices=("none", "exact"),
       help="leave out documents whose text is that of one before; default none")  # fmt: skip
+  add(
+    "--clean",
+    default="none",
+    choices=cleaning.KINDS,
+    help="nfc: Unicode's composed form, no control characters; ftfy: mends broken encodings;"
+    " original: ftfy with NFKC, and WikiText's spacing undone, as gpt-neo did; default none",
+  )
   add("--on_bad_record", default="stop", choices=("stop", "skip"), help="default stop")
   return parser
 

@@ -58,7 +58,8 @@ def hash_files(
 def _hash_file(inputs: Inputs, number: int, path: pathlib.Path) -> int:
   subsets: dict[str, int] = {}
   parts, rows = [np.zeros(0, _KEY)], []
-  for past, document in inputs.read(number, every_record, end_of_text=0):
+  # An end that no document of ids has: it says nothing of the text.
+  for past, document in inputs.read(number, every_record, end_of_text=-1):
     subset = document.subset if isinstance(document, Document) else inputs.names[number]
     rows.append((*_hash(document), past - 1, subsets.setdefault(subset, len(subsets))))
     if len(rows) == 1 << 16:

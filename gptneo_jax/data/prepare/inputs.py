@@ -14,6 +14,7 @@ from gptneo_jax.data.auto_files import AutoFiles
 from gptneo_jax.data.documents import BadRecords, Document, Wanted
 from gptneo_jax.data.file_formats import ending
 from gptneo_jax.data.files import match_files
+from gptneo_jax.data.prepare import cleaning
 from gptneo_jax.data.sources import source_name
 
 
@@ -23,7 +24,7 @@ class Settings:
 
   path: files and folders, as data.path of the source 'auto'. tokenizer: as data.tokenizer. records:
   of a file that make a shard. text_key, document, on_bad_record, validation_fraction: as in
-  DataConfig. dedup: 'none' or 'exact'.
+  DataConfig. dedup: 'none' or 'exact'. clean: one of cleaning.KINDS.
   """
 
   path: str
@@ -34,6 +35,7 @@ class Settings:
   on_bad_record: str = "stop"
   validation_fraction: float = 0.01
   dedup: str = "none"
+  clean: str = "none"
 
 
 class Part(NamedTuple):
@@ -56,6 +58,7 @@ class Inputs:
   def __init__(self, settings: Settings):
     """Raises DataError if there are none."""
     self.bad_records = BadRecords(settings.on_bad_record)
+    self._clean = cleaning.cleaner(settings.clean)
     self._fs, _ = match_files(settings.path, folders=True)
     self._source = AutoFiles(
       settings.path, source_name("auto", settings.path), self.bad_records,
@@ -68,10 +71,16 @@ class Inputs:
   def read(
     self, file: int, wanted: Wanted, end_of_text: int
   ) -> Iterator[tuple[int, Document | np.ndarray]]:
-    """(number past it, document) of the records of a file that are wanted; ids of a file of ids."""
+    """(number past it, document) of the records of a file that are wanted; ids of a file of ids.
+
+    Texts have been cleaned; one of which nothing is left is no document.
+    """
     path = self._paths[file]
     if ending(path) in id_files.ENDINGS:
       yield from id_files.read_ids(self._fs, path, wanted, self.bad_records, end_of_text)
       return
     for (past, _), document in self._source.read(file, (0, 0), wanted):
-      yield past, document
+      if self._clean:
+        document = dataclasses.replace(document, text=self._clean(document.text))
+      if document.text:
+        yield past, document

@@ -108,9 +108,9 @@ def test_by_subset_and_again(tokenizer_folder, tmp_path):
 
 
 def test_ids_are_compared_too(tokenizer_folder, tmp_path):
-  ids = np.array([1, 2, 3, 1, 2, 4], "<u2")
+  ids = np.array([1, 2, 3, 1, 2, 4, 1, 2, 0], "<u2")
   (tmp_path / "d.ds").write_bytes(ids.tobytes())
-  (tmp_path / "d.ds.index").write_bytes(np.array([2, 3, 5, 6], "<u8").tobytes())
+  (tmp_path / "d.ds.index").write_bytes(np.array([2, 3, 5, 6, 9], "<u8").tobytes())
   settings = Settings(str(tmp_path / "*.ds"), tokenizer_folder, dedup="exact")
   names = units.begin(settings, tmp_path / "s")
   list(duplicates.hash_files(settings, tmp_path / "s", Part(0, 1), pytest.fail))
