@@ -106,8 +106,12 @@ def _parser() -> argparse.ArgumentParser:
   )
   add("--document", default=Settings.document, choices=("file", "line", "paragraph"),
       help="what a document of a file of text is; default file")  # fmt: skip
-  add("--dedup", default="none", choices=("none", "exact"),
-      help="leave out documents whose text is that of one before; default none")  # fmt: skip
+  add(
+    "--dedup",
+    default="none",
+    choices=duplicates.KINDS,
+    help="leave out documents that repeat one before: its text, or nearly; default none",
+  )
   add(
     "--clean",
     default="none",

@@ -24,7 +24,7 @@ class Settings:
 
   path: files and folders, as data.path of the source 'auto'. tokenizer: as data.tokenizer. records:
   of a file that make a shard. text_key, document, on_bad_record, validation_fraction: as in
-  DataConfig. dedup: 'none' or 'exact'. clean: one of cleaning.KINDS.
+  DataConfig. dedup: one of duplicates.KINDS. clean: one of cleaning.KINDS.
   """
 
   path: str

@@ -17,6 +17,9 @@ from tests.helpers.data_rows import byte_tokenizer, write_shards
 WORDS = ["a", "b", " a", "a ", "a  b", "a\nb", "\u00e9", "e\u0301", "A", "\u2003b\t"]
 
 
+LATIN = [f"w{n}" for n in range(3000)]
+
+
 @pytest.fixture(scope="module")
 def tokenizer_folder(tmp_path_factory):
   path = str(tmp_path_factory.mktemp("tokenizer"))
@@ -116,3 +119,50 @@ def test_ids_are_compared_too(tokenizer_folder, tmp_path):
   list(duplicates.hash_files(settings, tmp_path / "s", Part(0, 1), pytest.fail))
   assert duplicates.find(tmp_path / "s", names)
   assert found(tmp_path / "s") == [((0, 2), (0, 0))]
+
+
+# --- near -----------------------------------------------------------------------------------------
+
+
+def near(tokenizer_folder, folder, files):
+  """The removed records of files of texts, with the ones that stay."""
+  pytest.importorskip("rensa", reason="rensa is not installed")
+  path = write_shards(folder, files)
+  made = Settings(path, tokenizer_folder, dedup="near")
+  names = units.begin(made, folder / "s")
+  list(duplicates.hash_files(made, folder / "s", Part(0, 1), pytest.fail))
+  assert duplicates.find(folder / "s", names)
+  return found(folder / "s")
+
+
+def test_near_ones_go_with_the_first_that_they_are_connected_to(tokenizer_folder, tmp_path):
+  """Case, punctuation and a word of two hundred; what is alike to something alike; not others."""
+  rng = np.random.default_rng(0)
+  words = rng.choice(LATIN, 200).tolist()
+  changed = lambda *places: " ".join("x" if n in places else w for n, w in enumerate(words))
+  others = [" ".join(rng.choice(LATIN, 200)) for _ in range(20)]
+  files = [
+    [*others[:10], changed()],
+    [changed(9).upper().replace(" ", ", "), *others[10:]],
+    [changed(9, 50), "", "?!", "?!", "a b", "A, b."],
+  ]
+  assert near(tokenizer_folder, tmp_path, files) == [
+    ((1, 0), (0, 10)), ((2, 0), (0, 10)), ((2, 3), (2, 2)), ((2, 5), (2, 4))
+  ]  # fmt: skip
+
+
+@pytest.mark.parametrize("alike", [0.5, 0.75, 0.9])
+def test_how_many_near_ones_are_found(monkeypatch, alike):
+  """As the numbers of bands and rows say: 1 - (1 - s^8)^14."""
+  pytest.importorskip("rensa", reason="rensa is not installed")
+  monkeypatch.setattr(duplicates, "_runs", lambda runs: runs)
+  pairs, size = 400, 300
+  shared = round(2 * alike / (1 + alike) * size)
+  hits = 0
+  for number in range(pairs):
+    runs = [f"{number} {n}" for n in range(2 * size - shared)]
+    one, other = duplicates._near([runs[:size], runs[size - shared :]])
+    hits += (one == other).all(-1).any()
+  expected = 1 - (1 - alike**8) ** 14
+  spread = (expected * (1 - expected) / pairs) ** 0.5
+  assert hits / pairs == pytest.approx(expected, abs=4 * spread + 0.02)
