@@ -114,12 +114,14 @@ class Completions:
   async def updates(self, job: Job, gone: Callable[[], Awaitable[bool]]) -> AsyncGenerator[Update]:
     """What happens to the rows, until all have ended; leaving it early cancels them.
 
-    gone: says whether the client has left. Raises ApiError.
+    Of an answer that is not streamed only the ends: each call of the loop takes Python's lock from
+    the thread that has the device. gone: says whether the client has left. Raises ApiError.
     """
     loop, queue = asyncio.get_running_loop(), asyncio.Queue()
 
     def listener(number: int, row: Row) -> None:
-      loop.call_soon_threadsafe(queue.put_nowait, Update(number, row, len(row.new), row.ended))
+      if job.body.stream or row.ended:
+        loop.call_soon_threadsafe(queue.put_nowait, Update(number, row, len(row.new), row.ended))
 
     try:
       cancel = self._generator.submit(job.rows, job.wanted, listener)
@@ -127,23 +129,21 @@ class Completions:
       raise ApiError(429, "too many requests are waiting; try again later") from None
     except Closed:
       raise ApiError(503, "the server is shutting down") from None
-    left, getting = len(job.rows), None
+    left = len(job.rows)
     try:
       while left:
-        getting = getting or asyncio.ensure_future(queue.get())
-        await asyncio.wait({getting}, timeout=_GONE)
-        if not getting.done():
+        try:
+          async with asyncio.timeout(_GONE):
+            update = await queue.get()
+        except TimeoutError:
           if await gone():
             return
           continue
-        update, getting = getting.result(), None
         if update.ended in ("cancelled", "fault"):
           raise self._fault(update)
         left -= bool(update.ended)
         yield update
     finally:
-      if getting:
-        getting.cancel()
       if left:
         cancel()
 
