@@ -25,7 +25,8 @@ def lm(folder):
 
 @pytest.fixture(scope="module")
 def server(folder):
-  with serving(folder, "--slots", "4", "--queue", "40", "--api_key", KEY) as served:
+  limits = ["--slots", "4", "--queue", "60", "--prefix_cache_mib", "4"]
+  with serving(folder, *limits, "--api_key", KEY) as served:
     yield served
 
 

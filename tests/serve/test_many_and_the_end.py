@@ -25,11 +25,11 @@ from tests.helpers.text_models import TINY, make
 
 def test_many_at_once(client, lm):
   """More than there are slots: each gets its own text."""
-  seeds, got = range(24), {}
+  seeds, got = range(64), {}
 
   def ask(seed):
     made = client.completions.create(
-      model="fox", prompt=PROMPT, max_tokens=3 + seed, seed=seed, temperature=1.2
+      model="fox", prompt=PROMPT, max_tokens=3 + seed % 24, seed=seed, temperature=1.2
     )
     got[seed] = made.choices[0].text
 
@@ -40,7 +40,7 @@ def test_many_at_once(client, lm):
     thread.join()
   for seed in seeds:
     expected = lm.generate(
-      PROMPT, max_new_tokens=3 + seed, seed=seed, do_sample=True, top_k=0, temperature=1.2
+      PROMPT, max_new_tokens=3 + seed % 24, seed=seed, do_sample=True, top_k=0, temperature=1.2
     )
     assert got[seed] == expected.texts[0]
 
@@ -87,7 +87,7 @@ def test_clients_that_hang_up(server, client, lm):
     is_well(client, lm)
     no_rows_are_left(server)
     memory.append(figure(server, "process_resident_memory_bytes") / 2**20)
-  assert memory[2] - memory[1] < 8, memory  # MiB
+  assert memory[2] - memory[1] < 16, memory  # MiB
 
 
 def raw(server, body, **options):
@@ -123,8 +123,8 @@ def test_a_thousand_connections(server, client, lm):
     for connection in asking:
       connection.settimeout(60)
       statuses.append(int(connection.recv(12).split()[1]))
-    # Four slots and forty that may wait; others come when some of these are done.
-    assert set(statuses) == {200, 429} and statuses.count(200) >= 44
+    # Four slots and sixty that may wait; others come when some of these are done.
+    assert set(statuses) == {200, 429} and statuses.count(200) >= 64
     is_well(client, lm)
   no_rows_are_left(server)
 

@@ -207,7 +207,7 @@ LONG = {"prompt": [5] * POSITIONS, "max_tokens": 2}
     ("completions", {"prompt": "a", "n": 2, "best_of": 1}, 400, "best_of", "best_of", None),
     ("completions", {"prompt": "a", "model": "gpt-4"}, 404, "'fox' is served", "model",
      "model_not_found"),
-    ("completions", {"prompt": ["a"] * 60}, 429, "too many requests", None, None),
+    ("completions", {"prompt": ["a"] * 80}, 429, "too many requests", None, None),
     ("chat/completions", {"messages": []}, 400, "messages", "messages", None),
     ("chat/completions", {"messages": [{"role": "tool", "content": "a"}]}, 400, "'tool'",
      "messages[0].role", None),
