@@ -91,6 +91,9 @@ _BASE_CLASSES = (
 )  # without a head; read as a language model with a tied head
 
 
+_MOST_LAYERS = 10_000  # more in a file are damage
+
+
 def from_hf(fields: Mapping[str, Any], path: Any) -> ModelConfig:
   """ModelConfig of a Hugging Face model.
 
@@ -103,7 +106,7 @@ def from_hf(fields: Mapping[str, Any], path: Any) -> ModelConfig:
       each other.
   """
   family = fields.get("model_type")
-  if family not in _FIELDS:
+  if not isinstance(family, str) or family not in _FIELDS:
     raise UserError(
       f"{path}: model_type is {family!r}; supported are {' and '.join(sorted(_FIELDS))}"
     )
@@ -187,6 +190,8 @@ def to_hf(
 
 def _head(fields: Mapping[str, Any], path: Any) -> str:
   names = fields.get("architectures") or []
+  if not _is_names(names):
+    raise UserError(f"{path}: architectures is {names!r:.80}, not a list of names")
   if not names or names[0] in _BASE_CLASSES or names[0].endswith(_VALUE_HEAD):
     return "lm"
   if names[0] not in _HEADS:
@@ -194,6 +199,10 @@ def _head(fields: Mapping[str, Any], path: Any) -> str:
       f"{path}: architectures names {names[0]}; supported are {', '.join(sorted(_HEADS))}"
     )
   return _HEADS[names[0]]
+
+
+def _is_names(value: Any) -> bool:
+  return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def _refuse_others(fields: Mapping[str, Any], only: Mapping[str, Any], path: Any) -> None:
@@ -240,13 +249,17 @@ def _labels(fields: Mapping[str, Any], path: Any) -> dict[str, Any]:
 def _attention_layers(fields: Mapping[str, Any], num_layers: int, path: Any) -> list[str]:
   """Each layer's kind of attention, by `attention_types`, `attention_layers` or their default."""
   types, layers = fields.get("attention_types"), fields.get("attention_layers")
+  if layers is not None and not _is_names(layers):
+    raise UserError(f"{path}: attention_layers is {layers!r:.80}, not a list of kinds")
   if types is None and layers is None:
     types = [[["global", "local"], 12]]
   if types is not None:
     try:
       expanded = _expand(types)
     except (TypeError, ValueError, IndexError):
-      raise UserError(f"{path}: attention_types is {types!r}, not [[[kind, ...], count]]") from None
+      raise UserError(
+        f"{path}: attention_types is {types!r:.200}, not [[[kind, ...], count]]"
+      ) from None
     if layers is not None and list(layers) != expanded:
       raise UserError(f"{path}: attention_layers is not what attention_types expands to")
     layers = expanded
@@ -259,9 +272,13 @@ def _attention_layers(fields: Mapping[str, Any], num_layers: int, path: Any) -> 
 
 
 def _expand(types: Any) -> list[str]:
-  layers = []
+  """Raises ValueError or TypeError for what is not pairs of kinds and a count."""
+  layers: list[str] = []
   for kinds, count in types:
-    layers += [kinds] * count if isinstance(kinds, str) else list(kinds) * count
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    if not _is_names(kinds) or type(count) is not int or not 0 <= count <= _MOST_LAYERS:
+      raise ValueError
+    layers += kinds * count
   return layers
 
 
