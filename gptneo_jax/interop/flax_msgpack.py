@@ -24,6 +24,10 @@ from gptneo_jax.interop.tensor import Tensor
 _NDARRAY = 1  # flax's number for an array among msgpack's extension types
 _CHUNKED = "__msgpack_chunked_array__"  # flax's key for an array above 1 GiB
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+_TYPES = (
+  "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint64",
+  "uint32", "uint16", "uint8", "bool",
+)  # fmt: skip
 _HEADER = 64  # bytes: enough for the shape and type before any array's data
 
 
@@ -115,9 +119,9 @@ def _shape_and_type(header: bytes, size: int) -> tuple[tuple[int, ...], np.dtype
   if unpacker.read_array_header() != 3:
     raise ValueError("an array is not of shape, type and data")
   shape, name = tuple(unpacker.unpack()), unpacker.unpack()
+  if name not in _TYPES:
+    raise ValueError(f"an array is of type {name!r:.40}")
   dtype = np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
-  if dtype.kind not in "fiub" and name != "bfloat16":
-    raise ValueError(f"an array is of type {name}")
   if not all(type(length) is int and length >= 0 for length in shape):
     raise ValueError(f"an array is of shape {shape}")
   data = io.BytesIO(header[unpacker.tell() :])
