@@ -51,7 +51,8 @@ def array(shape=(2, 3), name="float32", data=b"\0" * 24, code=1):
   "content",
   [
     array(data=b"\0" * 23), array(data=b"\0" * 25), array(shape=(2, -3)), array(shape=(2, "x")),
-    array(name=",loat16"), array(name="object"), array(name="nothing"), array(name="datetime64[s]"), array(code=2),
+    array(name=",loat16"),
+    array(name="object"), array(name="nothing"), array(name="datetime64[s]"), array(code=2),
     array(shape=(10**6, 10**6)), array()[:-1], b"\x81\xa1a" * 5000, b"\xc1",
     msgpack.packb({"a": msgpack.ExtType(1, b"\x93\x92\x02")}),
     msgpack.packb({"a": msgpack.ExtType(1, msgpack.packb(((2, 3), "float32", "text")))}),
