@@ -185,8 +185,9 @@ def merge_states(states: Iterable[Mapping]) -> dict:
 def _check_same_run(saved: Mapping, present: Mapping) -> None:
   for name in sorted({*saved, *present}):
     if saved.get(name) != present.get(name):
+      shown = " ".join(name.split())  # of a damaged state it may be anything
       raise DataError(
-        f"cannot resume the data: {name} was {saved.get(name)!r} and is {present.get(name)!r} now"
+        f"cannot resume the data: {shown} was {saved.get(name)!r} and is {present.get(name)!r} now"
       )
 
 

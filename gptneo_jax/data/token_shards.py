@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from gptneo_jax.data.documents import DataError
+from gptneo_jax.errors import first_line
 
 BLOCK = 1 << 20  # bytes of NAME.bin that have a checksum of their own
 FORMAT = "gptneo_jax token shard 1"
@@ -74,7 +75,9 @@ class Manifest:
       manifest = cls(**content)
       manifest._check()
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-      raise DataError(f"{path}: not the manifest of a token shard: {error}; {_AGAIN}") from None
+      raise DataError(
+        f"{path}: not the manifest of a token shard: {first_line(error)}; {_AGAIN}"
+      ) from None
     return manifest
 
   def write(self, path: pathlib.Path) -> None:
