@@ -151,9 +151,17 @@ def _runs(document: Document | np.ndarray) -> list[str]:
 
 
 def find(folder: pathlib.Path, names: list[str]) -> bool:
-  """Finds what is removed, if the keys of all files are there; whether it has been found."""
-  if (folder / SUMMARY).exists():
-    return True
+  """Finds what is removed, if the keys of all files are there; whether it has been found.
+
+  What was found before stays, unless some of it is damaged.
+  """
+  try:
+    for name in names:
+      _read(folder / f"{name}{_REMOVED}", _FOUND)
+    if (folder / SUMMARY).exists():
+      return True
+  except DataError:
+    pass
   try:
     total = sum(len(_read(folder / f"{name}{_KEYS}", _KEY)[1]) for name in names)
   except DataError:

@@ -108,6 +108,10 @@ def test_by_subset_and_again(tokenizer_folder, tmp_path):
   list(duplicates.hash_files(settings, folder, Part(0, 1), said.append))
   assert len(said) == 1 and "0000-a.jsonl.keys: damaged: its checksum differs" in said[0]
   assert path.read_bytes() == before
+  path = folder / "0000-a.jsonl.removed"
+  before = path.read_bytes()
+  path.write_bytes(before[:-1])
+  assert duplicates.find(folder, names) and path.read_bytes() == before
 
 
 def test_ids_are_compared_too(tokenizer_folder, tmp_path):
