@@ -124,7 +124,7 @@ def by_coverage(name: str, inputs: int, seconds: float) -> tuple[dict[str, int],
     command = [sys.executable, __file__, _GUIDED, name, folder, str(inputs), str(int(seconds))]
     done = subprocess.run(command, capture_output=True, text=True)
     path = pathlib.Path(folder, "found.json")
-    counts, findings = json.loads(path.read_text()) if path.exists() else ({}, [])
+    counts, findings = json.loads(path.read_text("utf-8")) if path.exists() else ({}, [])
     if done.returncode:
       findings.append(f"atheris ended with {done.returncode}: {done.stderr[-500:]}")
   return counts, findings
