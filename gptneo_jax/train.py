@@ -40,7 +40,7 @@ from ml_collections import ConfigDict, config_flags
 from gptneo_jax import data, model_io
 from gptneo_jax.checkpoints.folder import run_folder, save_config
 from gptneo_jax.checkpoints.manager import Checkpointer
-from gptneo_jax.checkpoints.step_folders import latest_step, metrics_of
+from gptneo_jax.checkpoints.step_folders import metrics_of
 from gptneo_jax.errors import UserError
 from gptneo_jax.planning import advice
 from gptneo_jax.state import TrainState
@@ -59,6 +59,7 @@ from gptneo_jax.training.adopt_model import adopt_model
 from gptneo_jax.training.compiled_step import compile_step, fit
 from gptneo_jax.training.machine_figures import peak_flops_per_second
 from gptneo_jax.training.metrics import check_wandb
+from gptneo_jax.training.saving import Saving
 from gptneo_jax.training.setup import Run, setup_run
 from gptneo_jax.training.step_report import StepReports, Trace
 from gptneo_jax.training.summary import Summary
@@ -142,7 +143,10 @@ def _run(
   checkpoints = closing.enter_context(
     contextlib.closing(
       Checkpointer(
-        str(workdir), keep_latest=run.config.keep_latest, best_metric=run.config.best_metric
+        str(workdir),
+        keep_latest=run.config.keep_latest,
+        keep_every_hours=run.config.keep_every_hours,
+        best_metric=run.config.best_metric,
       )
     )
   )
@@ -151,10 +155,14 @@ def _run(
   step = int(state.step)
   if restored:
     say("\n".join([f"resuming from step {step}", *changed]))
-  if multihost.is_host0():
+
+  def write_files() -> None:
     save_config(workdir, run.model_config)
     run.task.write_files(run, tokenizer, workdir)
     run_record.write(workdir, record, changed, step)
+
+  if multihost.is_host0():
+    write_files()
 
   # --- step ---------------------------------------------------------------------------------------
   summary = Summary(run, summed)
@@ -166,6 +174,9 @@ def _run(
     evaluation = run.task.make_evaluation(run, tokenizer)  # its batches have rows of one part
 
   # --- what the loop writes to; an evaluation that a run stopped in still owes --------------------
+  saving = Saving(
+    run, workdir, checkpoints, batches=batches, summary=summary, write_files=write_files, say=say
+  )
   reports = StepReports(
     run,
     workdir,
@@ -173,7 +184,7 @@ def _run(
     batches=batches,
     summary=summary,
     peak_flops=peak_flops,
-    last_saved=functools.partial(_last_saved, checkpoints, workdir),
+    last_saved=saving.last_saved,
     first_step=step,
     # The line of a step is stored with its checkpoint too: it may not have reached the file.
     resume_step=step - bool(written) if restored else None,
@@ -181,7 +192,7 @@ def _run(
   closing.callback(reports.close)
   stop = closing.enter_context(contextlib.closing(multihost.StopRequest()))
   trace = closing.enter_context(contextlib.closing(Trace(workdir, config.profile)))
-  save = functools.partial(_save, run, workdir, checkpoints, batches, reports, summary)
+  save = functools.partial(saving, reports)
   evaluate = functools.partial(_evaluate, evaluation, stop, reports, say)
 
   stopping, previous, first = False, None, step
@@ -209,7 +220,7 @@ def _run(
 
     stopping, last = stop(), step == run.config.steps
     evaluates = not stopping and (last or _due(step, run.config.eval_every))
-    saves = stopping or last or _due(step, run.config.checkpoint_every)
+    saves = stopping or last or _due(step, run.config.checkpoint_every) or saving.is_owed()
     if not (evaluates or saves):
       continue
     # From here on this step is waited for: nothing is saved before its loss is known to be finite.
@@ -236,7 +247,7 @@ def _run(
       raise UserError(f"{problem}. Step {step} is saved: the run resumes with another best_metric")
     reports.begin()
 
-  checkpoints.wait()
+  saving.finish()
   reports.close()
   if stopping:
     again = (
@@ -297,30 +308,6 @@ def _start(run: Run, tokenizer: Any, workdir: epath.Path, say: Callable[[str], N
   return run_state.start(run, workdir, params)
 
 
-def _save(
-  run: Run,
-  workdir: epath.Path,
-  checkpoints: Checkpointer,
-  batches: Batches,
-  reports: StepReports,
-  summary: Summary,
-  step: int,
-  state: TrainState,
-  line: dict[str, float],
-) -> None:
-  """Saves a step with its line of metrics; returns while it is still being written."""
-  data_state = data.merge_states(multihost.gather_objects(batches.get_state()))
-  with reports.section("checkpoint"):
-    checkpoints.save(
-      step,
-      params=run_state.saved_params(run, state),
-      optimizer=run_state.all_but_params(state),
-      data_state=data_state | {"summary": summary.get_state()},
-      metrics=line,
-    )
-    run_state.write_adapter(run, workdir, state)
-
-
 def _evaluate(
   evaluation: Evaluation,
   stop: Callable[[], bool],
@@ -338,11 +325,6 @@ def _evaluate(
   results, text = measured
   say(f"step {step}: {text}")
   return results | {_EVALUATED: time.perf_counter() - start} if results else {}
-
-
-def _last_saved(checkpoints: Checkpointer, workdir: epath.Path) -> int | None:
-  checkpoints.wait()
-  return latest_step(str(workdir))
 
 
 def _owes_evaluation(config: ConfigDict, step: int, written: dict[str, float]) -> bool:

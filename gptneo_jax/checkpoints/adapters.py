@@ -20,6 +20,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from gptneo_jax.checkpoints import manifest
 from gptneo_jax.checkpoints.folder import save_config
 from gptneo_jax.checkpoints.quiet import quiet_orbax
 from gptneo_jax.checkpoints.step_folders import absolute
@@ -57,6 +58,7 @@ def save_base(
       base / "0", args=ocp.args.Composite(params=ocp.args.StandardSave(params)), force=True
     )
   if jax.process_index() == 0:
+    manifest.write(base / "0", permanent=True)
     save_config(base, config)
     text = json.dumps(dataclasses.asdict(settings), indent=2)
     (absolute(folder) / FILE).write_text(text + "\n")

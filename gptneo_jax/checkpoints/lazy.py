@@ -19,9 +19,9 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from etils import epath
 
-from gptneo_jax.checkpoints import adapters
+from gptneo_jax.checkpoints import adapters, manifest
 from gptneo_jax.checkpoints.quiet import quiet_orbax
-from gptneo_jax.checkpoints.reading import params_metadata
+from gptneo_jax.checkpoints.reading import params_metadata, require_undamaged
 from gptneo_jax.checkpoints.step_folders import CheckpointError, existing_step
 from gptneo_jax.errors import first_line
 from gptneo_jax.model import lora
@@ -91,6 +91,7 @@ def write_params(
   # Among others orbax warns that without a handler of jax.Array it stores no shardings: none exist.
   with quiet_orbax(), ocp.Checkpointer(ocp.CompositeCheckpointHandler(**items)) as writer:
     writer.save(path / str(step), args=ocp.args.Composite(**{_ITEM: ocp.args.PyTreeSave(params)}))
+  manifest.write(path / str(step), permanent=False)
 
 
 def open_params(folder: str | os.PathLike, step: int | None = None) -> dict[str, LazyArray]:
@@ -133,6 +134,7 @@ def read_learned(folder: str | os.PathLike, step: int | None = None) -> dict[str
 
 def _open(folder: str | os.PathLike, step: int) -> dict[str, LazyArray]:
   """The arrays that a checkpoint holds."""
+  require_undamaged(str(folder), step)
   metadata = params_metadata(str(folder), step)
   path = epath.Path(os.path.abspath(folder)) / str(step) / _ITEM
   leaves = {

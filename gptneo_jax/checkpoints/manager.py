@@ -1,8 +1,8 @@
 """Saves and restores a run's checkpoints: numbered folders, each complete or absent.
 
-`FOLDER/STEP/` holds `params`, `optimizer` (any tree of arrays) and `data` (a JSON dictionary). It
-is renamed into place when all of it is written: a process killed before that leaves a temporary
-folder that the next `Checkpointer` removes.
+`FOLDER/STEP/` holds `params`, `optimizer` (any tree of arrays), `data` (a JSON dictionary) and the
+checksums of their files (`manifest`). It is renamed into place when all of it is written: a process
+killed before that leaves a temporary folder that the next `Checkpointer` removes.
 """
 
 import contextlib
@@ -19,9 +19,11 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from gptneo_jax.checkpoints import manifest
 from gptneo_jax.checkpoints.quiet import quiet_orbax
 from gptneo_jax.checkpoints.reading import (
   DamagedError,
+  check_files,
   read,
   reason_of,
   require_same_model,
@@ -54,9 +56,10 @@ class Restored:
 class Checkpointer:
   """Writes and reads the checkpoints of one run.
 
-  All processes of a run create and call it alike. It keeps the newest `keep_latest` checkpoints and
-  the `keep_best` with the best `best_metric` (`step_folders`); others are removed once a newer one
-  is complete. While it is open, orbax logs nothing: it saves in background threads.
+  All processes of a run create and call it alike. It keeps the newest `keep_latest` checkpoints,
+  the `keep_best` with the best `best_metric` (`step_folders`), and for good the first one of each
+  `keep_every_hours` (0: none) but the run's first; others are removed once a newer one is complete.
+  While it is open, orbax logs nothing: it saves in background threads.
   """
 
   def __init__(
@@ -65,8 +68,8 @@ class Checkpointer:
     *,
     keep_latest: int = 3,
     keep_best: int = 1,
+    keep_every_hours: float = 0.0,
     best_metric: str = BEST_METRIC,
-    asynchronous: bool = True,
   ):
     if keep_latest < 1 or keep_best < 0:
       raise ValueError(f"keep_latest is {keep_latest}, keep_best {keep_best}; at least 1 and 0")
@@ -74,7 +77,7 @@ class Checkpointer:
     self._saving: int | None = None
     self._best_metric = best_metric
     self._costs: dict[int, float] = {}  # by step, where this process measured the metric
-    self._keep, self._asynchronous = (keep_latest, keep_best), asynchronous
+    self._keep, self._keep_seconds = (keep_latest, keep_best), 3600 * keep_every_hours
     self._quiet = contextlib.ExitStack()
     self._quiet.enter_context(quiet_orbax())
     self._manager = self._open()
@@ -90,7 +93,7 @@ class Checkpointer:
         # Else orbax reads the metrics of all steps, and fails if one file of them is damaged.
         lightweight_initialize=True,
         cleanup_tmp_directories=True,
-        enable_async_checkpointing=self._asynchronous,
+        async_options=ocp.options.AsyncOptions(post_finalization_callback=self._list_files),
       ),
     )
 
@@ -140,6 +143,38 @@ class Checkpointer:
       raise self._failed(error) from error
     return True
 
+  def _list_files(self) -> None:
+    """Writes the manifest of the checkpoint being saved: all of it is there, under another name.
+
+    Runs on one process, in a background thread.
+    """
+    step = self._saving
+    assert step is not None
+    unfinished = list(self._folder.glob(f"{step}.orbax-checkpoint-tmp*"))
+    # An object store cannot rename: there it is a mark that makes a checkpoint complete.
+    path = unfinished[0] if unfinished else self._folder / str(step)
+    before = [saved for saved in saved_steps(self._folder) if saved < step]
+    manifest.write(
+      path,
+      permanent=bool(before and self._keep_seconds)
+      and manifest.is_of_earlier_interval(self._folder / str(before[-1]), self._keep_seconds),
+    )
+
+  @property
+  def is_saving(self) -> bool:
+    """Whether a save has been started that has neither been waited for nor failed."""
+    return self._saving is not None
+
+  def failure(self) -> CheckpointError | None:
+    """The error of a save that has failed in the background; None while it is being written."""
+    if self._saving is None or self._manager.is_saving_in_progress():
+      return None
+    try:
+      self.wait()
+    except CheckpointError as error:
+      return error
+    return None
+
   def add_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
     """Adds metrics measured after the save to a checkpoint; `best_metric` ranks it.
 
@@ -176,8 +211,8 @@ class Checkpointer:
   ) -> Restored | None:
     """The newest checkpoint that is not damaged, None if the folder has no checkpoint.
 
-    A damaged one (files missing or truncated) is renamed to `STEP.damaged`, with a warning, and the
-    next older one is tried.
+    A damaged one (files missing, or with another checksum) is renamed to `STEP.damaged`, with a
+    warning, and the next older one is tried.
 
     Args:
       abstract_params, abstract_optimizer: trees of ShapeDtypeStruct with the shardings of the
@@ -213,6 +248,7 @@ class Checkpointer:
   def _restore_step(
     self, path: epath.Path, step: int, abstract_params: Any, abstract_optimizer: Any, vocab_size
   ) -> Restored:
+    check_files(path, share=(jax.process_index(), jax.process_count()))
     require_same_model(path, "params", abstract_params, vocab_size, same_dtype=True)
     require_same_model(path, "optimizer", abstract_optimizer, vocab_size, same_dtype=True)
     items = read(
@@ -241,7 +277,7 @@ class Checkpointer:
 
 
 class _LatestAndBest:
-  """Keeps the newest steps and the best by a metric.
+  """Keeps the newest steps, the best by a metric, and those that are marked as permanent.
 
   orbax's AnyPreservationPolicy([LatestN, BestN]) sees neither metrics that were added after a save
   nor those of an earlier process, and keeps a NaN as a best one if there is nothing better.
@@ -253,13 +289,19 @@ class _LatestAndBest:
     """costs: of the steps whose metric was measured after their save."""
     self._folder, self._metric, self._costs = folder, metric, costs
     self._latest, self._best = latest, best
+    self._permanent: dict[int, bool] = {}
 
   def should_preserve(self, checkpoints, *, context) -> list[bool]:
     del context
     steps = [info.step for info in checkpoints]
+    for step in steps:
+      # The newest is not complete yet, and is kept anyway.
+      if step not in self._permanent and (self._folder / str(step)).exists():
+        self._permanent[step] = manifest.is_permanent(self._folder / str(step))
     ranked = sorted((self._cost(info), info.step) for info in checkpoints)
     keep = {step for cost_, step in ranked[: self._best] if math.isfinite(cost_)}
     keep |= set(steps[-self._latest :])
+    keep |= {step for step in steps if self._permanent.get(step)}
     return [step in keep for step in steps]
 
   def _cost(self, info) -> float:

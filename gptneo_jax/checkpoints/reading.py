@@ -6,6 +6,7 @@ import os
 import re
 import time
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from gptneo_jax.checkpoints import adapters
+from gptneo_jax.checkpoints import adapters, manifest
 from gptneo_jax.checkpoints.quiet import quiet_orbax, quiet_reads
 from gptneo_jax.checkpoints.step_folders import CheckpointError, absolute, existing_step
 from gptneo_jax.config import VOCABULARY_TABLES
@@ -23,7 +24,15 @@ from gptneo_jax.model.lora import LoraConfig
 
 
 class DamagedError(Exception):
-  """A committed checkpoint with missing or truncated files; the message is the reason."""
+  """A committed checkpoint with missing or changed files; the message is the reason."""
+
+
+def require_undamaged(folder: str, step: int) -> None:
+  """Raises CheckpointError if the files of a checkpoint's parameters are not as written."""
+  try:
+    check_files(absolute(folder) / str(step), ("params",))
+  except DamagedError as error:
+    raise CheckpointError(f"checkpoint {step} in {folder} is damaged: {error}") from error
 
 
 def params_metadata(folder: str, step: int | None = None) -> Any:
@@ -67,11 +76,26 @@ def restore_params(
 
 def _restore(folder: str, abstract_params: Any, step: int, vocab_size: int | None) -> Any:
   path = absolute(folder) / str(step)
+  require_undamaged(folder, step)
   try:
     require_same_model(path, "params", abstract_params, vocab_size, same_dtype=False)
     return read(path, params=restore_args(abstract_params))["params"]
   except DamagedError as error:
     raise CheckpointError(f"checkpoint {step} in {folder} is damaged: {error}") from error
+
+
+def check_files(
+  path: epath.Path,
+  items: Sequence[str] = manifest.ITEMS,
+  share: tuple[int, int] = (0, 1),
+) -> None:
+  """As `manifest.check`. Raises DamagedError, CheckpointError."""
+  try:
+    manifest.check(path, items, share=share)
+  except ValueError as error:
+    raise DamagedError(str(error)) from None
+  except OSError as error:
+    raise _damage(error) from error
 
 
 def _merged(base: Any, learned: Any, settings: LoraConfig) -> Any:

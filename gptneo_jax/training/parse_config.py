@@ -18,11 +18,13 @@ from gptneo_jax.training.epochs import settle_schedule
 from gptneo_jax.training.optimizer import OptimizerConfig, Schedule, ScheduleConfig, make_optimizer
 from gptneo_jax.training.tasks import Task
 
+ON_FAILED_SAVE = ("continue", "stop")
 AUTO = "auto"  # of model.remat: chosen for the devices, see training/fitting.py
 
 _FROM_ZERO = (  # grad_accumulation=0: as few parts as fit
   "grad_accumulation eval_every checkpoint_every eval.documents eval.batch_size eval.sample_tokens"
-  " eval.task_items profile.first_step profile.steps epochs patience label_smoothing"
+  " eval.task_items keep_every_hours profile.first_step profile.steps epochs patience"
+  " label_smoothing"
 ).split()
 
 
@@ -65,6 +67,10 @@ def read(config: ConfigDict) -> Parsed:
       raise UserError(f"{name} is {settings[name]}; it must be at least 0")
   if config.label_smoothing >= 1:
     raise UserError(f"label_smoothing is {config.label_smoothing}; it must be below 1")
+  if config.on_failed_save not in ON_FAILED_SAVE:
+    raise UserError(
+      f"on_failed_save is {config.on_failed_save!r}; it must be one of {', '.join(ON_FAILED_SAVE)}"
+    )
   if config.patience and not (config.eval_every or config.every_epoch):
     raise UserError(
       f"patience is {config.patience}, and nothing is evaluated before the end: eval_every is 0"

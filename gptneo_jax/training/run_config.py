@@ -41,6 +41,8 @@ def base(model: ModelConfig) -> ConfigDict:
   config.checkpoint_every = 500
   config.every_epoch = False  # True: evaluates and saves after each epoch, not by the two above
   config.keep_latest = 3  # checkpoints kept; the one of the best best_metric is kept beside them
+  config.keep_every_hours = 24.0  # and one of each so many hours is kept for good; 0: none
+  config.on_failed_save = "continue"  # and try again, with a warning; or 'stop'
   config.best_metric = "eval/loss"
   config.patience = 0  # evaluations without a better best_metric that end the run; 0: never
   config.wandb_project = ""  # empty: no wandb

@@ -3,20 +3,21 @@
 import contextlib
 import json
 import resource
+import time
+import types
 
 import jax
 import numpy as np
 import pytest
 
-from gptneo_jax.checkpoints import manager
+from gptneo_jax.checkpoints import manager, manifest
 from gptneo_jax.checkpoints.reading import restore_params
 from gptneo_jax.checkpoints.step_folders import CheckpointError, saved_steps
 from tests.helpers.checkpoint_runs import abstract, assert_is_step, restore, save, state_of
 
 
-@pytest.mark.parametrize("asynchronous", [True, False])
-def test_round_trip_is_bitwise(tmp_path, asynchronous):
-  checkpointer = manager.Checkpointer(tmp_path, asynchronous=asynchronous)
+def test_round_trip_is_bitwise(tmp_path):
+  checkpointer = manager.Checkpointer(tmp_path)
   assert checkpointer.restore(*map(abstract, state_of())) is None
   assert save(checkpointer, 7)
   assert not save(checkpointer, 7)  # saved already
@@ -103,6 +104,43 @@ def test_an_asynchronous_save_survives_donation(tmp_path):
     np.testing.assert_array_equal(restored[name], array)
 
 
+def test_one_of_each_day_is_kept(tmp_path, monkeypatch):
+  """But not the run's first; whoever writes it, and whatever has been removed since."""
+  hours, checkpointer = [10, 20, 27, 30, 40, 47.9, 60, 61, 62, 75], None
+  for step, hour in enumerate(hours, start=1):
+    clock = types.SimpleNamespace(time=lambda hour=hour: 3600.0 * hour)
+    if checkpointer:
+      checkpointer.wait()
+    monkeypatch.setattr(manifest, "time", clock)
+    if step % 4 == 1:
+      if checkpointer:
+        checkpointer.close()
+      checkpointer = manager.Checkpointer(tmp_path, keep_latest=1, keep_every_hours=24)
+    save(checkpointer, step)
+  checkpointer.close()
+  assert saved_steps(tmp_path) == [3, 7, 10]
+  assert_is_step(restore(tmp_path), 10)
+
+
+def test_a_failure_is_known_without_waiting(tmp_path):
+  checkpointer = manager.Checkpointer(tmp_path)
+  assert checkpointer.failure() is None
+  save(checkpointer, 1)
+  checkpointer.wait()
+  assert checkpointer.failure() is None
+  big = jax.random.normal(jax.random.key(0), (1024, 1024))
+  failure = None
+  with _largest_file(2**20):
+    checkpointer.save(2, params={"w": big}, optimizer={"step": np.int32(1)}, data_state={})
+    while (failure := checkpointer.failure()) is None and checkpointer.is_saving:
+      time.sleep(0.01)
+  assert "checkpoint 2" in str(failure) and "the last good one is 1" in str(failure)
+  assert checkpointer.failure() is None  # it is said once
+  assert save(checkpointer, 2)
+  checkpointer.close()
+  assert_is_step(restore(tmp_path), 2)
+
+
 @contextlib.contextmanager
 def _largest_file(size):
   """Writing past `size` bytes fails, as on a full disk, but with EFBIG."""
@@ -114,9 +152,8 @@ def _largest_file(size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("asynchronous", [True, False])
-def test_a_failed_save_is_one_clear_line(tmp_path, caplog, capfd, asynchronous):
-  checkpointer = manager.Checkpointer(tmp_path, keep_latest=1, asynchronous=asynchronous)
+def test_a_failed_save_is_one_clear_line(tmp_path, caplog, capfd):
+  checkpointer = manager.Checkpointer(tmp_path, keep_latest=1)
   save(checkpointer, 1)
   checkpointer.wait()
   big = jax.random.normal(jax.random.key(0), (1024, 1024))

@@ -20,7 +20,7 @@ def test_a_buffer_holds_what_is_put_into_it(positions):
 
 
 def test_few_counts():
-  assert [slots.slot_count(n, 32) for n in (0, 1, 2, 5, 17, 32)] == [1, 1, 4, 16, 32, 32]
+  assert [slots.slot_count(n, 48) for n in (0, 1, 2, 5, 9, 17, 33)] == [1, 1, 4, 8, 16, 32, 48]
   assert {slots.slot_count(n, 8) for n in range(9)} == {1, 4, 8}
 
 

@@ -1,0 +1,122 @@
+"""STEP/manifest.json: the files of a checkpoint with their sizes and checksums.
+
+It is written before the checkpoint is complete, so each one has it; those of other programs, and of
+versions before it, have none and are not checked. On an object store, which checks what it stores
+itself, it holds sizes only: reading all of it again would take as long as writing it.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import time
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+from etils import epath
+
+MANIFEST = "manifest.json"
+_FORMAT = "gptneo_jax checkpoint 1"
+_READ = 1 << 22  # bytes at once
+_THREADS = 4
+# Metrics may be added to a checkpoint that is complete.
+ITEMS = ("params", "optimizer", "data")
+
+
+def write(checkpoint: epath.Path, *, permanent: bool) -> None:
+  """Lists the files that are there. permanent: whether the checkpoint is to be kept for good."""
+  files = _files(checkpoint, ITEMS)
+  content = {
+    "format": _FORMAT,
+    "written": time.time(),
+    "permanent": permanent,
+    "files": dict(zip(files, _map(_entry, [checkpoint / name for name in files]))),
+  }
+  (checkpoint / MANIFEST).write_text(json.dumps(content))
+
+
+def read(checkpoint: epath.Path) -> dict[str, Any] | None:
+  """The manifest; None where there is none. Raises ValueError for a damaged one."""
+  try:
+    content = json.loads((checkpoint / MANIFEST).read_text())
+  except FileNotFoundError:
+    return None
+  except (OSError, ValueError) as error:
+    raise ValueError(f"{MANIFEST} cannot be read: {error}") from None
+  if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
+    raise ValueError(f"{MANIFEST} is not one")
+  return content
+
+
+def check(
+  checkpoint: epath.Path, items: Sequence[str] = ITEMS, *, share: tuple[int, int] = (0, 1)
+) -> None:
+  """Raises ValueError naming the first file that is missing or is not as it was written.
+
+  items: of the checkpoint. share: number and count of the parts that its files are checked in.
+  """
+  content = read(checkpoint)
+  if content is None:
+    return
+  number, count = share
+  expected = {
+    name: entry for name, entry in content["files"].items() if name.split("/")[0] in items
+  }
+  names = sorted(expected)[number::count]
+  for name, found in zip(names, _map(_entry, [checkpoint / name for name in names])):
+    if found is None:
+      raise ValueError(f"{name} is missing")
+    for field, words in (("bytes", "has another size"), ("crc32", "has another checksum")):
+      if found.get(field) != expected[name].get(field, found.get(field)):
+        raise ValueError(f"{name} {words} than when it was written")
+
+
+def is_permanent(checkpoint: epath.Path) -> bool:
+  try:
+    content = read(checkpoint)
+  except ValueError:
+    return False
+  return bool(content and content.get("permanent"))
+
+
+def is_of_earlier_interval(checkpoint: epath.Path, seconds: float) -> bool:
+  """Whether a checkpoint was written in an earlier interval of so many seconds, as a day is, than
+  the present one; False if that is not known."""
+  try:
+    content = read(checkpoint)
+  except ValueError:
+    return False
+  written = content and content.get("written")
+  return isinstance(written, float) and written // seconds < time.time() // seconds
+
+
+def _files(checkpoint: epath.Path, items: Sequence[str]) -> list[str]:
+  """Names of all files of these items, relative to the checkpoint."""
+  found, folders = [], [checkpoint / item for item in items if (checkpoint / item).exists()]
+  while folders:
+    for path in folders.pop().iterdir():
+      if path.is_dir():
+        folders.append(path)
+      else:
+        found.append(path.relative_to(checkpoint).as_posix())
+  return sorted(found)
+
+
+def _entry(path: epath.Path) -> dict[str, int] | None:
+  """Size and checksum of a file; None if it is not there."""
+  try:
+    if "://" in str(path):
+      return {"bytes": path.stat().length}
+    checksum = size = 0
+    with path.open("rb") as file:
+      while part := file.read(_READ):
+        checksum, size = zlib.crc32(part, checksum), size + len(part)
+  except FileNotFoundError:
+    return None
+  return {"bytes": size, "crc32": checksum}
+
+
+def _map(function: Any, paths: Sequence[epath.Path]) -> list[Any]:
+  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+    return list(pool.map(function, paths))

@@ -1,0 +1,374 @@
+"""Training runs that are disturbed and started again until they end, beside one left alone.
+
+`KINDS` are the ways to disturb a run; `campaign` runs them one after another. What is shown: each
+run ends, by nothing but the same command given again, and then its weights, its optimizer and every
+line of its metrics are those of the run that was left alone, bit for bit.
+"""
+
+import dataclasses
+import os
+import pathlib
+import random
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from tests.helpers import train_runs
+
+STEPS = 24
+_PATIENCE = 300  # seconds in which a process has to end
+_STARTS = 4  # a disturbed run may need, beside the first
+_ITEMS = ("params", "optimizer", "data")
+
+# Dropout, so that the random state counts; a save at every other step, so that kills hit saves; and
+# an evaluation, which a run that was stopped still owes.
+SETTINGS = {
+  "data__source": "jsonl",
+  "data__validation_fraction": 0.1,
+  "steps": STEPS,
+  "schedule__decay_steps": STEPS,
+  "checkpoint_every": 2,
+  "eval_every": 6,
+  "model__resid_dropout": 0.1,
+}
+
+
+class NotRecovered(AssertionError):
+  """A run that did not end, or not as the one left alone."""
+
+
+@dataclasses.dataclass
+class Run:
+  """A run in a folder, of one process or of several."""
+
+  workdir: pathlib.Path
+  settings: dict[str, Any]
+  hosts: int
+  processes: list[subprocess.Popen] = dataclasses.field(default_factory=list)
+  said: str = ""  # by all of its processes so far
+
+  def start(self) -> None:
+    command = train_runs.train_command(self.workdir, **self.settings)
+    commands = [command]
+    if self.hosts > 1:
+      with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+      flags = [f"--coordinator_address={address}", f"--num_processes={self.hosts}"]
+      commands = [[*command, *flags, f"--process_id={n}"] for n in range(self.hosts)]
+    self.processes = [
+      subprocess.Popen(
+        command, cwd=train_runs.REPOSITORY, env=train_runs.environment(),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+      )
+      for command in commands
+    ]  # fmt: skip
+
+  def wait(self) -> list[int]:
+    """The statuses of its processes, all of which end by themselves."""
+    for process in self.processes:
+      self.said += process.communicate(timeout=_PATIENCE)[0]
+    return [process.returncode for process in self.processes]
+
+  def until_step(self, step: int) -> None:
+    """Waits until a step is in the metrics, or the run has ended."""
+    while self.is_going() and self.steps_done() < step:
+      time.sleep(0.01)
+
+  def until_saving(self, step: int) -> None:
+    """Waits until a save is under way, after a step; or the run has ended."""
+    self.until_step(step)
+    while self.is_going() and not list(self.workdir.glob("*.orbax-checkpoint-tmp*")):
+      time.sleep(0.002)
+
+  def is_going(self) -> bool:
+    return all(process.poll() is None for process in self.processes)
+
+  def steps_done(self) -> int:
+    file = self.workdir / "metrics.jsonl"
+    return file.read_text().count("\n") if file.exists() else 0
+
+  def saved(self) -> list[pathlib.Path]:
+    """Its checkpoints, the newest last."""
+    steps = [path for path in self.workdir.glob("*") if path.name.isdecimal()]
+    return sorted(steps, key=lambda path: int(path.name))
+
+  def send(self, number: int, which: int = 0) -> None:
+    self.processes[which].send_signal(number)
+
+  def kill_after(self, step: int) -> None:
+    self.until_step(step)
+    for which in range(self.hosts):
+      self.send(signal.SIGKILL, which)
+    self.wait()
+
+
+# --- ways to disturb a run: each starts it, and returns in words what it did ----------------------
+
+
+def killed(run: Run, chance: random.Random) -> str:
+  """At any moment, also while it starts or writes."""
+  run.start()
+  step = chance.randint(-2, STEPS - 1)
+  run.until_step(step)
+  delay = chance.uniform(0, 5) if step <= 0 else chance.uniform(0, 0.3)
+  time.sleep(delay)
+  run.send(signal.SIGKILL)
+  run.wait()
+  return f"SIGKILL {delay:.2f} s after step {max(step, 0)}"
+
+
+def killed_while_saving(run: Run, chance: random.Random) -> str:
+  run.start()
+  step = chance.randint(1, STEPS - 3)
+  run.until_saving(step)
+  time.sleep(chance.uniform(0, 0.05))
+  run.send(signal.SIGKILL)
+  run.wait()
+  return f"SIGKILL in a save after step {step}"
+
+
+def terminated(run: Run, chance: random.Random) -> str:
+  run.start()
+  step = chance.randint(1, STEPS - 3)
+  run.until_step(step)
+  time.sleep(chance.uniform(0, 0.2))
+  run.send(signal.SIGTERM)
+  (status,) = run.wait()
+  if status not in (0, 128 + signal.SIGTERM):
+    raise NotRecovered(f"SIGTERM ended it with {status}: {run.said[-500:]}")
+  return f"SIGTERM after step {step}"
+
+
+def one_host_killed(run: Run, chance: random.Random) -> str:
+  """The others end by themselves."""
+  run.start()
+  step, which = chance.randint(1, STEPS - 3), chance.randrange(run.hosts)
+  run.until_step(step)
+  time.sleep(chance.uniform(0, 0.2))
+  run.send(signal.SIGKILL, which)
+  statuses = run.wait()
+  if 0 in statuses and run.steps_done() < STEPS:
+    raise NotRecovered(f"a host of a run that had lost one ended with 0: {run.said[-500:]}")
+  return f"SIGKILL of host {which} after step {step}"
+
+
+def one_host_terminated(run: Run, chance: random.Random) -> str:
+  """All save and stop together."""
+  run.start()
+  step, which = chance.randint(1, STEPS - 3), chance.randrange(run.hosts)
+  run.until_step(step)
+  run.send(signal.SIGTERM, which)
+  statuses = run.wait()
+  if len(set(statuses)) > 1 or statuses[0] not in (0, 128 + signal.SIGTERM):
+    raise NotRecovered(f"SIGTERM of one host ended them with {statuses}: {run.said[-500:]}")
+  return f"SIGTERM to host {which} after step {step}"
+
+
+def truncated(run: Run, chance: random.Random) -> str:
+  return _damaged(run, chance, 1, _truncate)
+
+
+def flipped(run: Run, chance: random.Random) -> str:
+  """One bit of one byte: the file has its length."""
+  return _damaged(run, chance, 1, _flip)
+
+
+def two_damaged(run: Run, chance: random.Random) -> str:
+  return _damaged(run, chance, 2, chance.choice((_truncate, _flip)))
+
+
+def _damaged(run: Run, chance: random.Random, count: int, damage: Callable) -> str:
+  """Killed, and then something in its newest checkpoints is not as it was written."""
+  run.start()
+  run.kill_after(chance.randint(3 * count + 2, STEPS - 3))
+  return ", ".join(damage(folder, chance) for folder in run.saved()[-count:])
+
+
+def _truncate(checkpoint: pathlib.Path, chance: random.Random) -> str:
+  path = _some_file(checkpoint, chance)
+  size = chance.randrange(path.stat().st_size)
+  os.truncate(path, size)
+  return f"{path.relative_to(checkpoint.parent)} cut to {size} bytes"
+
+
+def _flip(checkpoint: pathlib.Path, chance: random.Random) -> str:
+  path = _some_file(checkpoint, chance)
+  content = bytearray(path.read_bytes())
+  place = chance.randrange(len(content))
+  content[place] ^= 1 << chance.randrange(8)
+  path.write_bytes(content)
+  return f"a bit of byte {place} of {path.relative_to(checkpoint.parent)} flipped"
+
+
+def _some_file(checkpoint: pathlib.Path, chance: random.Random) -> pathlib.Path:
+  """One of those that hold the state, large ones as likely as small ones."""
+  return chance.choice(
+    sorted(
+      path for item in _ITEMS for path in (checkpoint / item).rglob("*")
+      if path.is_file() and path.stat().st_size and path.name != "commit_success.txt"
+    )
+  )  # fmt: skip
+
+
+def disk_full(run: Run, chance: random.Random) -> str:
+  """For some steps, or for good: then the run cannot be saved, and is started again with room."""
+  return _cannot_write(
+    run, chance, chance.randint(1, STEPS - 3), until=chance.randint(3, STEPS + 9)
+  )
+
+
+def save_fails(run: Run, chance: random.Random) -> str:
+  """A save that has been started fails in the background, and nothing after it."""
+  run.start()
+  step = chance.randint(1, STEPS - 3)
+  run.until_saving(step)
+  if run.is_going():
+    _limit_files(run, 0)
+    time.sleep(0.1)
+    _limit_files(run, resource.RLIM_INFINITY)
+  run.wait()
+  return f"a save after step {step} failed"
+
+
+def read_only(run: Run, chance: random.Random) -> str:
+  """The folder of the run for some steps, if permissions bind this user; else its files' size."""
+  if os.geteuid() == 0:
+    return _cannot_write(run, chance.randint(1, STEPS - 3), until=STEPS + 1)
+  run.start()
+  step = chance.randint(1, STEPS - 3)
+  run.until_step(step)
+  run.workdir.chmod(0o555)
+  time.sleep(chance.uniform(0.1, 1))
+  run.workdir.chmod(0o755)
+  run.wait()
+  return f"read-only after step {step}"
+
+
+def _cannot_write(run: Run, step: int, until: int) -> str:
+  """No file can grow, as on a full disk: the system's error is another, EFBIG."""
+  run.start()
+  run.until_step(step)
+  if run.is_going():
+    _limit_files(run, 0)
+    began = time.monotonic()
+    while run.is_going() and time.monotonic() - began < (until - step) * 0.05:
+      time.sleep(0.02)
+    if until <= STEPS and run.is_going():
+      _limit_files(run, resource.RLIM_INFINITY)
+  run.wait()
+  lasting = "for good" if until > STEPS else "for a while"
+  return f"nothing could be written after step {step}, {lasting}"
+
+
+def _limit_files(run: Run, size: int) -> None:
+  """No file of the run may grow past so many bytes."""
+  for process in run.processes:
+    _, hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, hard))
+
+
+def moved_away(run: Run, chance: random.Random) -> str:
+  """The folder is gone; the run makes it anew, and its last checkpoint is there."""
+  run.start()
+  step = chance.randint(1, STEPS - 3)
+  run.until_step(step)
+  if run.is_going():
+    run.workdir.rename(run.workdir.with_name("away"))
+  run.wait()
+  return f"the folder was removed after step {step}"
+
+
+KINDS: dict[str, tuple[Callable[[Run, random.Random], str], int]] = {
+  "killed": (killed, 1),
+  "killed while saving": (killed_while_saving, 1),
+  "SIGTERM": (terminated, 1),
+  "one host of two killed": (one_host_killed, 2),
+  "one host of two gets SIGTERM": (one_host_terminated, 2),
+  "newest checkpoint truncated": (truncated, 1),
+  "a bit of the newest flipped": (flipped, 1),
+  "two newest damaged": (two_damaged, 1),
+  "disk full": (disk_full, 1),
+  "a save fails after its start": (save_fails, 1),
+  "folder read-only": (read_only, 1),
+  "folder removed": (moved_away, 1),
+}
+
+
+# --- the campaign ---------------------------------------------------------------------------------
+
+
+class Campaign:
+  """Disturbs runs in a folder of its own, and compares each with one left alone."""
+
+  def __init__(self, folder: pathlib.Path):
+    self._folder = folder
+    (folder / "texts").mkdir(parents=True)
+    self._alone: dict[int, pathlib.Path] = {}
+    self._settings = SETTINGS | {"data__path": train_runs.write_corpus(folder / "texts")}
+
+  def alone(self, hosts: int) -> pathlib.Path:
+    """The folder of a run that nothing happened to."""
+    if hosts not in self._alone:
+      run = self._run(f"alone_{hosts}", hosts)
+      run.start()
+      if any(run.wait()):
+        raise NotRecovered(f"the run left alone failed: {run.said[-1000:]}")
+      self._alone[hosts] = run.workdir
+    return self._alone[hosts]
+
+  def _run(self, name: str, hosts: int) -> Run:
+    return Run(self._folder / name / "run", self._settings, hosts)
+
+  def disturb(self, kind: str, seed: int) -> dict[str, Any]:
+    """One run; returns its kind and seed, what was done to it, and how often it was started again.
+
+    Raises NotRecovered.
+    """
+    disturbance, hosts = KINDS[kind]
+    expected = self.alone(hosts)
+    run = self._run(f"{seed:04d}_{kind.replace(' ', '_')}", hosts)
+    done, starts = disturbance(run, random.Random(seed)), 0
+    while not self._has_ended(run):
+      if starts == _STARTS:
+        raise NotRecovered(f"{kind}: {done}: not at its end: {run.said[-1000:]}")
+      starts += 1
+      run.start()
+      run.wait()
+    self._compare(run, expected, f"{kind}, seed {seed}: {done}", lines=kind != "folder removed")
+    shutil.rmtree(run.workdir.parent)
+    return {"kind": kind, "seed": seed, "done": done, "starts": starts}
+
+  def _has_ended(self, run: Run) -> bool:
+    return run.processes[0].returncode == 0 and "done: step" in run.said
+
+  def _compare(self, run: Run, expected: pathlib.Path, what: str, *, lines: bool) -> None:
+    if "Traceback" in run.said:
+      raise NotRecovered(f"{what}: {run.said[-2000:]}")
+    try:
+      train_runs.assert_bitwise_equal(
+        train_runs.arrays(run.workdir, STEPS), train_runs.arrays(expected, STEPS)
+      )
+    except AssertionError as error:
+      raise NotRecovered(f"{what}: another end: {error}") from None
+    if lines and _lines(run.workdir) != _lines(expected):
+      raise NotRecovered(f"{what}: other metrics")
+
+
+def _lines(workdir: pathlib.Path) -> list[dict[str, Any]]:
+  """What each step's line says, but for times."""
+  return [
+    {key: value for key, value in line.items() if not key.startswith("perf/")}
+    for line in train_runs.metrics(workdir)
+  ]
+
+
+def schedule(kinds: Sequence[str], count: int, seed: int) -> Iterator[tuple[str, int]]:
+  """Kinds and seeds of so many runs, all kinds alike."""
+  for number in range(count):
+    yield kinds[number % len(kinds)], seed + number
