@@ -1,21 +1,25 @@
 """What a run writes of its steps: metrics.jsonl, TensorBoard's events, and wandb if asked.
 
-Keys, fixed because scripts rely on them: `train/{loss,grad_norm,learning_rate}`,
-`eval/{loss,perplexity,bits_per_byte}` (nats per token; the same with `/SUBSET` appended),
-`data/epoch` (passes over the data), and
+Keys, fixed because scripts rely on them: `train/{loss,grad_norm,learning_rate}`, `train/skipped`
+where steps are skipped, `eval/{loss,perplexity,bits_per_byte}` (nats per token; the same with
+`/SUBSET` appended), `data/epoch` (passes over the data), and
 `perf/{tokens_per_second,step_seconds,eval_seconds,mfu,data_wait_fraction,memory_gib}`.
+
+None of the three ends a run: what cannot be written is said once, kept, and written later.
 """
 
+import collections
 import contextlib
 import importlib.util
 import json
 import logging
 import math
 import os
-import tempfile
+import socket
+import struct
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TextIO, cast
 
 import fsspec
@@ -24,6 +28,7 @@ from gptneo_jax.errors import UserError, first_line
 
 # Object stores cannot append: there all of the file is written again, not more often than this.
 _REMOTE_SECONDS = 30.0
+_MOST_KEPT = 10_000  # lines that wait for a file, or a service, that is out of reach
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +36,7 @@ _log = logging.getLogger(__name__)
 class MetricWriter:
   """Writes metrics to FOLDER/metrics.jsonl and FOLDER/tensorboard, and to wandb if asked.
 
-  Each line of the file is one JSON object with `step` first, flushed at once. A value that is
+  Each line of the file is one JSON object with `step` first, written at once. A value that is
   not finite is written as null: JSON has no NaN, and a string would break readers that expect
   numbers.
   """
@@ -55,15 +60,32 @@ class MetricWriter:
       enabled: False in all processes but one; then nothing is written anywhere.
 
     Raises:
-      UserError: wandb is asked for and cannot be had.
+      UserError: wandb is asked for and is not installed, or refuses.
     """
     self._enabled = enabled
     if not enabled:
       return
     folder = str(folder)
-    self._wandb = _start_wandb(wandb_project, folder, resume_step, run) if wandb_project else None
-    self._lines = _JsonLines(f"{folder}/metrics.jsonl", resume_step)
-    self._events = _Events(f"{folder}/tensorboard", 0 if resume_step is None else resume_step + 1)
+    self._run: Any = None
+    if wandb_project:
+      self._run = _start_wandb(wandb_project, folder, resume_step, run)
+    path, first = f"{folder}/metrics.jsonl", 0 if resume_step is None else resume_step + 1
+    name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{uuid.uuid4().hex[:8]}"
+    lines = _File(path, lambda: _lines_up_to(path, resume_step))
+    events = _File(f"{folder}/tensorboard/{name}", lambda: _first_events(first))
+    self._lines = _Sink("metrics.jsonl", lines.deliver)
+    self._events = _Sink("the file of TensorBoard", events.deliver)
+    self._logged = _Sink("wandb", self._log)
+
+  def _log(self, waiting: collections.deque, last: bool) -> None:
+    try:
+      while waiting:
+        step, values = waiting[0]
+        self._run.log(values, step=step)
+        waiting.popleft()
+    finally:
+      if last:
+        self._run.finish()
 
   def write(self, step: int, metrics: Mapping[str, Any]) -> None:
     """Writes one line. Values are anything `float` takes: numbers, or arrays of one element."""
@@ -71,10 +93,11 @@ class MetricWriter:
       return
     values = {key: float(value) for key, value in metrics.items()}
     finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
-    self._lines.append({"step": int(step), **finite})
-    self._events.add(step, values)
-    if self._wandb:
-      self._wandb.log(values, step=step)
+    line = json.dumps({"step": int(step), **finite}, allow_nan=False) + "\n"
+    self._lines.put(line.encode())
+    self._events.put(_scalars(step, values))
+    if self._run:
+      self._logged.put((step, values))
 
   def close(self) -> None:
     """Writes out what is still in memory; nothing is written afterwards."""
@@ -83,110 +106,178 @@ class MetricWriter:
     self._enabled = False
     self._lines.close()
     self._events.close()
-    if self._wandb:
-      self._wandb.finish()
+    if self._run:
+      self._logged.close()
 
 
-class _Events:
-  """TensorBoard's file of events; for an object store it is written here and copied there."""
+class _Sink:
+  """What is written to one place. Where that fails, it waits there for the next that comes."""
 
-  def __init__(self, folder: str, purge_step: int):
-    import tensorboardX  # imports torch where that is installed: over a second, so not at start-up
+  def __init__(self, name: str, deliver: Callable[[collections.deque, bool], None]):
+    """deliver: (what waits, whether this is the end): takes off the left what it has written."""
+    self._name, self._deliver = name, deliver
+    self._waiting: collections.deque = collections.deque()
+    self._reason, self._lost = "", 0
+    self._try()
 
-    self._folder, self._here = folder, None  # where they are written before they are copied
-    self._copied_at = time.monotonic()
-    if "://" in folder:
-      self._here = tempfile.TemporaryDirectory()
-    self._writer = tensorboardX.SummaryWriter(
-      self._here.name if self._here else folder,
-      purge_step=purge_step,
-      filename_suffix=f".{uuid.uuid4().hex[:8]}",  # its own names differ by the second
-    )
-
-  def add(self, step: int, values: Mapping[str, float]) -> None:
-    for key, value in values.items():
-      self._writer.add_scalar(key, value, step)
-    if self._here and time.monotonic() - self._copied_at > _REMOTE_SECONDS:
-      self._writer.flush()
-      self._copy(self._here.name)
-
-  def _copy(self, here: str) -> None:
-    fs, root = fsspec.core.url_to_fs(self._folder)
-    fs.makedirs(root, exist_ok=True)
-    for name in os.listdir(here):
-      fs.put_file(os.path.join(here, name), f"{root}/{name}")
-    self._copied_at = time.monotonic()
-
-  def close(self) -> None:
-    self._writer.close()
-    if self._here:
-      self._copy(self._here.name)
-      self._here.cleanup()
-
-
-class _JsonLines:
-  """A file of one JSON object per line, opened to continue after `resume_step`."""
-
-  def __init__(self, path: str, resume_step: int | None):
-    self._path, self._local = path, "://" not in path
-    if self._local:
-      os.makedirs(os.path.dirname(path), exist_ok=True)
-    lines = self._lines_up_to(resume_step)
-    if self._local:
-      # Renamed into place: a process killed here leaves the old file or the new one.
-      with open(f"{path}.tmp", "w", encoding="utf-8") as file:
-        file.writelines(lines)
-        file.flush()
-        os.fsync(file.fileno())
-      os.replace(f"{path}.tmp", path)
-      self._file = open(path, "a", encoding="utf-8", buffering=1)  # line by line
+  def put(self, entry: Any) -> None:
+    if len(self._waiting) < _MOST_KEPT:
+      self._waiting.append(entry)
     else:
-      self._all, self._written_at = lines, -math.inf
+      self._lost += 1
+    self._try()
 
-  def _lines_up_to(self, resume_step: int | None) -> list[str]:
-    if resume_step is None:
-      return []
+  def _try(self, last: bool = False) -> None:
     try:
-      with _open(self._path, "r") as file:
-        lines = file.readlines()
-    except FileNotFoundError:
-      return []
-    kept = []
-    for number, line in enumerate(lines, start=1):
-      try:
-        step = json.loads(line)["step"]
-      except (ValueError, TypeError, KeyError):
-        if number < len(lines):  # the last is torn when the process was killed writing it
-          _log.warning("%s line %d is not a metrics line; removed", self._path, number)
-        continue
-      if step <= resume_step:
-        kept.append(line.rstrip("\n") + "\n")
-    return kept
-
-  def append(self, entry: dict[str, Any]) -> None:
-    line = json.dumps(entry, allow_nan=False) + "\n"
-    if self._local:
-      self._file.write(line)
-      return
-    self._all.append(line)
-    if time.monotonic() - self._written_at > _REMOTE_SECONDS:
-      self._write_all()
-
-  def _write_all(self) -> None:
-    with _open(self._path, "w") as file:
-      file.writelines(self._all)
-    self._written_at = time.monotonic()
+      self._deliver(self._waiting, last)
+    except Exception as error:  # whatever a file system or a service has; a run is worth more
+      if not self._reason:
+        _log.warning(
+          "%s cannot be written: %s. The run goes on, and what is to be written waits",
+          self._name,
+          first_line(error),
+        )
+      self._reason = first_line(error)
+    else:
+      if self._reason:
+        _log.warning("%s is written again", self._name)
+      self._reason = ""
 
   def close(self) -> None:
+    self._try(last=True)
+    if missing := self._lost + len(self._waiting):
+      reason = self._reason or "too many had to wait"
+      _log.warning("%s lacks %d lines: %s", self._name, missing, reason)
+
+
+class _File:
+  """A file that grows, local or at a URL."""
+
+  def __init__(self, path: str, begin: Callable[[], bytes]):
+    """begin: what the file holds before anything is added."""
+    self._path, self._local = path, "://" not in path
+    self._begin: Callable[[], bytes] | None = begin
+    self._all, self._written_at = b"", -math.inf  # at a URL
+
+  def deliver(self, waiting: collections.deque[bytes], last: bool) -> None:
+    """Adds what waits; at a URL not before it is time. Raises what the file system raises."""
+    if self._begin:
+      self._all = self._begin()
+      if self._local:
+        _replace(self._path, self._all)
+        self._all = b""
+      self._begin = None
     if self._local:
-      self._file.close()
+      _append(self._path, waiting)
+    elif last or (waiting and time.monotonic() - self._written_at > _REMOTE_SECONDS):
+      self._written_at = time.monotonic()  # a failure takes its time too, and is not repeated soon
+      whole = self._all + b"".join(waiting)
+      with fsspec.open(self._path, "wb", auto_mkdir=True) as file:
+        file.write(whole)  # pyrefly: ignore[missing-attribute]
+      self._all = whole
     else:
-      self._write_all()
+      return
+    waiting.clear()
+
+
+def _replace(path: str, content: bytes) -> None:
+  """Writes a local file; renamed: a process killed here leaves the old file or the new one."""
+  os.makedirs(os.path.dirname(path), exist_ok=True)
+  with open(f"{path}.tmp", "wb") as file:
+    file.write(content)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(f"{path}.tmp", path)
+
+
+def _append(path: str, waiting: Iterable[bytes]) -> None:
+  """Adds to a local file all, or nothing. Opened each time: it may have been replaced."""
+  left = memoryview(b"".join(waiting))
+  if not left:
+    return
+  with open(path, "ab", buffering=0) as file:
+    size = file.tell()
+    try:
+      while left:
+        left = left[file.write(left) :]
+    except OSError:
+      with contextlib.suppress(OSError):
+        file.truncate(size)  # a full disk may have taken a part
+      raise
+
+
+# --- metrics.jsonl --------------------------------------------------------------------------------
+
+
+def _lines_up_to(path: str, resume_step: int | None) -> bytes:
+  """The lines of a file that a resumed run keeps."""
+  if resume_step is None:
+    return b""
+  try:
+    with _open(path, "r") as file:
+      lines = file.readlines()
+  except FileNotFoundError:
+    return b""
+  kept = []
+  for number, line in enumerate(lines, start=1):
+    try:
+      step = json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError):
+      if number < len(lines):  # the last is torn when the process was killed writing it
+        _log.warning("%s line %d is not a metrics line; removed", path, number)
+      continue
+    if step <= resume_step:
+      kept.append(line.rstrip("\n") + "\n")
+  return "".join(kept).encode()
 
 
 def _open(path: str, mode: str, **options: Any) -> contextlib.AbstractContextManager[TextIO]:
   # fsspec has no annotations, and what is inferred from its code is a list of files.
   return cast(contextlib.AbstractContextManager[TextIO], fsspec.open(path, mode, **options))
+
+
+# --- TensorBoard ----------------------------------------------------------------------------------
+
+# Not by tensorboardX's SummaryWriter: its thread ends at the first write that fails, and then the
+# run waits for ever in front of the thread's queue. Its imports bring torch where that is
+# installed, which takes over a second, so not at start-up.
+
+
+def _first_events(purge_step: int) -> bytes:
+  """The beginning of a file; what others hold from `purge_step` on is void."""
+  # pyrefly: ignore[missing-module-attribute]  # its classes are made when it is imported
+  from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+  version = Event(wall_time=time.time(), file_version="brain.Event:2")
+  start = Event(
+    wall_time=time.time(), step=purge_step, session_log=SessionLog(status=SessionLog.START)
+  )
+  return _record(version) + _record(start)
+
+
+def _scalars(step: int, values: Mapping[str, float]) -> bytes:
+  # pyrefly: ignore[missing-module-attribute]
+  from tensorboardX.proto.event_pb2 import Event
+
+  # pyrefly: ignore[missing-module-attribute]
+  from tensorboardX.proto.summary_pb2 import Summary
+  from tensorboardX.summary import scalar
+
+  found = [scalar(key, value).value[0] for key, value in values.items()]
+  return _record(Event(wall_time=time.time(), step=step, summary=Summary(value=found)))
+
+
+def _record(event: Any) -> bytes:
+  """As TFRecord: the length, its checksum, the bytes, their checksum."""
+  from tensorboardX.record_writer import masked_crc32c
+
+  masked = lambda part: struct.pack("<I", masked_crc32c(part))
+  data = event.SerializeToString()
+  length = struct.pack("<Q", len(data))
+  return length + masked(length) + data + masked(data)
+
+
+# --- wandb ----------------------------------------------------------------------------------------
 
 
 def check_wandb(project: str) -> None:
@@ -212,7 +303,8 @@ def _start_wandb(
   run_id = run_id or uuid.uuid4().hex
   with _open(id_path, "w", auto_mkdir=True) as file:
     file.write(run_id)
-  try:
+
+  def start(**options: Any) -> Any:
     return wandb.init(
       project=project,
       name=os.path.basename(folder.rstrip("/")),
@@ -220,6 +312,19 @@ def _start_wandb(
       resume="allow",
       config=dict(run or {}),
       allow_val_change=True,  # a resumed run may have another learning rate
+      **options,
     )
-  except Exception as error:  # no key, no network: wandb has its own
+
+  try:
+    try:
+      return start()
+    except (wandb.errors.CommError, OSError) as error:  # the network is away
+      offline = start(mode="offline")
+      _log.warning(
+        "wandb is out of reach: %s. The run is kept for it here: wandb sync %s",
+        first_line(error),
+        os.path.dirname(offline.dir),
+      )
+      return offline
+  except Exception as error:  # no key, a project that is not there: wandb has its own
     raise UserError(f"wandb cannot be had: {first_line(error)}") from error

@@ -3,8 +3,11 @@
 import importlib.machinery
 import json
 import math
+import os
 import struct
+import subprocess
 import sys
+import time
 import types
 import uuid
 
@@ -14,8 +17,10 @@ import numpy as np
 import pytest
 
 from gptneo_jax.errors import UserError
+from gptneo_jax.train import run
 from gptneo_jax.training import metrics
 from tests.helpers.clock import Clock
+from tests.helpers.small_runs import small_config
 
 
 def _lines(folder):
@@ -121,7 +126,7 @@ def _scalars(data: bytes) -> list[tuple[int, float]]:
 
 def test_an_object_store_is_written_now_and_then(monkeypatch):
   clock = Clock()
-  monkeypatch.setattr(metrics, "time", types.SimpleNamespace(monotonic=clock))
+  monkeypatch.setattr(metrics, "time", types.SimpleNamespace(monotonic=clock, time=time.time))
   folder = f"memory://metrics-test/{uuid.uuid4().hex}"
   writer = metrics.MetricWriter(folder)
   fs, root = fsspec.core.url_to_fs(folder)
@@ -134,7 +139,7 @@ def test_an_object_store_is_written_now_and_then(monkeypatch):
   writer.write(1, {"train/loss": 1.0})
   clock.now += 5
   writer.write(2, {"train/loss": 2.0})
-  assert written() == (1, 0)
+  assert written() == (1, 1)
   clock.now += 30
   writer.write(3, {"train/loss": 3.0})
   assert written() == (3, 1)
@@ -155,16 +160,24 @@ class _Recorder:
     return lambda *args, **options: self.calls.append((name, args, options))
 
 
-def test_wandb_goes_on_with_the_same_run(tmp_path, monkeypatch):
+@pytest.fixture
+def wandb(monkeypatch):
+  """A module in the place of wandb, with its kinds of errors; a test gives it `init`."""
+  module = types.ModuleType("wandb")
+  module.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+  module.errors = types.SimpleNamespace(CommError=type("CommError", (Exception,), {}))
+  monkeypatch.setitem(sys.modules, "wandb", module)
+  return module
+
+
+def test_wandb_goes_on_with_the_same_run(tmp_path, wandb):
   runs = []
 
   def init(**options):
     runs.append((options, _Recorder()))
     return runs[-1][1]
 
-  module = types.ModuleType("wandb")
-  module.init, module.__spec__ = init, importlib.machinery.ModuleSpec("wandb", None)
-  monkeypatch.setitem(sys.modules, "wandb", module)
+  wandb.init = init
   for resume_step in (None, 3, 0, None):  # 0: saved at step 1, whose line is written anew
     writer = metrics.MetricWriter(
       tmp_path / "run", resume_step=resume_step, wandb_project="neo", run={"config": {"steps": 9}}
@@ -188,12 +201,161 @@ def test_wandb_missing_is_said_before_anything_is_made(tmp_path, monkeypatch):
   assert not (tmp_path / "run").exists()
 
 
-def test_wandb_that_does_not_start_is_one_line(tmp_path, monkeypatch):
+def test_wandb_that_does_not_start_is_one_line(tmp_path, wandb):
   def init(**_):
     raise RuntimeError("no API key configured\nsee the manual")
 
-  module = types.ModuleType("wandb")
-  module.init, module.__spec__ = init, importlib.machinery.ModuleSpec("wandb", None)
-  monkeypatch.setitem(sys.modules, "wandb", module)
+  wandb.init = init
   with pytest.raises(UserError, match=r"wandb cannot be had: no API key configured$"):
     metrics.MetricWriter(tmp_path, wandb_project="neo")
+
+
+# --- out of reach ---------------------------------------------------------------------------------
+
+
+def _warnings(caplog) -> list[str]:
+  return [record.getMessage() for record in caplog.records]
+
+
+@pytest.mark.parametrize("kind", ["CommError", "ConnectionError"])
+def test_without_a_network_wandb_is_kept_for_later(kind, tmp_path, wandb, caplog):
+  asked = []
+
+  def init(**options):
+    asked.append(options.get("mode"))
+    if not asked[-1]:
+      raise {"CommError": wandb.errors.CommError, "ConnectionError": ConnectionError}[kind](
+        "Run initialization has timed out after 90.0 sec.\nsee the manual"
+      )
+    offline = _Recorder()
+    offline.dir = "wandb/offline-run-1/files"
+    return offline
+
+  wandb.init = init
+  writer = metrics.MetricWriter(tmp_path, wandb_project="neo")
+  writer.write(1, {"train/loss": 1.0})
+  writer.close()
+  assert asked == [None, "offline"]
+  assert writer._run.calls == [("log", ({"train/loss": 1.0},), {"step": 1}), ("finish", (), {})]
+  (said,) = _warnings(caplog)
+  assert said.startswith("wandb is out of reach: Run initialization has timed out after 90.0 sec.")
+  assert said.endswith("wandb sync wandb/offline-run-1")
+
+
+def test_what_wandb_could_not_take_it_gets_later(tmp_path, wandb, caplog):
+  taken, away = [], set()
+
+  class Run:
+    def log(self, values, step):
+      if step in away:
+        raise BrokenPipeError("the service is gone")
+      taken.append(step)
+
+    def finish(self):
+      raise OSError("no network")
+
+  wandb.init = lambda **_: Run()
+  writer = metrics.MetricWriter(tmp_path, wandb_project="neo")
+  away.update({2, 4})
+  for step in range(1, 6):
+    if step == 4:
+      away.discard(2)
+    writer.write(step, {"train/loss": step})
+  assert taken == [1, 2, 3]
+  writer.close()
+  assert taken == [1, 2, 3]
+  first, last = _warnings(caplog)
+  assert first.startswith("wandb cannot be written: the service is gone. The run goes on")
+  assert last == "wandb lacks 2 lines: no network"
+  assert [line["step"] for line in _lines(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+def test_a_folder_that_is_gone_for_a_while(tmp_path, caplog):
+  """Lines and events both wait, and are written in their order when it is there again."""
+  folder, aside = tmp_path / "run", tmp_path / "aside"
+  writer = metrics.MetricWriter(folder)
+  for step in range(1, 8):
+    if step == 3:
+      folder.rename(aside)
+      folder.write_text("a file is in the way")
+    if step == 6:
+      folder.unlink()
+      aside.rename(folder)
+    writer.write(step, {"train/loss": step})
+  writer.close()
+  assert [line["step"] for line in _lines(folder)] == [1, 2, 3, 4, 5, 6, 7]
+  (events,) = (folder / "tensorboard").glob("events.*")
+  assert _scalars(events.read_bytes()) == [(step, float(step)) for step in range(1, 8)]
+  said = _warnings(caplog)
+  assert len(said) == 4 and "metrics.jsonl cannot be written" in said[0]
+  assert "Not a directory" in said[0] and "the file of TensorBoard cannot be" in said[1]
+  assert said[2:] == ["metrics.jsonl is written again", "the file of TensorBoard is written again"]
+
+
+def test_what_waits_is_bounded(tmp_path, monkeypatch, caplog):
+  monkeypatch.setattr(metrics, "_MOST_KEPT", 3)
+  folder = tmp_path / "run"
+  writer = metrics.MetricWriter(folder)
+  folder.rename(tmp_path / "aside")
+  for step in range(1, 6):
+    writer.write(step, {"train/loss": step})
+  (tmp_path / "aside").rename(folder)
+  writer.write(6, {"train/loss": 6})
+  writer.close()
+  assert [line["step"] for line in _lines(folder)] == [1, 2, 3]
+  assert _warnings(caplog)[-1].startswith("the file of TensorBoard lacks 3 lines")
+
+
+_FULL = """
+import resource, sys
+from gptneo_jax.training import metrics
+writer = metrics.MetricWriter(sys.argv[1])
+writer.write(1, {"train/loss": 1.0})
+whole = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, whole[1]))
+for step in (2, 3, 4, 5):
+  writer.write(step, {"train/loss": float(step), "train/grad_norm": 0.25})
+print(open(sys.argv[1] + "/metrics.jsonl").read().count("\\n"), flush=True)
+resource.setrlimit(resource.RLIMIT_FSIZE, whole)
+writer.write(6, {"train/loss": 6.0})
+writer.close()
+"""
+
+
+@pytest.mark.processes
+def test_a_disk_that_is_full_for_a_while(tmp_path):
+  """The file takes a part of a line, and no more: the part is taken back."""
+  done = subprocess.run(
+    [sys.executable, "-c", _FULL, str(tmp_path)], env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    capture_output=True, text=True, timeout=120,
+  )  # fmt: skip
+  assert done.returncode == 0 and done.stdout == "2\n", done
+  assert [line["step"] for line in _lines(tmp_path)] == [1, 2, 3, 4, 5, 6]
+  (events,) = (tmp_path / "tensorboard").glob("events.*")
+  found = [(step, value) for step, value in _scalars(events.read_bytes()) if value != 0.25]
+  assert found == [(step, float(step)) for step in range(1, 7)]
+  said = done.stderr.splitlines()
+  assert len(said) == 4 and "metrics.jsonl cannot be written" in done.stderr
+  assert "File too large" in done.stderr and "metrics.jsonl is written again" in done.stderr
+
+
+def test_a_run_ends_well_without_its_trackers(tmp_path, wandb, compiled_once, capsys, caplog):
+  """TensorBoard's folder is a file from the start; wandb takes nothing."""
+
+  class Run:
+    def log(self, values, step):
+      raise RuntimeError("the service is gone")
+
+    def finish(self):
+      pass
+
+  wandb.init = lambda **_: Run()
+  (tmp_path / "run").mkdir()
+  (tmp_path / "run" / "tensorboard").write_text("")
+  config = small_config(tmp_path, eval_every=0, steps=20, wandb_project="neo")
+  assert run(config, str(tmp_path / "run")) == 0
+  assert [line["step"] for line in _lines(tmp_path / "run")] == list(range(1, 21))
+  said = _warnings(caplog)
+  assert len(said) == 4 and sum("cannot be written" in line for line in said) == 2
+  assert "wandb lacks 20 lines: the service is gone" in said
+  assert "done: step 20" in capsys.readouterr().out
