@@ -32,7 +32,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import tqdm
 from absl import flags
 from etils import epath
 from ml_collections import ConfigDict, config_flags
@@ -59,11 +58,13 @@ from gptneo_jax.training.adopt_model import adopt_model
 from gptneo_jax.training.compiled_step import compile_step, fit
 from gptneo_jax.training.machine_figures import peak_flops_per_second
 from gptneo_jax.training.metrics import check_wandb
+from gptneo_jax.training.progress import print_above
 from gptneo_jax.training.saving import Saving
 from gptneo_jax.training.setup import Run, setup_run
-from gptneo_jax.training.step_report import StepReports, Trace
+from gptneo_jax.training.step_report import StepReports
 from gptneo_jax.training.summary import Summary
 from gptneo_jax.training.tasks import Batches, Evaluation
+from gptneo_jax.training.trace import Trace
 
 _EVALUATED = "perf/eval_seconds"  # is among the metrics of each step that was evaluated
 
@@ -112,7 +113,7 @@ def _run(
   command = ["python", "-m", "gptneo_jax.train", *sys.argv[1:]] if config_path else []
   record = run_record.of(run.asked, run.data_config.num_streams, command)
   changed = run_record.changes(workdir, record, run.model_config)
-  say = _say if multihost.is_host0() else lambda _: None
+  say = print_above if multihost.is_host0() else lambda _: None
   say(f"{run.describe()}; run in {workdir}")
   if warning:
     say(warning)
@@ -191,7 +192,7 @@ def _run(
   )
   closing.callback(reports.close)
   stop = closing.enter_context(contextlib.closing(multihost.StopRequest()))
-  trace = closing.enter_context(contextlib.closing(Trace(workdir, config.profile)))
+  trace = closing.enter_context(contextlib.closing(Trace(workdir, config.profile, say)))
   save = functools.partial(saving, reports)
   evaluate = functools.partial(_evaluate, evaluation, stop, reports, say)
 
@@ -210,7 +211,7 @@ def _run(
   reports.begin()
   while step < run.config.steps and not (stopping or summary.best.is_over):
     step += 1
-    trace.before(step)
+    trace.before(step, previous)
     batch = place_batch(next(batches), run.mesh, config.batch_size)
     with jax.transfer_guard("disallow"):
       state, metrics = train_step(state, batch)
@@ -368,12 +369,6 @@ def _check_needs(run: Run, config_path: str) -> str:
     return ""
   would_fit = advice.would_fit(run.config, devices, available)
   return f"this may run out of memory: by estimate {figures}. {would_fit}".rstrip()
-
-
-def _say(text: str) -> None:
-  """Prints a line above the progress bar, if there is one."""
-  tqdm.tqdm.write(text)
-  sys.stdout.flush()
 
 
 if __name__ == "__main__":

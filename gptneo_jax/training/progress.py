@@ -12,6 +12,12 @@ from typing import TextIO
 import tqdm
 
 
+def print_above(text: str) -> None:
+  """Prints a line above the progress bar, if there is one."""
+  tqdm.tqdm.write(text)
+  sys.stdout.flush()
+
+
 class Progress:
   """Shows step, loss, tokens per second and the time left, on a terminal as a bar, else in lines.
 

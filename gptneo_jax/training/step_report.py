@@ -1,4 +1,4 @@
-"""What a run reports of its steps: metrics and progress; a loss that is not finite; a trace."""
+"""What a run reports of its steps: metrics and progress; a loss that is not finite."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 from etils import epath
-from ml_collections import ConfigDict
 
 from gptneo_jax.errors import UserError
 from gptneo_jax.training import memory_estimate, multihost
@@ -135,24 +134,3 @@ def _named(epochs: dict[str, float]) -> dict[str, float]:
   if len(epochs) == 1:
     return {"data/epoch": next(iter(epochs.values()))}
   return {f"data/epoch/{name}": value for name, value in epochs.items()}
-
-
-class Trace:
-  """The profiler's window: config.profile.steps steps from first_step on, to WORKDIR/profile."""
-
-  def __init__(self, workdir: epath.Path, profile: ConfigDict):
-    self._folder = str(workdir / "profile")
-    self._first, self._end = profile.first_step, profile.first_step + profile.steps
-    self._running = False
-
-  def before(self, step: int) -> None:
-    if not self._running and self._first <= step < self._end:
-      jax.profiler.start_trace(self._folder)
-      self._running = True
-    elif step >= self._end:
-      self.close()
-
-  def close(self) -> None:
-    if self._running:
-      jax.profiler.stop_trace()
-      self._running = False
