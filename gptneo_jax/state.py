@@ -19,11 +19,12 @@ from gptneo_jax.model.parameters import abstract_params, init_params
 class TrainState(flax.struct.PyTreeNode):
   """Everything that a step changes, and what it reads beside that."""
 
-  step: jax.Array  # int32, updates done
+  step: jax.Array  # int32, batches taken: updates done, and steps skipped
   params: Any  # what learns
   opt_state: Any
   rng: jax.Array  # raw key data, uint32; dropout of step n comes from fold_in(rng, n)
   frozen: Any = flax.struct.field(default_factory=dict)  # the rest of the model
+  history: Any = flax.struct.field(default_factory=dict)  # of a step's guard (`steps.Guard`)
 
   @property
   def model_params(self) -> Any:

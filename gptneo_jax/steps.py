@@ -35,6 +35,17 @@ class Loss(NamedTuple):
   share: Callable[[Any, Batch, jax.Array | None, Any], tuple[jax.Array, Metrics]]
 
 
+class Guard(NamedTuple):
+  """What decides in a step whether it changes anything.
+
+  init: the history before the first step, a tree of arrays; may be {}.
+  check: (history, loss, norm of the gradients) -> (whether the step is skipped, history after it).
+  """
+
+  init: Callable[[], Any]
+  check: Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, Any]]
+
+
 def place_batch(batch: dict[str, Any], mesh: Mesh, global_rows: int) -> Batch:
   """This host's rows (NumPy, b x …) as global arrays (B x …) split over data and fsdp.
 
@@ -54,6 +65,7 @@ def make_train_step(
   mesh: Mesh,
   *,
   accumulation: int = 1,
+  guard: Guard | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """One update of what learns, compiled; the state passed in is donated.
 
@@ -62,7 +74,8 @@ def make_train_step(
 
   With accumulation A the batch is taken in A parts, whose gradients are added in float32: the same
   mean, A times less memory for activations. Metrics: those of the loss, and `grad_norm` (before
-  clipping).
+  clipping). With a guard also `skipped`, 1 or 0: a step that is skipped leaves what learns and the
+  optimizer's state as they were, bit for bit, and is counted like any other.
   """
 
   def train_step(state: TrainState, batch: Batch):
@@ -89,13 +102,17 @@ def make_train_step(
       zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (state.params, metrics))
       (grads, metrics), _ = jax.lax.scan(add, zeros, (parts, jnp.arange(accumulation)))
 
+    metrics = {**metrics, "grad_norm": optax.global_norm(grads)}
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    state = state.replace(
-      step=state.step + 1,
-      params=optax.apply_updates(state.params, updates),
-      opt_state=opt_state,
-    )
-    return state, {**metrics, "grad_norm": optax.global_norm(grads)}
+    changed, history = (optax.apply_updates(state.params, updates), opt_state), state.history
+    if guard is not None:
+      skipped, history = guard.check(history, metrics["loss"], metrics["grad_norm"])
+      before = state.params, state.opt_state
+      changed = jax.tree.map(lambda old, new: jnp.where(skipped, old, new), before, changed)
+      metrics["skipped"] = skipped.astype(jnp.float32)
+    params, opt_state = changed
+    state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, history=history)
+    return state, metrics
 
   return jax.jit(
     train_step,

@@ -184,6 +184,7 @@ def _run(
     record,
     batches=batches,
     summary=summary,
+    say=say,
     peak_flops=peak_flops,
     last_saved=saving.last_saved,
     first_step=step,

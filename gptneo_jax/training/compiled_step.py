@@ -58,6 +58,7 @@ def compile_step(run: Run) -> jax.stages.Compiled:
     run.shardings,
     run.mesh,
     accumulation=run.config.grad_accumulation,
+    guard=run.guard,
   )
   sharding = NamedSharding(run.mesh, BATCH_SPEC)
   batch = {

@@ -16,6 +16,7 @@ from gptneo_jax.model.methods import Method
 from gptneo_jax.training import run_config, tasks
 from gptneo_jax.training.epochs import settle_schedule
 from gptneo_jax.training.optimizer import OptimizerConfig, Schedule, ScheduleConfig, make_optimizer
+from gptneo_jax.training.skipping import SkipConfig
 from gptneo_jax.training.tasks import Task
 
 ON_FAILED_SAVE = ("continue", "stop")
@@ -35,6 +36,7 @@ class Parsed(NamedTuple):
   data: data.DataConfig
   optimizer: optax.GradientTransformation
   learning_rate: Schedule
+  skip: SkipConfig
 
 
 def read(config: ConfigDict) -> Parsed:
@@ -53,6 +55,7 @@ def read(config: ConfigDict) -> Parsed:
       lora_dropout=method.lora.dropout if method.lora else 0.0, neftune_alpha=config.neftune_alpha
     )
     data_config = data.DataConfig(**config.data.to_dict())
+    skip = SkipConfig(**config.skip.to_dict())
     optimizer, learning_rate = make_optimizer(
       OptimizerConfig(**config.optimizer.to_dict()), _schedule(config), model_config.num_layers
     )
@@ -100,6 +103,7 @@ def read(config: ConfigDict) -> Parsed:
     data=data_config,
     optimizer=optimizer,
     learning_rate=learning_rate,
+    skip=skip,
   )
 
 

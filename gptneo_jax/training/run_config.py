@@ -72,6 +72,14 @@ def base(model: ModelConfig) -> ConfigDict:
       floor=0.1,
     )
   )
+  config.skip = ConfigDict(  # steps that change nothing and consume their batch
+    dict(
+      nonfinite=False,  # True: those whose loss or gradients are not finite; else these end the run
+      spike_sigmas=0.0,  # those whose loss or gradient norm is so far above the last; 0: none
+      window=128,  # steps whose mean and standard deviation that is measured by
+      most=10,  # so many in a row end the run
+    )
+  )
   config.lora = ConfigDict(
     dict(
       rank=0,  # 0: all parameters learn

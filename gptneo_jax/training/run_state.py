@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -25,8 +25,10 @@ from gptneo_jax.model import lora
 from gptneo_jax.model.methods import FULL
 from gptneo_jax.model.parameters import abstract_params
 from gptneo_jax.state import TrainState
-from gptneo_jax.training import multihost
+from gptneo_jax.training import multihost, skipping
 from gptneo_jax.training.setup import Run
+
+_HISTORY = "history"  # among the data's state
 
 
 def start(run: Run, workdir: epath.Path, params: Any | None) -> TrainState:
@@ -38,7 +40,10 @@ def start(run: Run, workdir: epath.Path, params: Any | None) -> TrainState:
     if params is None:
       params = states.init_model(run.module, run.mesh, run.config.seed)
     adapters.save_base(workdir, run.model_config, params, run.method.lora)
-  return states.init_state(run.module, run.optimizer, run.mesh, run.config.seed, run.method, params)
+  state = states.init_state(
+    run.module, run.optimizer, run.mesh, run.config.seed, run.method, params
+  )
+  return state.replace(history=_history(run, {}))
 
 
 def restore(
@@ -55,7 +60,9 @@ def restore(
     params = base(run, workdir)
   parts = states.place_parts(run.module, run.method, run.mesh, run.config.seed, params)
   learned = restored.params if run.method.lora is not None else parts.learned
-  return TrainState(params=learned, frozen=parts.frozen, **restored.optimizer), restored
+  history = _history(run, restored.data_state.get(_HISTORY, {}))
+  state = TrainState(params=learned, frozen=parts.frozen, history=history, **restored.optimizer)
+  return state, restored
 
 
 def base(run: Run, workdir: epath.Path) -> Any:
@@ -73,6 +80,17 @@ def saved_params(run: Run, state: TrainState) -> Any:
 def all_but_params(state: TrainState) -> dict[str, Any]:
   """What a checkpoint holds beside the parameters, which are loaded without it elsewhere."""
   return {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
+
+
+def saved_history(state: TrainState) -> dict[str, Any]:
+  """What a checkpoint's state of the data has of the guard's history (skipping.py)."""
+  return {_HISTORY: skipping.history_as_json(state.history)}
+
+
+def _history(run: Run, saved: Mapping[str, list[float]]) -> Any:
+  """The history of the run's guard on its mesh; without what was saved, a new one."""
+  history = skipping.history_from_json(run.state.history, saved)
+  return jax.jit(lambda: history, out_shardings=run.shardings.history)()
 
 
 def write_adapter(run: Run, workdir: epath.Path, state: TrainState) -> None:

@@ -64,7 +64,9 @@ class Saving:
           step,
           params=run_state.saved_params(self._run, state),
           optimizer=run_state.all_but_params(state),
-          data_state=data_state | {"summary": self._summary.get_state()},
+          data_state=data_state
+          | {"summary": self._summary.get_state()}
+          | run_state.saved_history(state),
           metrics=line,
         )
       )

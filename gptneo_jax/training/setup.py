@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import jax
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from gptneo_jax import sharding
@@ -23,12 +23,14 @@ from gptneo_jax.model import heads, lora
 from gptneo_jax.model.decoder import Decoder
 from gptneo_jax.model.methods import Method
 from gptneo_jax.state import TrainState, abstract_state
+from gptneo_jax.steps import Guard
 from gptneo_jax.training import (
   fitting,
   memory_estimate,
   multihost,
   parse_config,
   rate_factors,
+  skipping,
 )
 from gptneo_jax.training.optimizer import Schedule
 from gptneo_jax.training.tasks import Task
@@ -46,6 +48,7 @@ class Run:
     method: what of the model learns.
     module: the model, with the head of `model.head`.
     learning_rate: by the number of updates done.
+    guard: what decides in a step whether it is skipped; None for none.
     mesh: the devices; where only their number is known an AbstractMesh, good for shapes alone.
     state: the parameters and the optimizer's state as shapes, with shardings.
     streams: the virtual data streams that each host reads, by process index; {} where the devices
@@ -64,6 +67,7 @@ class Run:
   module: Decoder
   optimizer: optax.GradientTransformation
   learning_rate: Schedule
+  guard: Guard | None
   mesh: Mesh
   state: TrainState
   streams: dict[int, range]
@@ -160,6 +164,15 @@ def setup_run(
     attention = _attention_backends(config, parsed.model, mesh)
     state = abstract_state(heads.build(parsed.model), parsed.optimizer, mesh, parsed.method)
     rate_factors.check(config.optimizer.rates, state.params)
+  guard = skipping.guard(parsed.skip)
+  if guard is not None:
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    shapes = jax.eval_shape(guard.init)
+    state = state.replace(
+      history=jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes
+      )
+    )
   parse_config.check_batch(config, mesh)
   streams = {}
   if isinstance(mesh, Mesh):
@@ -176,6 +189,7 @@ def setup_run(
     module=heads.build(parsed.model),
     optimizer=parsed.optimizer,
     learning_rate=parsed.learning_rate,
+    guard=guard,
     mesh=mesh,
     state=state,
     streams=streams,

@@ -1,4 +1,4 @@
-"""What a run reports of its steps: metrics and progress; a loss that is not finite."""
+"""What a run reports of its steps: metrics and progress; losses that end it, steps skipped."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ class StepReports:
     *,
     batches: Batches,
     summary: Summary,
+    say: Callable[[str], None],
     peak_flops: float,
     last_saved: Callable[[], int | None],
     first_step: int,
@@ -44,7 +45,8 @@ class StepReports:
 
     Args:
       record: of the run, for wandb.
-      summary: is given the loss of each step.
+      summary: is given the loss of each step, and whether it was skipped.
+      say: prints a line.
       peak_flops: FLOP/s of one device.
       last_saved: the newest checkpoint there is, once it is written.
       first_step: steps done before.
@@ -56,6 +58,7 @@ class StepReports:
     self._peak_flops = peak_flops * jax.device_count()
     self._learning_rate, self._train_metrics = run.learning_rate, run.task.train_metrics
     self._batches, self._summary, self._last_saved = batches, summary, last_saved
+    self._say = say
     self._writer = MetricWriter(
       str(workdir),
       resume_step=resume_step,
@@ -88,21 +91,27 @@ class StepReports:
   def __call__(
     self, step: int, metrics: dict[str, jax.Array], epochs: dict[str, float]
   ) -> dict[str, float]:
-    """The line of a step, empty if none is due. Raises UserError at a loss that is not finite.
+    """The line of a step, empty if none is due.
 
     epochs: those of the data when its batch had been taken.
+    Raises UserError at a loss that is not finite if such steps are not skipped, and at too many
+    that are, one after the other.
     """
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
     loss, grad_norm = values["loss"], values.pop("grad_norm")
-    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-      good = self._last_saved()
-      last = f"The last good checkpoint is step {good}"
-      last = "There is no checkpoint" if good is None else last
+    skipped, counted = values.pop("skipped", 0.0) > 0, self._summary.skipped
+    updates = step - 1 - counted.total  # before this step
+    if line := counted.add(step, skipped, loss, grad_norm):
+      self._say(line)
+    elif not (math.isfinite(loss) and math.isfinite(grad_norm)):
       raise UserError(
         f"step {step}: loss {loss}, gradient norm {grad_norm}; stopped before anything of it was"
-        f" saved. {last}"
+        f" saved. {self._last_good()}. Steps like it are skipped with --config.skip.nonfinite=True"
       )
-    self._summary.add_loss(loss)
+    else:
+      self._summary.add_loss(loss)
+    if problem := counted.problem(step):
+      raise UserError(f"{problem}. {self._last_good()}")
     due = step % self._every == 0 or step == self._steps
     self._progress.update(step, loss if due else None)
     if not due:
@@ -112,7 +121,8 @@ class StepReports:
     line = {
       **{f"train/{name}": value for name, value in self._train_metrics(values).items()},
       "train/grad_norm": grad_norm,
-      "train/learning_rate": float(self._learning_rate(step - 1)),
+      "train/learning_rate": float(self._learning_rate(updates)),
+      **({"train/skipped": counted.total} if counted.are_told else {}),
       **_named(epochs),
       "perf/data_wait_fraction": waited,
       "perf/memory_gib": memory_in_use_bytes(jax.local_devices()) / memory_estimate.GIB,
@@ -122,6 +132,10 @@ class StepReports:
       line["perf/tokens_per_second"] = rate
       line["perf/mfu"] = rate * self._flops_per_token / self._peak_flops
     return line
+
+  def _last_good(self) -> str:
+    good = self._last_saved()
+    return "There is no checkpoint" if good is None else f"The last good checkpoint is step {good}"
 
   def close(self) -> None:
     """Ends the progress bar, and writes out what is still in memory."""

@@ -17,6 +17,7 @@ from etils import epath
 
 from gptneo_jax.training.early_stopping import BestSoFar
 from gptneo_jax.training.setup import Run
+from gptneo_jax.training.skipping import SkipConfig, SkippedSteps
 
 _FILE = "summary.json"
 
@@ -26,6 +27,7 @@ class Summary:
 
   Attributes:
     best: the best evaluation so far.
+    skipped: the steps that changed nothing.
   """
 
   def __init__(self, run: Run, state: Mapping[str, Any]):
@@ -33,13 +35,14 @@ class Summary:
     self._run = run
     self.best = BestSoFar(run.config.best_metric, run.config.patience)
     self.best.set_state(state.get("best", {}))
+    self.skipped = SkippedSteps(SkipConfig(**run.config.skip.to_dict()), state.get("skipped", {}))
     self._loss_sum, self._losses = state.get("loss_sum", 0.0), state.get("losses", 0)
     self._start = time.monotonic() - state.get("seconds", 0.0)
     self._results: dict[str, float] = {}  # of the last evaluation
     self._final: dict[str, float] = {}
 
   def add_loss(self, loss: float) -> None:
-    """Of one step."""
+    """Of one step that was not skipped."""
     self._loss_sum += loss
     self._losses += 1
 
@@ -72,6 +75,7 @@ class Summary:
       "best": self.best.get_state(),
       "loss_sum": self._loss_sum,
       "losses": self._losses,
+      "skipped": self.skipped.get_state(),
       "seconds": time.monotonic() - self._start,
     }
 
@@ -97,6 +101,8 @@ class Summary:
       "train_steps_per_second": step / seconds,
       **{name.replace("/", "_"): value for name, value in (self._results | self._final).items()},
     }
+    if self.skipped.are_told:
+      figures["skipped_steps"] = self.skipped.total
     if self.best.value is not None:
       figures["metric_for_best_model"] = self.best.metric
       figures |= {"best_metric": self.best.value, "best_step": self.best.step}
@@ -125,6 +131,8 @@ def block(figures: Mapping[str, Any]) -> str:
     "total FLOPs": f"{figures['total_flos']:.3g}",
     "training loss": f"{_number(figures['train_loss'])}, mean of all steps",
   }
+  if skipped := figures.get("skipped_steps"):
+    rows["training loss"] += f" but {skipped:,} that were skipped"
   for title, split in (("last evaluation", "eval_"), ("test", "test_")):
     measured = [
       f"{name.removeprefix(split)} {_number(value)}"

@@ -66,9 +66,12 @@ def two_hosts(command: list[str]) -> tuple[list[int], list[tuple[str, str]]]:
 
 
 def test_two_hosts(settings, one_device, tmp_path):
-  """The rows of each lie apart; then the run resumes in one process."""
+  """The rows of each lie apart; then the run resumes in one process, and skips no steps there."""
   python, _, _, *arguments = train_runs.train_command(
-    tmp_path, **settings | {"steps": 8, "mesh__fsdp": 2, "eval__sample_tokens": 8}
+    tmp_path,
+    **settings
+    | {"steps": 8, "mesh__fsdp": 2, "eval__sample_tokens": 8, "skip__nonfinite": True}
+    | {"skip__spike_sigmas": 50.0, "skip__window": 4},
   )
   program = HELPERS / "train_on_torus.py"
   statuses, outputs = two_hosts([python, program, *arguments])
