@@ -4,6 +4,7 @@ import random
 import shlex
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -106,3 +107,43 @@ def test_stopped_by_signals(settings, whole_run, tmp_path):
   assert result.returncode == 0, result.stderr
   assert "resuming from step" in result.stdout
   assert_same_run(tmp_path, whole_run)
+
+
+# The program with a store that takes half a minute for each save.
+SLOW_STORE = """
+import time, orbax.checkpoint as ocp
+from gptneo_jax import train
+genuine = ocp.CheckpointManager.wait_until_finished
+def slow(self):
+  if self.latest_step() is not None or saving:
+    print("waits for the store", flush=True)
+    time.sleep(30)
+  return genuine(self)
+saving, save = [], ocp.CheckpointManager.save
+def noted(self, *arguments, **options):
+  saving.append(1)
+  return save(self, *arguments, **options)
+ocp.CheckpointManager.save, ocp.CheckpointManager.wait_until_finished = noted, slow
+train.main()
+"""
+
+
+def test_a_second_interrupt_ends_a_run_that_is_saving(settings, whole_run, tmp_path):
+  settings = settings | {"checkpoint_every": 0, "eval_every": 0}
+  command = train_runs.train_command(tmp_path, **settings)
+  process = subprocess.Popen(
+    [sys.executable, "-c", SLOW_STORE, *command[3:]],
+    cwd=train_runs.REPOSITORY, env=train_runs.environment(),
+    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+  )  # fmt: skip
+  wait_for_step(process, tmp_path, 5)
+  process.send_signal(signal.SIGINT)
+  while "waits for the store" not in process.stdout.readline():
+    assert process.poll() is None
+  start_of_end = time.monotonic()
+  process.send_signal(signal.SIGINT)
+  process.communicate(timeout=60)
+  assert process.returncode == -signal.SIGINT and time.monotonic() - start_of_end < 10
+  result = train_runs.train(tmp_path, **settings)  # whatever the save came to
+  assert result.returncode == 0, result.stderr
+  train_runs.assert_bitwise_equal(train_runs.arrays(tmp_path, 40), train_runs.arrays(whole_run, 40))
