@@ -1,6 +1,7 @@
 """Command-line plumbing of all programs: flags, errors in one line, exit status, progress.
 
-Unknown flags are errors with a suggestion; a UserError is printed without a traceback.
+Unknown flags are errors with a suggestion; a UserError is printed without a traceback. A program
+that is of one process says so where a launcher has started several.
 """
 
 from __future__ import annotations
@@ -40,10 +41,21 @@ def guarded(main: Callable[[], int | None]) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-  """argparse's parser, but errors are a UserError that suggests the nearest flag."""
+  """argparse's parser, but errors are a UserError that suggests the nearest flag.
 
-  def __init__(self, **options):
+  Unless the program can be one of several processes, it is refused where it is: before it uses a
+  device, which on one host of a TPU slice would wait for the other hosts.
+  """
+
+  def __init__(self, *, of_one_process: bool = True, **options):
     super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+    self._of_one_process = of_one_process
+
+  def parse_args(self, args=None, namespace=None):
+    parsed = super().parse_args(args, namespace)
+    if self._of_one_process:
+      require_one_process(self.prog)
+    return parsed
 
   def parse_known_args(self, args=None, namespace=None):
     """Refuses unknown flags: each command has a parser of its own, and none passes them on."""
@@ -164,9 +176,8 @@ def _ignore_absent_tpu() -> None:
   JAX would look for a TPU first, with several lines of errors on standard error.
   """
   there = lambda name: importlib.util.find_spec(name) is not None
-  devices = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
   chosen = jax.config.jax_platforms  # pyrefly: ignore[missing-attribute]
-  if there("libtpu") and not devices and not there("jax_plugins") and not chosen:
+  if there("libtpu") and not _tpu_files() and not there("jax_plugins") and not chosen:
     jax.config.update("jax_platforms", "cpu")
 
 
@@ -177,6 +188,80 @@ def _keep_compiled_programs() -> None:
   home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
   jax.config.update("jax_compilation_cache_dir", os.path.join(home, "gptneo_jax"))
   jax.config.update("jax_compilation_cache_max_size", _CACHE_BYTES)
+
+
+# --- several processes ----------------------------------------------------------------------------
+
+# Variables with the number of processes that a launcher has started, and how it starts one alone.
+# Of SLURM's job step: SLURM_NTASKS is there too for a program that no srun has started.
+_LAUNCHERS = {
+  "SLURM_STEP_NUM_TASKS": "srun --ntasks=1",
+  "OMPI_COMM_WORLD_SIZE": "mpirun -n 1",
+  "PMI_SIZE": "mpirun -n 1",
+}
+
+
+def one_of_several() -> bool:
+  """True where this process is one of several, or may be, by what its launcher has left here."""
+  if any(_number(name) > 1 for name in _LAUNCHERS) or _tpu_hosts_of_environment() > 1:
+    return True
+  # A Cloud TPU machine knows its slice from its metadata server; Colab's and Kaggle's have none.
+  return _on_tpu() and not {"COLAB_RELEASE_TAG", "TPU_SKIP_MDS_QUERY"} & os.environ.keys()
+
+
+def require_one_process(program: str, instead: str = "", *, devices: bool = True) -> None:
+  """Raises UserError where a launcher has started a program several times.
+
+  program: the command. instead: what else can be done about it. devices: whether it uses them: then
+  also on one of several hosts of a TPU slice, whose devices start only together.
+  """
+  for name, once in _LAUNCHERS.items():
+    if (started := _number(name)) > 1:
+      raise UserError(
+        f"{program} is of one process, and {started} of it have been started ({name}); run it once:"
+        f" {once} {program} …{instead}"
+      )
+  platforms = jax.config.jax_platforms  # pyrefly: ignore[missing-attribute]
+  if not devices or platforms == "cpu" or os.environ.get("TPU_PROCESS_BOUNDS") == "1,1,1":
+    return
+  if (hosts := _tpu_hosts()) > 1:
+    raise UserError(
+      f"{program} is of one process, and the TPU of this machine starts only together with those of"
+      f" all {hosts} hosts of its slice; run it on a TPU of one host, or on one host without the"
+      f" TPU: JAX_PLATFORMS=cpu {program} …"
+    )
+
+
+def _number(variable: str) -> int:
+  text = os.environ.get(variable, "")
+  return int(text) if text.isdecimal() else 1
+
+
+def _on_tpu() -> bool:
+  return bool(importlib.util.find_spec("libtpu") and _tpu_files())
+
+
+def _tpu_files() -> list[str]:
+  return glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
+
+
+def _tpu_hosts_of_environment() -> int:
+  """Hosts of the TPU slices of this job, as GKE's variables say it; 1 where they do not."""
+  lists = (os.environ.get(name, "") for name in ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES"))
+  in_slice = max(1 + text.count(",") for text in lists)
+  return in_slice * max(_number("MEGASCALE_NUM_SLICES"), 1)
+
+
+def _tpu_hosts() -> int:
+  """The same, or as the metadata server of a Cloud TPU machine says it."""
+  if (hosts := _tpu_hosts_of_environment()) > 1 or not _on_tpu():
+    return hosts
+  from jax._src.clusters.cloud_tpu_cluster import GceTpuCluster  # as jax.distributed asks it
+
+  try:
+    return GceTpuCluster.get_process_count() if GceTpuCluster.is_env_present() else 1
+  except (OSError, RuntimeError, ValueError, ImportError):  # no server, or not such a machine
+    return 1
 
 
 # --- progress -------------------------------------------------------------------------------------

@@ -31,6 +31,10 @@ from gptneo_jax.data.token_shards import TokenShards, subsets_of
 
 def main(argv: Sequence[str] | None = None) -> int:
   args = _parser().parse_args(argv)
+  if not args.part:
+    cli.require_one_process(
+      "python -m gptneo_jax.prepare", ", or give each a part of the work, --part i/n", devices=False
+    )
   settings = Settings(
     args.src, args.tokenizer, args.records, args.text_key, args.document, args.on_bad_record,
     args.validation_fraction, args.dedup, args.clean,
@@ -87,7 +91,9 @@ def _say(shards: TokenShards, folder: pathlib.Path, seconds: float) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = cli.Parser(prog="python -m gptneo_jax.prepare", description=__doc__)
+  parser = cli.Parser(
+    prog="python -m gptneo_jax.prepare", description=__doc__, of_one_process=False
+  )
   add = parser.add_argument
   add("src", metavar="SRC_GLOB", help="files or folders, as data.path of the source 'auto'")
   add("dst", metavar="DST", help="folder of the shards")
