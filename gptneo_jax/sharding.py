@@ -6,12 +6,14 @@ vocabulary); batches over `data` and `fsdp`. Optimiser state follows its paramet
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -67,20 +69,56 @@ def make_mesh(
 ) -> Mesh:
   """A (data, fsdp, tensor) mesh over `devices`, by default all of all hosts.
 
-  Raises ValueError for sizes that do not fit them.
+  Of several TPU slices each holds whole groups of `fsdp` and `tensor`: `data` goes across them.
+  Raises ValueError for sizes that do not fit the devices.
   """
   devices = devices or jax.devices()
   sizes = mesh_sizes(data, fsdp, tensor, len(devices))
+  text = ", ".join(f"{name}={size}" for name, size in zip(MESH_AXES, sizes))
+  slices = num_slices(devices)
+  if sizes[0] % slices:
+    raise ValueError(
+      f"mesh {text}: these devices are {slices} slices, and between slices the network is slow:"
+      f" mesh.data must be a multiple of {slices}, so that weights and layers are split within a"
+      f" slice only; set mesh.data={slices}"
+    )
+  if slices == 1:
+    try:
+      return jax.make_mesh(sizes, MESH_AXES, axis_types=_AXIS_TYPES, devices=devices)
+    except NotImplementedError:  # no axis of the torus, nor several, are of these sizes
+      pass
   try:
-    return jax.make_mesh(sizes, MESH_AXES, axis_types=_AXIS_TYPES, devices=devices)
-  except NotImplementedError:  # no axis of the torus, nor several, are of these sizes
-    pass
-  try:
-    grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    grid = _grid(sizes, slices, devices)
   except NotImplementedError:
-    text = ", ".join(f"{name}={size}" for name, size in zip(MESH_AXES, sizes))
     raise ValueError(f"mesh {text} cannot be laid over {len(devices)} of these devices") from None
   return Mesh(grid, MESH_AXES, axis_types=_AXIS_TYPES)
+
+
+def num_slices(devices: Sequence[jax.Device]) -> int:
+  """TPU slices that the devices are of: links join those of one, the hosts' network the slices.
+
+  1 for other devices. GPUs of several hosts, which JAX calls slices too, may split weights across
+  hosts: there the network is what there is.
+  """
+  if devices[0].platform != "tpu":
+    return 1
+  return len({getattr(device, "slice_index", 0) for device in devices})
+
+
+def _grid(sizes: tuple[int, int, int], slices: int, devices: Sequence[jax.Device]) -> np.ndarray:
+  """The devices of a mesh whose first axis goes over the slices; axes of a torus may be split.
+
+  Raises NotImplementedError where that does not help either.
+  """
+  if slices == 1:
+    return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+  data, *rest = sizes
+  inside = (data // slices, *rest)
+  lay = functools.partial(mesh_utils.create_hybrid_device_mesh, inside, (slices, 1, 1), devices)
+  try:
+    return lay()
+  except NotImplementedError:
+    return lay(allow_split_physical_axes=True)
 
 
 def abstract_mesh(data: int, fsdp: int, tensor: int, num_devices: int) -> AbstractMesh:
