@@ -47,6 +47,7 @@ from gptneo_jax.steps import place_batch
 from gptneo_jax.training import (
   config_file,
   fitting,
+  joining,
   memory_estimate,
   multihost,
   parse_config,
@@ -84,7 +85,7 @@ def main() -> None:
 def _run_command(config: ConfigDict) -> int:
   given = flags.FLAGS
   workdir = given.workdir or f"runs/{config_file.config_name()}"
-  with multihost.joined(given.coordinator_address, given.num_processes, given.process_id):
+  with joining.joined(given.coordinator_address, given.num_processes, given.process_id):
     if jax.process_count() == 1:
       # Nothing is lost before the first step, and after it a second Ctrl-C must end at once.
       signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -99,7 +100,7 @@ def run(config: ConfigDict, workdir: str, *, config_path: str = "") -> int:
   UserError.
   """
   with contextlib.ExitStack() as closing:  # a failure too leaves all that was saved on disk
-    return _run(config, run_folder(workdir), config_path, closing)
+    return _run(config, multihost.require_shared(run_folder(workdir)), config_path, closing)
 
 
 def _run(

@@ -1,179 +1,31 @@
-"""A run of several processes: start-up, rows and data streams of each, failures, signals."""
+"""A run of several processes: rows and data streams of each, what they agree on, signals."""
 
 from __future__ import annotations
 
-import contextlib
-import glob
-import importlib.util
 import json
 import os
+import pathlib
+import secrets
 import signal
 import socket
-import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
-from gptneo_jax.errors import UserError, first_line
+from gptneo_jax.errors import UserError
 from gptneo_jax.sharding import BATCH_SPEC
 
 T = TypeVar("T")
 
-# --- start and end --------------------------------------------------------------------------------
-
-# Keys that all processes see.
-_FAILURE, _SEEN, _DONE = (f"gptneo_jax/{name}" for name in ("failure", "failure_seen", "done"))
-_JOIN_SECONDS = 300  # for all processes to have started
-_POLL_SECONDS = 0.5
-_LEAVE_SECONDS = 10  # for the others to have seen a failure
-
-
-@contextlib.contextmanager
-def joined(
-  coordinator: str | None, num_processes: int | None, process_id: int | None
-) -> Iterator[None]:
-  """Joins the other processes, if there are any. Enter it before the first use of a device.
-
-  With no argument the launcher's environment decides (SLURM, GKE, Cloud TPU, Open MPI). An error in
-  one process ends all within seconds, with status 1 and one line that names the process and the
-  error; the process itself also prints the traceback of an unexpected one. If a process does not
-  join within 5 minutes, the others end. Raises UserError if the arguments or the environment are
-  incomplete.
-  """
-  given = (coordinator, num_processes, process_id)
-  if any(value is not None for value in given) and None in given:
-    raise UserError("--coordinator_address, --num_processes and --process_id go together")
-  if coordinator is not None and not coordinator.rpartition(":")[2].isdigit():
-    raise UserError(f"--coordinator_address {coordinator!r} is not HOST:PORT, of process 0")
-  if coordinator is None and not _in_cluster():
-    yield
-    return
-  # JAX itself would abort, with a stack trace.
-  patience = threading.Timer(_JOIN_SECONDS, _end_alone)
-  patience.daemon = True
-  patience.start()
-  try:
-    jax.distributed.initialize(
-      coordinator, num_processes, process_id, initialization_timeout=_JOIN_SECONDS + 60
-    )
-  except (RuntimeError, ValueError, OSError) as error:
-    raise UserError(
-      f"cannot join the other processes: {first_line(error)}; give each"
-      " --coordinator_address HOST:PORT, --num_processes and --process_id"
-    ) from None
-  finally:
-    patience.cancel()
-  failures, ended = _Failures(), threading.Event()
-  threading.Thread(target=failures.watch, args=(ended,), daemon=True).start()
-  try:
-    yield
-    failures.wait_for_all()
-  except (Exception, KeyboardInterrupt) as error:
-    failures.end_all(error)
-  finally:
-    ended.set()
-
-
-def _end_alone() -> None:
-  print(
-    f"error: not all processes have joined within {_JOIN_SECONDS} s: run the same command on"
-    " every host, and each must reach the first one's address",
-    file=sys.stderr,
-    flush=True,
-  )
-  os._exit(1)
-
-
-class _Failures:
-  """Ends all processes when one fails, through the key-value store of JAX's coordinator.
-
-  The others may be waiting in a collective or a barrier that will never end, where Python cannot
-  interrupt them: a thread polls for the failure and ends the process.
-  """
-
-  def __init__(self):
-    from jax._src import distributed  # public nowhere; multihost_utils reaches it like this
-
-    state = distributed.global_state
-    self._client: Any = state.client
-    self._id, self._number = state.process_id, state.num_processes
-    self._leaving = threading.Lock()
-
-  def watch(self, ended: threading.Event) -> None:
-    while not ended.wait(_POLL_SECONDS):
-      try:
-        line = self._client.key_value_try_get(_FAILURE)
-      except RuntimeError:  # there is none
-        continue
-      self._leave(line)
-
-  def wait_for_all(self) -> None:
-    """Returns when all are done: until then a failure of another still ends this process."""
-    self._client.key_value_set(f"{_DONE}/{self._id}", "")
-    while self._count(_DONE) < self._number:
-      time.sleep(0.1)
-
-  def _count(self, key: str) -> int:
-    return len(self._client.key_value_dir_get(key))
-
-  def end_all(self, error: BaseException) -> None:
-    """Tells the others and ends this process."""
-    line = (
-      f"error on process {self._id} ({socket.gethostname()}):"
-      f" {'interrupted' if isinstance(error, KeyboardInterrupt) else _one_line(error)}"
-    )
-    try:
-      self._client.key_value_set(_FAILURE, line)
-      unexpected = isinstance(error, Exception) and not isinstance(error, UserError)
-    except RuntimeError:  # another was first, and this error may be the loss of that process
-      with contextlib.suppress(RuntimeError):
-        line = self._client.key_value_try_get(_FAILURE)
-      unexpected = False
-    self._leave("".join(traceback.format_exception(error)) + line if unexpected else line)
-
-  def _leave(self, text: str) -> None:
-    """Ends this process when all have seen the failure, or after a while; an earlier end would make
-    the others report the loss of this process instead."""
-    self._leaving.acquire()  # never released: the other thread prints nothing
-    print(text, file=sys.stderr)
-    deadline = time.monotonic() + _LEAVE_SECONDS
-    with contextlib.suppress(RuntimeError):
-      self._client.key_value_set(f"{_SEEN}/{self._id}", "")
-      while self._count(_SEEN) < self._number and time.monotonic() < deadline:
-        time.sleep(0.1)
-    if self._id == 0:
-      time.sleep(1)  # the coordinator ends last: processes that lose it abort
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1)  # not sys.exit, which would wait for the other processes
-
-
-def _one_line(error: BaseException) -> str:
-  text = (str(error).strip().splitlines() or [""])[0]
-  return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
-
-
-def _in_cluster() -> bool:
-  """True where this process is one of several, by the environment that their launcher made."""
-  # Of the job step: SLURM_NTASKS is there too for a program that no srun has started.
-  counts = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MEGASCALE_NUM_SLICES")
-  lists = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
-  if any(os.environ.get(name, "1") not in ("", "0", "1") for name in counts):
-    return True
-  if any("," in os.environ.get(name, "") for name in lists):
-    return True
-  # A Cloud TPU machine knows its slice from its metadata server; Colab's and Kaggle's have none.
-  on_tpu = importlib.util.find_spec("libtpu") and (
-    glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
-  )
-  return bool(on_tpu) and not {"COLAB_RELEASE_TAG", "TPU_SKIP_MDS_QUERY"} & os.environ.keys()
+# For a new file to be seen by the others; file systems of a network keep what they know so long.
+_SHARED_SECONDS = 60
 
 
 def is_host0() -> bool:
@@ -260,6 +112,43 @@ def gather_objects(value: Any) -> list[Any]:
   padded[: payload.size] = payload
   rows = multihost_utils.process_allgather(padded)
   return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes)]
+
+
+def require_shared(folder: epath.Path) -> epath.Path:
+  """The folder itself, when every host sees what host 0 writes there.
+
+  Buckets are not asked. Raises UserError on each host that sees another folder; the others wait for
+  it to end them.
+  """
+  if jax.process_count() == 1 or "://" in str(folder):
+    return folder
+  path, name = os.path.abspath(folder), f".seen_by_all_{secrets.token_hex(8)}"
+  if is_host0():
+    os.makedirs(path, exist_ok=True)
+    pathlib.Path(path, name).touch()
+  writer, place, name = gather_objects([socket.gethostname(), path, name])[0]
+  deadline = time.monotonic() + _SHARED_SECONDS
+  while not (seen := _lists(path, name)) and time.monotonic() < deadline:
+    time.sleep(0.2)
+  all_seen = all(gather_objects(seen))
+  if is_host0():
+    pathlib.Path(path, name).unlink()
+  if not seen:
+    raise UserError(
+      f"what process 0 ({writer}) writes in {place} is not seen in {path} here: the hosts do not"
+      " share the folder; --workdir must be on a file system that all of them see, by the same"
+      " path, or gs://"
+    )
+  if not all_seen:
+    multihost_utils.sync_global_devices("ended by the host that does not see the folder")
+  return folder
+
+
+def _lists(folder: str, name: str) -> bool:
+  try:
+    return name in os.listdir(folder)  # which asks the server; looking for one file may not
+  except OSError:
+    return False
 
 
 class StopRequest:

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from gptneo_jax import sharding
 from gptneo_jax.errors import UserError
 from gptneo_jax.steps import place_batch
-from gptneo_jax.training import multihost
+from gptneo_jax.training import joining, multihost
 
 
 def rows_on_devices() -> bool:
@@ -55,7 +55,7 @@ def fails_on_the_first(folder: pathlib.Path) -> None:
 
 
 def main(address: str, number: str, folder: str) -> None:
-  with multihost.joined(address, 3, int(number)):
+  with joining.joined(address, 3, int(number)):
     found = {
       "rows": rows_on_devices(),
       "stop": stops_at(),

@@ -1,7 +1,6 @@
-"""Who feeds which rows on real topologies, what a launcher's environment says, signals."""
+"""Who feeds which rows on real topologies, slices, shared folders, signals."""
 
 import importlib.util
-import json
 import os
 import signal
 import socket
@@ -11,13 +10,14 @@ import sys
 import jax
 import numpy as np
 import pytest
+from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from gptneo_jax import sharding
 from gptneo_jax.errors import UserError
 from gptneo_jax.planning import topology
 from gptneo_jax.training import multihost
-from tests.helpers import HELPERS
+from tests.helpers import started_hosts
 
 needs_libtpu = pytest.mark.skipif(
   importlib.util.find_spec("libtpu") is None, reason="no libtpu: TPU's compiler is not installed"
@@ -37,6 +37,8 @@ SLICES = [
   ("v5e:4x4", (1, 1, 16), 1, True),
   ("v5e:4x8", (1, 32, 1), 8, False),
   ("v5e:8x8", (1, 64, 1), 16, False),
+  ("v5e:8x8", (64, 1, 1), 16, False),
+  ("v5e:8x8", (1, 32, 2), 16, True),
   ("v5e:8x8", (2, 32, 1), 16, False),
   ("v5e:8x8", (4, 16, 1), 16, True),
   ("v5e:8x8", (1, 16, 4), 8, True),
@@ -48,13 +50,25 @@ SLICES = [
   ("v4:2x2x2", (2, 2, 2), 2, True),
   ("v4:2x2x4", (2, 4, 2), 4, False),
   ("v4:4x4x8", (1, 16, 8), 4, False),
+  ("v4:2x2x4", (1, 16, 1), 4, False),
+  ("v4:2x2x4", (16, 1, 1), 4, False),
+  ("v4:2x2x4", (1, 8, 2), 4, False),
+  ("v4:2x2x4", (1, 4, 4), 4, True),
   ("v5p:2x2x4", (1, 16, 1), 4, False),
+  ("v5p:2x2x4", (16, 1, 1), 4, False),
+  ("v5p:2x2x4", (1, 8, 2), 4, False),
+  ("v5p:2x2x4", (1, 4, 4), 4, True),
   ("v5p:2x2x4", (2, 4, 2), 4, False),
   ("v5p:2x4x4", (1, 8, 4), 4, False),
   ("v5p:4x4x4", (1, 64, 1), 16, False),
   ("v5p:4x4x4", (1, 16, 4), 8, False),
   ("v6e:2x4", (1, 4, 2), 2, True),
   ("v6e:4x4", (1, 16, 1), 4, False),
+  ("v6e:4x4", (16, 1, 1), 4, False),
+  ("v6e:4x4", (1, 4, 4), 2, True),
+  ("v6e:8x8", (1, 64, 1), 16, False),
+  ("v6e:8x8", (1, 32, 2), 16, True),
+  ("v6e:8x8", (1, 16, 4), 8, True),
   # No axis of the torus, nor several, are of these sizes: they are split.
   ("v6e:4x4", (2, 8, 1), 4, None),
   ("v6e:4x4", (1, 8, 2), 4, None),
@@ -68,12 +82,6 @@ SLICES = [
 
 def mesh_of(name, sizes):
   return sharding.make_mesh(*sizes, devices=topology.find(name).devices)
-
-
-def free_address() -> str:
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 def is_run(rows):
@@ -106,6 +114,48 @@ def test_rows_and_streams_of_hosts(name, sizes, groups, contiguous):
       assert {row // per_stream for row in of_group} == set(read)
 
 
+def slices_of(name, count):
+  topology.find(name)  # TPU's compiler is told that there is no TPU here
+  return topologies.get_topology_desc(name, "tpu", num_slices=count).devices
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+  ("name", "count", "sizes"),
+  [
+    ("v5e:4x4", 2, (2, -1, 1)),
+    ("v5e:4x4", 2, (-1, 4, 1)),
+    ("v5e:4x4", 2, (-1, 1, 1)),
+    ("v5e:4x4", 2, (2, -1, 4)),
+    ("v6e:4x4", 2, (2, 8, 2)),  # an axis of the torus is split
+    ("v5e:2x4", 4, (4, -1, 2)),
+    ("v5p:2x2x4", 2, (2, -1, 4)),
+  ],
+)
+def test_only_data_goes_across_slices(name, count, sizes):
+  devices = slices_of(name, count)
+  mesh = sharding.make_mesh(*sizes, devices=devices)
+  assert sorted(device.id for device in mesh.devices.flat) == sorted(d.id for d in devices)
+  of_slice = np.vectorize(lambda device: device.slice_index)(mesh.devices)
+  each = mesh.shape["data"] // count
+  assert of_slice[:, 0, 0].tolist() == [number for number in range(count) for _ in range(each)]
+  assert (of_slice == of_slice[:, :1, :1]).all()  # neighbours in fsdp and tensor are in one slice
+
+  rows, streams = multihost.rows_by_host(mesh, 512), multihost.streams_by_host(mesh, 512, 64)
+  assert sorted(rows) == sorted({device.process_index for device in devices})
+  read = {tuple(rows[host]): streams[host] for host in rows}
+  assert sorted(stream for of_group in read.values() for stream in of_group) == [*range(64)]
+  assert sorted(row for of_group in read for row in of_group) == [*range(512)]
+
+
+@needs_libtpu
+@pytest.mark.parametrize("sizes", [(1, -1, 1), (2, 6, 4), (1, 12, -1)])
+def test_weights_are_not_split_across_slices(sizes):
+  with pytest.raises(ValueError, match=r"3 slices.* a multiple of 3.*set mesh\.data=3") as error:
+    sharding.make_mesh(*sizes, devices=slices_of("v5e:4x4", 3))
+  assert "\n" not in str(error.value)
+
+
 @needs_libtpu
 def test_streams_that_the_hosts_do_not_divide():
   with pytest.raises(UserError, match=r"num_streams 8 .* 16 hosts .* a multiple of 16"):
@@ -125,62 +175,6 @@ def test_one_host_reads_everything():
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   assert multihost.local_rows(mesh, 8).tolist() == [*range(8)]
   assert multihost.local_streams(mesh, 8, 4) == range(4)
-
-
-@pytest.mark.parametrize(
-  ("environment", "several"),
-  [
-    ({}, False),
-    # A program in an allocation of SLURM that no srun has started; a step of one task; of four.
-    ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, False),
-    ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1"}, False),
-    ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4"}, True),
-    ({"SLURM_STEP_NUM_TASKS": ""}, False),
-    ({"OMPI_COMM_WORLD_SIZE": "1"}, False),
-    ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
-    ({"PMI_SIZE": "2"}, True),
-    ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
-    ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
-    ({"TPU_PROCESS_ADDRESSES": "a:8476,b:8476"}, True),
-    ({"MEGASCALE_NUM_SLICES": "2"}, True),
-  ],
-)
-def test_what_a_launcher_says(environment, several, monkeypatch):
-  for name in (*os.environ, *environment):
-    if name.startswith(("SLURM_", "OMPI_", "PMI_", "TPU_", "MEGASCALE_")):
-      monkeypatch.delenv(name, raising=False)
-  for name, value in environment.items():
-    monkeypatch.setenv(name, value)
-  monkeypatch.setattr(multihost.glob, "glob", lambda pattern: [])  # no TPU here
-  assert multihost._in_cluster() == several
-
-
-@pytest.mark.parametrize(
-  ("environment", "several"),
-  [({}, True), ({"COLAB_RELEASE_TAG": "1"}, False), ({"TPU_SKIP_MDS_QUERY": "1"}, False)],
-)
-def test_a_tpu_machine_may_be_one_of_several(environment, several, monkeypatch):
-  for name in ("COLAB_RELEASE_TAG", "TPU_SKIP_MDS_QUERY", "TPU_WORKER_HOSTNAMES"):
-    monkeypatch.delenv(name, raising=False)
-  for name, value in environment.items():
-    monkeypatch.setenv(name, value)
-  monkeypatch.setattr(multihost.glob, "glob", lambda pattern: ["/dev/accel0"])
-  monkeypatch.setattr(multihost.importlib.util, "find_spec", lambda name: object())
-  assert multihost._in_cluster() == several
-
-
-@pytest.mark.parametrize(
-  ("arguments", "message"),
-  [
-    (("host:1", 2, None), "go together"),
-    ((None, None, 0), "go together"),
-    (("host", 2, 0), "'host' is not HOST:PORT"),
-    (("host:1", 2, 2), "process_id"),
-  ],
-)
-def test_arguments(arguments, message):
-  with pytest.raises(UserError, match=message), multihost.joined(*arguments):
-    pass
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
@@ -208,44 +202,44 @@ def test_a_second_interrupt_does_what_it_did_before(previous):
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.processes
-@pytest.mark.parametrize("number", [0, 1])
-def test_the_other_never_comes(number):
-  code = f"""
-from gptneo_jax.training import multihost
-multihost._JOIN_SECONDS = 1
-with multihost.joined("{free_address()}", 2, {number}):
-  print("joined")
+FOLDERS = """
+import os, sys
+from etils import epath
+from gptneo_jax.training import joining, multihost
+address, number, folder, seconds = sys.argv[1:]
+multihost._SHARED_SECONDS = float(seconds)
+os.chdir(folder)
+with joining.joined(address, 2, int(number)):
+  print(multihost.require_shared(epath.Path("runs/x")))
 """
-  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
-  assert done.returncode == 1 and not done.stdout
-  assert done.stderr.startswith("error: not all processes have joined within 1 s")
-  assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.processes
-def test_three_processes(tmp_path):
-  address = free_address()
-  flags = "--xla_force_host_platform_device_count=2"
-  script = HELPERS / "hosts_checks.py"
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_folder_of_each_host_is_no_shared_one(shared, tmp_path):
+  folders = [tmp_path / "a", tmp_path / ("a" if shared else "b")]
+  address, seconds = started_hosts.free_address(), "30" if shared else "1"
+  for folder in folders:
+    folder.mkdir(exist_ok=True)
   processes = [
     subprocess.Popen(
-      [sys.executable, script, address, str(number), tmp_path],
-      env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+      [sys.executable, "-c", FOLDERS, address, str(number), folder, seconds],
+      env=os.environ | {"JAX_PLATFORMS": "cpu"},
       stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )
-    for number in range(3)
+    for number, folder in enumerate(folders)
   ]  # fmt: skip
   outputs = [process.communicate(timeout=100) for process in processes]
-  stops = set()
+  assert not list(tmp_path.rglob(".seen_by_all_*"))
+  if shared:
+    for process, (out, err) in zip(processes, outputs):
+      assert (process.returncode, err) == (0, "") and out.splitlines()[-1] == "runs/x"
+    return
+  host = socket.gethostname()
   for process, (out, err) in zip(processes, outputs):
-    assert process.returncode == 1, (out, err)
-    found = json.loads(out.splitlines()[-1])  # and no advice to continue
-    assert found["rows"]
-    stops.add(found["stop"])
-    assert found["gathered"] == [{"of": n, "as": "x" * (1 + n)} for n in range(3)]
-    assert (
-      err.splitlines()[-1] == f"error on process 0 ({socket.gethostname()}): {tmp_path} is full"
+    assert process.returncode == 1 and "runs/x" not in out, (out, err)
+    assert err.splitlines()[-1].startswith(
+      f"error on process 1 ({host}): what process 0 ({host}) writes in {folders[0]}/runs/x is not"
+      f" seen in {folders[1]}/runs/x here"
     )
     assert "Traceback" not in err
-  assert len(stops) == 1 and 2 < min(stops) < 500  # all at one step
