@@ -1,13 +1,11 @@
 """Eight devices, other meshes and several hosts: the same data, the same loss to rounding."""
 
 import json
-import socket
-import subprocess
 
 import numpy as np
 import pytest
 
-from tests.helpers import HELPERS, train_runs
+from tests.helpers import HELPERS, started_hosts, train_runs
 
 pytestmark = pytest.mark.processes
 
@@ -50,19 +48,8 @@ def test_accumulation_is_the_large_batch(settings, one_device, tmp_path):
 
 def two_hosts(command: list[str]) -> tuple[list[int], list[tuple[str, str]]]:
   """Runs to the end in two processes of two devices each; their statuses, and what they print."""
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    address = f"127.0.0.1:{free.getsockname()[1]}"
-  hosts = [
-    subprocess.Popen(
-      [*command, f"--coordinator_address={address}", "--num_processes=2", f"--process_id={number}"],
-      cwd=train_runs.REPOSITORY, env=train_runs.environment(devices=2),
-      stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )
-    for number in range(2)
-  ]  # fmt: skip
-  outputs = [host.communicate(timeout=300) for host in hosts]
-  return [host.returncode for host in hosts], outputs
+  environment = train_runs.environment(devices=2)
+  return started_hosts.run(command, 2, cwd=train_runs.REPOSITORY, env=environment)
 
 
 def test_two_hosts(settings, one_device, tmp_path):
