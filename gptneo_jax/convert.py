@@ -13,6 +13,7 @@ from gptneo_jax import cli, interop
 from gptneo_jax.checkpoints.lazy import LazyArray
 from gptneo_jax.checkpoints.step_folders import find_checkpoint
 from gptneo_jax.config import FLOAT_TYPES, ModelConfig
+from gptneo_jax.data import commit_of_folder
 from gptneo_jax.examples import TaskSpec, instruction, task_file
 from gptneo_jax.interop import peft_files
 from gptneo_jax.model import lora
@@ -44,10 +45,11 @@ def _hf_to_orbax(args: argparse.Namespace) -> int:
       transform=_merging(args.adapter), tokenizer=not args.no_tokenizer,
       tokenizer_from=args.tokenizer, progress=bar.at,
     )  # fmt: skip
-  config = model.config
+  config, commit = model.config, commit_of_folder(model.folder)
+  of_hub = f", of {args.source} at {commit[:7]}" if commit else ""
   print(
     f"{args.destination}: {config.model_type}, {config.num_params():,} parameters in"
-    f" {config.param_dtype}, step 0"
+    f" {config.param_dtype}, step 0{of_hub}"
   )
   return 0
 

@@ -155,6 +155,8 @@ def _run(
   restored = _restore(run, checkpoints, batches, workdir)
   state, written, summed = restored or (_start(run, tokenizer, workdir, say), {}, {})
   step = int(state.step)
+  record["hub"] = run_record.hub_commits(run.config)
+  changed += run_record.moved(workdir, record) if restored else []
   if restored:
     say("\n".join([f"resuming from step {step}", *changed]))
 
@@ -307,7 +309,7 @@ def _start(run: Run, tokenizer: Any, workdir: epath.Path, say: Callable[[str], N
     params = model_io.start_from(
       init_from, run.model_config, run.mesh, adapt=run.config.adopt_model, seed=run.config.seed
     )
-    say(f"weights from {init_from}")
+    say(f"weights from {data.with_commit(init_from)}")
   return run_state.start(run, workdir, params)
 
 

@@ -16,6 +16,13 @@ from gptneo_jax.data.evaluation import (
   mixed_documents,
 )
 from gptneo_jax.data.files import match_files, refuse_pointer
+from gptneo_jax.data.hub_revision import (
+  commit_of_dataset,
+  commit_of_folder,
+  commit_of_model,
+  split_revision,
+  with_commit,
+)
 from gptneo_jax.data.sources import (
   check_sources,
   has_split,
@@ -50,6 +57,9 @@ __all__ = [
   "byte_unigram_bits_per_byte",
   "check_sources",
   "check_vocabulary",
+  "commit_of_dataset",
+  "commit_of_folder",
+  "commit_of_model",
   "document_nll",
   "end_of_text_id",
   "evaluation_documents",
@@ -67,6 +77,8 @@ __all__ = [
   "save_tokenizer",
   "saved_tokenizer",
   "source_files",
+  "split_revision",
   "tokens_of_epoch",
   "vocabulary_size",
+  "with_commit",
 ]

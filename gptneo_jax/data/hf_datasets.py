@@ -7,6 +7,7 @@ from typing import Any
 
 from gptneo_jax.data.documents import BadRecords, Cursor, DataError, Document, Wanted
 from gptneo_jax.data.files import file_system
+from gptneo_jax.data.hub_revision import commit_of_dataset, split_revision
 from gptneo_jax.data.jsonl import document_of
 from gptneo_jax.errors import first_line
 
@@ -37,9 +38,11 @@ class HFDataset:
           local, file = os.path.split(os.path.abspath(local))
           files = {split: glob.escape(file)}
         name_or_folder = local if os.path.exists(local) else path
+        hub_id, revision = split_revision(name_or_folder)
         data = datasets.load_dataset(
-          name_or_folder, config_name or None, data_files=files, split=split, streaming=True
-        )
+          hub_id, config_name or None, data_files=files, split=split, streaming=True,
+          revision=commit_of_dataset(name_or_folder) or revision,
+        )  # fmt: skip
     except Exception as error:  # the library's back ends raise errors of their own
       raise DataError(f"{path}#{split}: cannot be opened: {first_line(error)}") from error
     self._data = data

@@ -18,6 +18,7 @@ from gptneo_jax.data.documents import BadRecords, Cursor, DataError, Document, W
 from gptneo_jax.data.file_formats import COMPRESSED_ENDINGS, ending
 from gptneo_jax.data.files import match_files
 from gptneo_jax.data.hf_datasets import HFDataset, check_dataset
+from gptneo_jax.data.hub_revision import split_revision
 from gptneo_jax.data.jsonl import json_lines
 from gptneo_jax.data.splits import (
   InMemorySource,
@@ -187,7 +188,8 @@ def source_name(kind: str, path: str) -> str:
   """
   if kind == "stdlib":
     return kind
-  parts = [path.partition("#")[0]] if kind == "datasets" else path.split(",")
+  of_dataset = kind == "datasets"
+  parts = [split_revision(path.partition("#")[0])[0]] if of_dataset else path.split(",")
   return "+".join(dict.fromkeys(_last_part(part.strip()) or kind for part in parts))
 
 

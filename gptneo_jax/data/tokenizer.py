@@ -15,6 +15,7 @@ import numpy as np
 
 from gptneo_jax.data.documents import DataError, Document
 from gptneo_jax.data.files import GIT_LFS, file_system, refuse_pointer
+from gptneo_jax.data.hub_revision import split_revision
 from gptneo_jax.data.long_texts import PART_CHARACTERS, make_cutter
 from gptneo_jax.data.tokenizer_training import END_OF_TEXT, train_tokenizer
 from gptneo_jax.errors import first_line
@@ -37,7 +38,7 @@ def load_tokenizer(
   """A fast Hugging Face tokenizer.
 
   Args:
-    name: hub id, folder, file in the format of tokenizer.json, or 'train'.
+    name: hub id (or ID@REVISION), folder, file in the format of tokenizer.json, or 'train'.
     documents: for 'train': the text to train on; the first 20 MB are used.
     vocab_size: for 'train': number of entries, including the end of text.
 
@@ -70,7 +71,7 @@ def _load(name: str) -> Any:
     tokenizer = _from_vocabulary(local)
   elif os.path.isdir(local):
     tokenizer = _from_pretrained(local, name, local_files_only=True)
-  elif name.startswith(("/", ".", "~")) or name.count("/") > 1:
+  elif name.startswith(("/", ".", "~")) or split_revision(name)[0].count("/") > 1:
     raise DataError(f"tokenizer '{name}': no such folder or file")
   else:
     tokenizer = _from_hub(name)
@@ -271,7 +272,8 @@ def _from_pretrained(path: str, name: str, **options):
   from transformers import AutoTokenizer
 
   try:
-    return AutoTokenizer.from_pretrained(path, **options)
+    # Left open, it would ask at the terminal whether to run what a repository brings.
+    return AutoTokenizer.from_pretrained(path, trust_remote_code=False, **options)
   except Exception as error:  # every back end raises errors of its own
     files = [os.path.join(path, file) for file in (*_FILES, "vocab.json")]
     raise _load_error(name, files, error) from error
@@ -297,18 +299,19 @@ def _from_hub(name: str):
   """From the local cache if possible, so that a restarted run finds the same tokenizer."""
   import huggingface_hub
 
+  hub_id, revision = split_revision(name)
   try:
-    return _from_pretrained(name, name, local_files_only=True)
+    return _from_pretrained(hub_id, name, local_files_only=True, revision=revision or "main")
   except DataError:
     pass
   try:
     # One request, instead of most of a minute of retries if there is no network.
-    huggingface_hub.HfApi().model_info(name, timeout=10)
+    huggingface_hub.HfApi().model_info(hub_id, timeout=10, revision=revision)
   except Exception as error:
     raise DataError(
       f"tokenizer '{name}': no such folder, and not found on the hub: {first_line(error)}"
     ) from error
-  return _from_pretrained(name, name)
+  return _from_pretrained(hub_id, name, revision=revision or "main")
 
 
 def saved_tokenizer(folder: str) -> Any:

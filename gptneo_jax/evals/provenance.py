@@ -20,7 +20,7 @@ from gptneo_jax.checkpoints import adapters
 from gptneo_jax.checkpoints.folder import is_checkpoint_folder
 from gptneo_jax.checkpoints.step_folders import find_checkpoint, latest_step
 from gptneo_jax.cli import progress_bar
-from gptneo_jax.data import DocumentEncoder
+from gptneo_jax.data import DocumentEncoder, commit_of_folder
 from gptneo_jax.interop import hub
 from gptneo_jax.interop.hf_files import TOKENIZER_FILES, weights_file
 
@@ -33,7 +33,7 @@ _PACKAGES = (
 def of_checkpoint(
   name: str, step: int | str | None = None, adapter: str | None = None, *, progress: bool = True
 ) -> dict[str, Any]:
-  """name, step (of a checkpoint of a run), adapter, and sha256 of each file.
+  """name, step (of a checkpoint of a run) or commit (of the hub), adapter, sha256 of each file.
 
   The files are the weights, config.json, the tokenizer's and the adapter's. name, step, adapter:
   as `engine.load` takes them.
@@ -52,6 +52,8 @@ def of_checkpoint(
       weights = list(folder.glob("*.safetensors"))  # quantized
   else:
     folder = epath.Path(hub.local_folder(name))
+    if commit := commit_of_folder(folder):
+      about["commit"] = commit
     file = weights_file({path.name for path in folder.iterdir()}) or ""
     stem, _, suffix = file.removesuffix(".index.json").rpartition(".")
     weights = list(folder.glob(f"{stem}*.{suffix}"))

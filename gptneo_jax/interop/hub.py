@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 
+from gptneo_jax.data import split_revision
 from gptneo_jax.errors import UserError, first_line
 from gptneo_jax.interop.hf_files import TOKENIZER_FILES, weights_file
 
@@ -16,6 +17,8 @@ _CONFIGS = ("config.json", "generation_config.json")
 def local_folder(name: str) -> pathlib.Path:
   """The local folder of a model: `name` itself, or the hub's cache of the model with that id.
 
+  ID@REVISION is a branch, tag or commit of it.
+
   A model that is complete in the cache is not asked for on the hub. If the hub has the weights in
   several formats, only the preferred one is downloaded. Raises UserError if there is no such
   folder and the hub does not provide the model.
@@ -25,19 +28,22 @@ def local_folder(name: str) -> pathlib.Path:
     return folder
   if folder.exists():
     raise UserError(f"{name} is a file; give the folder that holds config.json and the weights")
-  if name.startswith(("/", ".", "~")) or name.count("/") > 1:
+  hub_id, revision = split_revision(name)
+  if name.startswith(("/", ".", "~")) or hub_id.count("/") > 1:
     raise UserError(f"{name}: no such folder")
   import huggingface_hub
 
   try:
-    cached = pathlib.Path(huggingface_hub.snapshot_download(name, local_files_only=True))
+    cached = pathlib.Path(
+      huggingface_hub.snapshot_download(hub_id, local_files_only=True, revision=revision)
+    )
     if (cached / "config.json").exists() and _is_complete(cached):
       return cached
   except Exception:  # not cached, or not a valid id: the hub says which
     pass
   try:
     # One request first: without a network, snapshot_download retries for most of a minute.
-    info = huggingface_hub.HfApi().model_info(name, timeout=_TIMEOUT)
+    info = huggingface_hub.HfApi().model_info(hub_id, timeout=_TIMEOUT, revision=revision)
     there = {file.rfilename for file in info.siblings or ()}
     weights = weights_file(there)
     patterns = [*_CONFIGS, *TOKENIZER_FILES]
@@ -45,7 +51,9 @@ def local_folder(name: str) -> pathlib.Path:
       raise UserError(f"{name} on the hub has no weights in a supported format")
     stem, _, suffix = weights.removesuffix(".index.json").rpartition(".")
     patterns += [weights, *([f"{stem}-*.{suffix}"] if weights.endswith(".index.json") else [])]
-    return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+    return pathlib.Path(
+      huggingface_hub.snapshot_download(hub_id, allow_patterns=patterns, revision=revision)
+    )
   except UserError:
     raise
   except Exception as error:  # each layer of huggingface_hub raises its own

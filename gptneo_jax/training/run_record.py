@@ -25,6 +25,8 @@ _PACKAGES = (
   "tokenizers", "transformers",
 )  # fmt: skip
 
+_DATA_SET = "data set "  # before its name, among what was read from the hub
+
 # Settings that a run keeps, and why. The model itself is recorded in config.json.
 _FIXED = {
   **dict.fromkeys(
@@ -102,6 +104,41 @@ def changes(workdir: epath.Path, record: dict[str, Any], model: ModelConfig) -> 
   if before["commit"] != record["commit"]:
     lines.append(f"commit: {before['commit']} -> {record['commit']}")
   return lines
+
+
+def hub_commits(config: ConfigDict) -> dict[str, str]:
+  """The commits of what a start has read from the Hugging Face hub, by what names it."""
+  models = {"init_from": config.init_from, "data.tokenizer": config.data.tokenizer}
+  found = {name: data.commit_of_model(value) for name, value in models.items() if value}
+  source, mixture = config.data.source, config.data.mixture
+  paths = [config.data.path, config.data.validation_path, config.data.test_path]
+  named = [path for path in paths if source == "datasets"]
+  for path in [*named, *(path for _, kind, path in mixture if kind == "datasets")]:
+    name = path.partition("#")[0]
+    if name:
+      found[f"{_DATA_SET}{name}"] = data.commit_of_dataset(name)
+  return {name: commit for name, commit in found.items() if commit}
+
+
+def moved(workdir: epath.Path, record: dict[str, Any]) -> list[str]:
+  """Which data sets of the hub have another commit than when the run was last started.
+
+  The record keeps the commits of what the run no longer reads: it has weights and a tokenizer.
+  """
+  before = (_read(workdir) or {}).get("hub", {})
+  hub = record["hub"]
+  lines = [
+    f"commit of {name}: {before[name]} -> {hub[name]}"
+    for name in hub
+    if _is_data(name) and before.get(name, hub[name]) != hub[name]
+  ]
+  kept = {name: commit for name, commit in before.items() if not _is_data(name)}
+  record["hub"] = kept | {name: commit for name, commit in hub.items() if _is_data(name)}
+  return lines
+
+
+def _is_data(name: str) -> bool:
+  return name.startswith(_DATA_SET)
 
 
 def start_anew(workdir: epath.PathLike) -> str:

@@ -78,12 +78,14 @@ def _new(config: ConfigDict, data_config: data.DataConfig) -> tuple[Any, str]:
   if name == "init_from" and not config.init_from:
     raise UserError("data.tokenizer is that of init_from, and that is empty")
   if name not in ("train", "init_from"):
-    return data.load_tokenizer(name), name
+    return data.load_tokenizer(name), data.with_commit(name)
   if name == "train" and (shards := data_config.shards):
     return data.load_tokenizer(f"{shards[0]}/{data.SHARDS_TOKENIZER}"), f"of {shards[0]}"
   if config.init_from:  # a new one would have other ids for the tokens of these weights
     tokenizer = data.saved_tokenizer(find_checkpoint(config.init_from)[0])
-    return tokenizer or data.load_tokenizer(config.init_from), f"of {config.init_from}"
+    return tokenizer or data.load_tokenizer(
+      config.init_from
+    ), f"of {data.with_commit(config.init_from)}"
   learned = data.load_tokenizer(
     name, documents=data.mixed_documents(data_config), vocab_size=config.model.vocab_size
   )

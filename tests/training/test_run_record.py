@@ -6,6 +6,7 @@ import subprocess
 import numpy as np
 import pytest
 
+from gptneo_jax import data
 from gptneo_jax.checkpoints.folder import save_config
 from gptneo_jax.checkpoints.manager import Checkpointer
 from gptneo_jax.checkpoints.step_folders import RUN_CONFIG
@@ -135,3 +136,20 @@ def test_a_record_that_is_damaged_is_one_line(run):
     run_record.changes(run, *_record())
   (run / RUN_CONFIG).unlink()
   assert run_record.changes(run, *_record()) == []
+
+
+def test_a_data_set_of_the_hub_that_moved_is_said(run, monkeypatch):
+  commits = {"org/set": "1" * 40, "org/other": "2" * 40}
+  monkeypatch.setattr(data, "commit_of_dataset", lambda name: commits.get(name, ""))
+  monkeypatch.setattr(data, "commit_of_model", lambda name: "3" * 40 if name == "org/model" else "")
+  mixture = ((1.0, "datasets", "org/set#train"), (1.0, "datasets", "org/other"))
+  config = _config(data__source="mixture", data__mixture=mixture, init_from="org/model")
+  hub = run_record.hub_commits(config)
+  assert hub == {
+    "init_from": "3" * 40, "data set org/set": "1" * 40, "data set org/other": "2" * 40
+  }  # fmt: skip
+  run_record.write(run, {"hub": hub}, [], 0)
+  commits["org/set"] = "9" * 40
+  record = {"hub": run_record.hub_commits(config) | {"init_from": "8" * 40}}
+  assert run_record.moved(run, record) == [f"commit of data set org/set: {'1' * 40} -> {'9' * 40}"]
+  assert record["hub"]["init_from"] == "3" * 40  # its weights are those that it began with

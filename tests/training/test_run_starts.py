@@ -15,6 +15,7 @@ from gptneo_jax.config import ModelConfig
 from gptneo_jax.errors import UserError
 from gptneo_jax.train import run
 from gptneo_jax.training import parse_config, run_config, run_tokenizer
+from tests.helpers import hub_cache
 from tests.helpers.data_rows import byte_tokenizer
 from tests.helpers.small_runs import texts, write_jsonl
 
@@ -198,3 +199,30 @@ def test_the_tokenizer_of_the_weights(sources):
 
 def test_the_sections_know_the_padding(corpus):
   assert parse_config.read(_config(corpus, model__vocab_multiple=8)).model.padded_vocab_size == 304
+
+
+def test_a_revision_of_the_hub(corpus, tmp_path, monkeypatch, capsys):
+  """Its weights and its tokenizer are taken; the commit is said, and stays in the run's record."""
+  old, new = "1" * 40, "2" * 40
+  for seed, (commit, ref) in enumerate({old: "v1", new: "main"}.items()):
+    initial = model_io.init(MODEL, seed, model_io.first_device())
+    model_io.save(str(tmp_path / commit), initial, byte_tokenizer())
+    interop.orbax_to_hf(str(tmp_path / commit), str(tmp_path / ref))
+    hub_cache.write(tmp_path / "hub", "org/model", commit, tmp_path / ref, ref)
+  hub_cache.use(monkeypatch, tmp_path / "hub")
+  settings = {"data__tokenizer": "init_from", "steps": 2}
+  losses = {}
+  for name, commit in (("org/model@v1", old), ("org/model", new)):
+    workdir = tmp_path / f"run-{len(losses)}"
+    assert run(_config(corpus, init_from=name, **settings), str(workdir)) == 0
+    said = capsys.readouterr().out
+    assert f"weights from {name} at {commit[:7]}\n" in said
+    assert f"tokenizer: 257 ids, of {name} at {commit[:7]}\n" in said
+    assert json.loads((workdir / "run_config.json").read_text())["hub"] == {"init_from": commit}
+    losses[name] = _losses(workdir)
+  assert losses["org/model@v1"] != losses["org/model"]
+  (tmp_path / "hub/models--org--model/refs/v1").write_text(new)  # the tag has moved
+  config = _config(corpus, init_from="org/model@v1", **settings | {"steps": 3})
+  assert run(config, str(tmp_path / "run-0")) == 0
+  record = json.loads((tmp_path / "run-0/run_config.json").read_text())
+  assert record["hub"] == {"init_from": old}
