@@ -1,5 +1,7 @@
 """Which file of a folder is read, and which files are refused by name."""
 
+import json
+
 import pytest
 
 from gptneo_jax import interop
@@ -64,3 +66,12 @@ def test_openais_own_files(tmp_path):
   message = error(interop.open_hf, str(tmp_path))
   assert "OpenAI's own TensorFlow files" in message
   assert "openai-community/gpt2-medium on the Hugging Face hub" in message
+
+
+@pytest.mark.parametrize("part", ["../other/model.safetensors", "/etc/passwd", "a/b.bin", 5])
+def test_an_index_reaches_no_other_folder(tmp_path, part):
+  name = hf_folders.save(tmp_path / "hf", hf_folders.config())
+  hf_folders.save(tmp_path / "other", hf_folders.config(), hf_folders.tensors())
+  index = {"weight_map": dict.fromkeys(hf_folders.tensors(), part)}
+  (tmp_path / "hf/model.safetensors.index.json").write_text(json.dumps(index))
+  assert f"names {part!r}, which is no file of its folder" in error(interop.open_hf, name)
