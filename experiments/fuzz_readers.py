@@ -15,9 +15,10 @@ import zstandard
 
 from gptneo_jax import data
 from gptneo_jax.config import ModelConfig
-from gptneo_jax.data import id_files, tfrecords, token_shards
+from gptneo_jax.data import id_files, shard_manifest, tfrecords
 from gptneo_jax.data.documents import BadRecords
-from gptneo_jax.data.token_shards import SETTINGS, TokenShards, write_shard
+from gptneo_jax.data.shard_manifest import SETTINGS
+from gptneo_jax.data.token_shards import TokenShards, write_shard
 from gptneo_jax.errors import UserError
 from gptneo_jax.examples import records
 from gptneo_jax.interop import flax_msgpack, hf_config, peft_files, safetensors_file
@@ -169,7 +170,7 @@ def _manifests(folder: pathlib.Path) -> dict[str, Target]:
 
   def with_checksum(content: bytes) -> None:
     fields = {k: v for k, v in parsed(content).items() if k not in ("format", "checksum")}
-    whole = {"format": token_shards.FORMAT, **fields, "checksum": token_shards.checksum(fields)}
+    whole = {"format": shard_manifest.FORMAT, **fields, "checksum": shard_manifest.checksum(fields)}
     read(json.dumps(whole).encode())
 
   return {"manifest": Target(read, seed), "manifest fields": Target(with_checksum, seed)}

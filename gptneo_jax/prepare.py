@@ -26,7 +26,9 @@ from gptneo_jax.data.documents import DataError
 from gptneo_jax.data.prepare import cleaning, duplicates, engines, units
 from gptneo_jax.data.prepare.engines import Step
 from gptneo_jax.data.prepare.inputs import Part, Settings
+from gptneo_jax.data.remote_folder import is_url
 from gptneo_jax.data.token_shards import TokenShards, subsets_of
+from gptneo_jax.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,6 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.src, args.tokenizer, args.records, args.text_key, args.document, args.on_bad_record,
     args.validation_fraction, args.dedup, args.clean,
   )  # fmt: skip
+  if is_url(args.dst):
+    raise UserError(
+      f"{args.dst}: shards are written to a local folder only; copy that there, and train with"
+      " data.path=URL"
+    )
   folder, began = pathlib.Path(args.dst), time.monotonic()
   names = units.begin(settings, folder)
   if args.dedup != "none":

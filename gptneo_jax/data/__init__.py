@@ -23,6 +23,7 @@ from gptneo_jax.data.hub_revision import (
   split_revision,
   with_commit,
 )
+from gptneo_jax.data.shard_manifest import TOKENIZER as SHARDS_TOKENIZER
 from gptneo_jax.data.sources import (
   check_sources,
   has_split,
@@ -30,7 +31,6 @@ from gptneo_jax.data.sources import (
   open_components,
   source_files,
 )
-from gptneo_jax.data.token_shards import TOKENIZER as SHARDS_TOKENIZER
 from gptneo_jax.data.tokenizer import (
   DocumentEncoder,
   check_vocabulary,

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from gptneo_jax.data.block_cache import DEFAULT_GIB
 from gptneo_jax.data.documents import DataError
 
 _MAX_STREAMS = 64  # chosen for num_streams=0; up to this many hosts can share the reading
@@ -44,6 +45,8 @@ class DataConfig:
       columns of a table without header from 0. '' goes by their names.
     on_too_long: 'stop' at an example longer than a row, 'drop' or 'truncate_left' (and count) it.
     prefetch: batches read ahead.
+    cache: folder of the blocks of 'shards' that are behind a URL; '' is in the user's cache folder.
+    cache_gib: its limit in GiB; what was read longest ago leaves.
   """
 
   source: str = "stdlib"
@@ -64,6 +67,8 @@ class DataConfig:
   columns: str = ""
   on_too_long: str = "stop"
   prefetch: int = 4
+  cache: str = ""
+  cache_gib: float = DEFAULT_GIB
 
   def __post_init__(self):
     object.__setattr__(self, "mixture", tuple(tuple(entry) for entry in self.mixture))
@@ -91,6 +96,8 @@ class DataConfig:
         "data.validation_fraction and data.test_fraction leave nothing to train on:"
         f" {self.validation_fraction} + {self.test_fraction} is 1 or more"
       )
+    if not 0 < self.cache_gib < float("inf"):
+      raise ValueError(f"data.cache_gib is {self.cache_gib}; it must be above 0")
     for name in ("tokenizer", "text_key"):
       if not getattr(self, name):
         raise ValueError(f"data.{name} must not be empty")

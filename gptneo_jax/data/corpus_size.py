@@ -13,9 +13,17 @@ from gptneo_jax.data.config import DataConfig
 from gptneo_jax.data.documents import BadRecords, Document
 from gptneo_jax.data.file_formats import COMPRESSED_ENDINGS
 from gptneo_jax.data.files import file_size, match_files
-from gptneo_jax.data.sources import FILES, Component, has_split, held_out_shares, open_components
+from gptneo_jax.data.remote_folder import is_url
+from gptneo_jax.data.shard_manifest import VALIDATION
+from gptneo_jax.data.sources import (
+  FILES,
+  Component,
+  has_split,
+  held_out_shares,
+  open_components,
+  token_shards,
+)
 from gptneo_jax.data.splits import InMemorySource, hash_position
-from gptneo_jax.data.token_shards import VALIDATION, TokenShards
 from gptneo_jax.data.tokenizer import DocumentEncoder
 
 # Up to this size files are read and counted, which takes a second or two. Compressed files count
@@ -78,7 +86,7 @@ def _prepared(config: DataConfig) -> tuple[int, int, int] | None:
   """Documents, bytes and tokens of token shards; None if the data are of another kind."""
   if {kind for _, kind, _ in config.entries} != {"shards"}:
     return None
-  manifests = [m for _, _, path in config.entries for m in TokenShards(path).manifests]
+  manifests = [m for _, _, path in config.entries for m in token_shards(config, path).manifests]
   counts = np.array([(m.documents, m.text_bytes, m.tokens) for m in manifests])
   documents, size, tokens = counts.sum(0).tolist()
   return documents, size, tokens
@@ -147,10 +155,12 @@ def _sample(documents: Iterator[Document]) -> tuple[list[Document], Iterator[Doc
 
 def _files(config: DataConfig, split: str) -> dict[str, int] | None:
   """Bytes of each file that a split is read from, except the standard library's; None for data sets
-  of the hub."""
+  of the hub and for shards behind a URL."""
   sizes = {}
   for _, kind, path in config.entries:
     if kind == "datasets" or (kind == "shards" and split == "train"):
+      return None
+    if kind == "shards" and not config.own_path(split) and is_url(path):
       return None
     if kind == "shards":
       path = config.own_path(split) or f"{glob.escape(path)}/*{VALIDATION}"

@@ -19,7 +19,8 @@ from gptneo_jax.data.file_formats import COMPRESSED_ENDINGS, ending
 from gptneo_jax.data.files import match_files
 from gptneo_jax.data.hf_datasets import HFDataset, check_dataset
 from gptneo_jax.data.hub_revision import split_revision
-from gptneo_jax.data.jsonl import json_lines
+from gptneo_jax.data.jsonl import JsonLines, json_lines
+from gptneo_jax.data.shard_manifest import TOKENIZER, VALIDATION
 from gptneo_jax.data.splits import (
   InMemorySource,
   Shares,
@@ -29,7 +30,7 @@ from gptneo_jax.data.splits import (
   with_validation,
 )
 from gptneo_jax.data.text_files import stdlib_files, text_files
-from gptneo_jax.data.token_shards import TOKENIZER, VALIDATION, TokenShards
+from gptneo_jax.data.token_shards import TokenShards
 from gptneo_jax.data.tokenizer import DocumentEncoder
 
 SPLITS = ("train", "validation", "test")
@@ -137,7 +138,7 @@ def check_sources(config: DataConfig) -> None:
     elif kind == "datasets":
       check_dataset(path)
     elif kind == "shards":
-      TokenShards(path)
+      token_shards(config, path)
     else:
       stdlib_files("train", BadRecords("stop"))
 
@@ -218,15 +219,24 @@ def _open(
   if kind == "jsonl":
     return json_lines(path, name, config.text_key, bad_records)
   if kind == "shards":
-    return TokenShards(path) if split == "train" else _held_out(path, name, split, bad_records)
+    shards = token_shards(config, path)
+    return shards if split == "train" else _held_out(shards, name, split, bad_records)
   if kind == "auto":
     return AutoFiles(path, name, bad_records, text_key=config.text_key, document=config.document)
   return HFDataset(path, config.datasets_config, name, config.text_key, bad_records)
 
 
-def _held_out(folder: str, name: str, split: str, bad_records: BadRecords) -> Source:
+def token_shards(config: DataConfig, folder: str) -> TokenShards:
+  """A folder of them, local or behind a URL. Raises DataError."""
+  return TokenShards(folder, config.cache, config.cache_gib)
+
+
+def _held_out(shards: TokenShards, name: str, split: str, bad_records: BadRecords) -> Source:
   """The documents that were held out of token shards."""
-  if split == "validation" and glob.glob(f"{glob.escape(folder)}/*{VALIDATION}"):
+  folder, remote = shards.folder, shards.held_out()
+  if split == "validation" and remote is not None and remote.paths:
+    return JsonLines(remote, remote.paths, name, "text", bad_records)
+  if split == "validation" and remote is None and glob.glob(f"{glob.escape(folder)}/*{VALIDATION}"):
     return json_lines(f"{glob.escape(folder)}/*{VALIDATION}", name, "text", bad_records)
   raise DataError(
     f"{folder}: no {split} documents were held out when it was prepared: name some with"

@@ -14,110 +14,30 @@ files: its index is the list of the manifests. prepare.json says what all were m
 from __future__ import annotations
 
 import bisect
-import dataclasses
 import itertools
 import json
 import os
 import pathlib
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from gptneo_jax.data.block_cache import DEFAULT_GIB
 from gptneo_jax.data.documents import DataError
-from gptneo_jax.errors import first_line
+from gptneo_jax.data.remote_folder import FIRST_TRIES, WholeFiles, is_url, remote_folder
+from gptneo_jax.data.remote_shards import RemoteShard, open_shards
+from gptneo_jax.data.shard_manifest import (
+  AGAIN,
+  BLOCK,
+  SETTINGS,
+  VALIDATION,
+  Manifest,
+  write_aside,
+)
 
-BLOCK = 1 << 20  # bytes of NAME.bin that have a checksum of their own
-FORMAT = "gptneo_jax token shard 1"
-SETTINGS = "prepare.json"  # of the folder: what its shards were made with
-TOKENIZER = "tokenizer"  # folder in it
-PART = ".part"  # ending of files that are being written
-VALIDATION = ".validation.jsonl.zst"
 _INDEX = np.dtype("<u8")
-
-
-@dataclasses.dataclass(frozen=True)
-class Manifest:
-  """NAME.json.
-
-  source: number and name of the file that the documents are of. first, end: its records, from 0;
-  the last shard of a file ends with it, and says so. dtype: 'uint16' or 'uint32'. text_bytes: of
-  the documents in UTF-8. tokenizer: DocumentEncoder.fingerprint. subsets: documents, tokens and
-  bytes of each. held_out: how many documents are for validation. blocks: CRC-32 of each BLOCK of
-  NAME.bin; checksums: those of the other files, by their endings.
-  """
-
-  source: str
-  first: int
-  end: int
-  last: bool
-  dtype: str
-  documents: int
-  tokens: int
-  text_bytes: int
-  end_of_text: int
-  tokenizer: str
-  subsets: dict[str, list[int]]
-  held_out: int
-  blocks: list[int]
-  checksums: dict[str, int]
-
-  @classmethod
-  def read(cls, path: pathlib.Path) -> Manifest:
-    """Raises DataError for what is not one."""
-    try:
-      content = json.loads(path.read_text(encoding="utf-8"))
-      if content.pop("format") != FORMAT:
-        raise ValueError(f"its format is not '{FORMAT}'")
-      if content.pop("checksum") != checksum(content):
-        raise ValueError("its checksum differs")
-      manifest = cls(**content)
-      manifest._check()
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-      raise DataError(
-        f"{path}: not the manifest of a token shard: {first_line(error)}; {_AGAIN}"
-      ) from None
-    return manifest
-
-  def write(self, path: pathlib.Path) -> None:
-    content = dataclasses.asdict(self)
-    whole = {"format": FORMAT, **content, "checksum": checksum(content)}
-    write_aside(path, json.dumps(whole).encode())
-
-  def _check(self) -> None:
-    for field in dataclasses.fields(self):
-      value, kind = getattr(self, field.name), field.type.partition("[")[0]
-      if type(value).__name__ != kind or (kind == "int" and value < 0):
-        raise ValueError(f"{field.name} is {value!r:.80}")
-    if self.dtype not in ("uint16", "uint32"):
-      raise ValueError(f"dtype is {self.dtype!r:.80}")
-    sums = [*self.blocks, *self.checksums.values()]
-    if len(self.blocks) != -(-self.bytes // BLOCK) or not all(type(x) is int for x in sums):
-      raise ValueError("checksums are missing")
-
-  @property
-  def bytes(self) -> int:
-    """Of NAME.bin."""
-    return self.tokens * np.dtype(self.dtype).itemsize
-
-
-def checksum(content: dict[str, Any]) -> int:
-  """Of the fields of a manifest."""
-  return zlib.crc32(json.dumps(content, sort_keys=True).encode())
-
-
-_AGAIN = "run gptneo_jax.prepare again, which makes it anew"
-
-
-def write_aside(path: pathlib.Path, content: bytes) -> None:
-  """Writes a file that is there whole or not at all."""
-  aside = path.with_name(f"{path.name}.{os.getpid()}{PART}")
-  with open(aside, "wb") as file:
-    file.write(content)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(aside, path)
 
 
 def write_shard(
@@ -197,7 +117,7 @@ class Shard:
     try:
       content = path.read_bytes()
     except OSError as error:
-      raise DataError(f"{path}: cannot be read: {error.strerror}; {_AGAIN}") from None
+      raise DataError(f"{path}: cannot be read: {error.strerror}; {AGAIN}") from None
     if zlib.crc32(content) != self.manifest.checksums.get(ending):
       raise self._damaged(ending, "its checksum differs")
     return content
@@ -207,33 +127,48 @@ class Shard:
     try:
       size = path.stat().st_size
     except OSError as error:
-      raise DataError(f"{path}: cannot be read: {error.strerror}; {_AGAIN}") from None
+      raise DataError(f"{path}: cannot be read: {error.strerror}; {AGAIN}") from None
     if size != expected:
       raise self._damaged(ending, f"it has {size:,} bytes and should have {expected:,}")
 
   def _damaged(self, ending: str, what: str) -> DataError:
-    return DataError(f"{self._path.with_suffix(ending)}: damaged: {what}; {_AGAIN}")
+    return DataError(f"{self._path.with_suffix(ending)}: damaged: {what}; {AGAIN}")
 
 
 class TokenShards:
   """The shards of a folder as one sequence of ids.
 
-  shards: their names. tokens: how many ids there are, each of `itemsize` bytes.
+  shards: their names. tokens: how many ids there are, each of `itemsize` bytes, together
+  `bytes`. room: bytes of the
+  cache that a folder behind a URL is read through, else None.
   """
 
-  def __init__(self, folder: str):
-    """Raises DataError if something is missing, does not belong together, or has another size."""
+  def __init__(self, folder: str, cache: str = "", cache_gib: float = DEFAULT_GIB):
+    """folder: local, or a URL; cache, cache_gib: as `remote_folder` takes them.
+
+    Raises DataError if something is missing, does not belong together, or has another size.
+    """
+    self._remote = remote_folder(folder, cache, cache_gib) if is_url(folder) else None
+    self.room = self._remote.cache.limit if self._remote else None
     root = pathlib.Path(os.path.expanduser(folder))
     try:
-      settings = json.loads((root / SETTINGS).read_text(encoding="utf-8"))
-      sources = [str(source) for source in settings["sources"]]
+      settings = (
+        self._remote.text(SETTINGS, FIRST_TRIES) if self._remote else (root / SETTINGS).read_bytes()
+      )
+      sources = [str(source) for source in json.loads(settings.decode())["sources"]]
+      if not sources:
+        raise ValueError("it names no files")
     except (OSError, ValueError, TypeError, KeyError) as error:
       raise DataError(
         f"{folder}: not a folder that gptneo_jax.prepare made: {SETTINGS}: {error}"
       ) from None
-    paths = sorted(root.glob(f"*-{'[0-9]' * 6}.json"))
-    self._shards = [Shard(path) for path in paths]
-    self.shards = [path.stem for path in paths]
+    found: dict[str, Shard] | dict[str, RemoteShard]
+    if self._remote:
+      found = open_shards(self._remote, sources)
+    else:
+      found = {path.stem: Shard(path) for path in root.glob(f"*-{'[0-9]' * 6}.json")}
+    self.shards = sorted(found)
+    self._shards = [found[name] for name in self.shards]
     self.manifests = [shard.manifest for shard in self._shards]
     _check_complete(folder, sources, self.manifests)
     for name, manifest in zip(self.shards, self.manifests):
@@ -243,6 +178,7 @@ class TokenShards:
     self.folder, self.itemsize = folder, np.dtype(self.manifests[0].dtype).itemsize
     self._starts = [0, *itertools.accumulate(manifest.tokens for manifest in self.manifests)]
     self.tokens = self._starts[-1]
+    self.bytes = self.tokens * self.itemsize
     self.end_of_text = self.manifests[0].end_of_text
     self.tokenizer = self.manifests[0].tokenizer
 
@@ -252,15 +188,40 @@ class TokenShards:
 
   def ids(self, start: int, count: int) -> np.ndarray:
     """int32 ids from place `start` of the sequence on. Raises DataError for a damaged shard."""
-    parts, number = [], bisect.bisect_right(self._starts, start) - 1
+    parts = [
+      self._shards[number].read(first, end).astype(np.int32)
+      for number, first, end in self._places(start, count)
+    ]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+  def ahead(self, start: int, count: int) -> None:
+    """Says that these ids will be read soon: those behind a URL are fetched in other threads."""
+    for number, first, end in self._places(start, count):
+      shard = self._shards[number]
+      if isinstance(shard, RemoteShard):
+        shard.fetch_ahead(first, end)
+
+  def held_out(self) -> WholeFiles | None:
+    """The files of held-out documents behind a URL; None of a local folder."""
+    if self._remote is None:
+      return None
+    sums = {
+      f"{name}{VALIDATION}": manifest.checksums[VALIDATION]
+      for name, manifest in zip(self.shards, self.manifests)
+      if manifest.checksums.get(VALIDATION)
+    }
+    return WholeFiles(self._remote, sums)
+
+  def _places(self, start: int, count: int) -> Iterator[tuple[int, int, int]]:
+    """(number, first, end) of the ids of each shard that `count` ids from `start` on are in."""
+    number = bisect.bisect_right(self._starts, start) - 1
     while count:
       first = start - self._starts[number]
       end = min(first + count, self.manifests[number].tokens)
       if end > first:
-        parts.append(self._shards[number].read(first, end).astype(np.int32))
+        yield number, first, end
         start, count = start + end - first, count - (end - first)
       number += 1
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _check_complete(folder: str, sources: Sequence[str], manifests: Sequence[Manifest]) -> None:

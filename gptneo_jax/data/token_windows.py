@@ -18,9 +18,11 @@ import numpy as np
 
 from gptneo_jax.data.documents import DataError
 from gptneo_jax.data.keyed_order import KeyedOrder, permutation
-from gptneo_jax.data.token_shards import BLOCK, TokenShards
+from gptneo_jax.data.shard_manifest import BLOCK
+from gptneo_jax.data.token_shards import TokenShards
 
 _GROUP_RUNS = 16
+_GROUPS_KEPT = 3  # in a cache: one is read and the next fetched; runs begin and end within blocks
 
 
 class WindowStream:
@@ -41,6 +43,7 @@ class WindowStream:
         f" {num_streams} streams: lower data.num_streams, or seq_len"
       )
     self._run = max(1, BLOCK // (width * shards.itemsize))
+    _check_room(shards, num_streams)
     self._runs = windows // self._run
     self._first, end = (windows * number // num_streams for number in (stream, stream + 1))
     self._count = end - self._first
@@ -76,8 +79,21 @@ class WindowStream:
     number, place = divmod(index, size)
     if self._group is None or self._group[0] != number:
       count = min(size, self._count - number * size)
+      if self._group is None:
+        self._fetch_ahead(number)
+      self._fetch_ahead(number + 1)
       self._group = number, permutation(count, *self._key, self._stream, 1, self._epoch, number)
     return self._in_order(self._first + number * size + int(self._group[1][place]))
+
+  def _fetch_ahead(self, group: int) -> None:
+    """Asks for what a group of this epoch will read, if that is behind a URL."""
+    if self._shards.room is None:
+      return
+    start = self._first + group * _GROUP_RUNS * self._run
+    end = min(start + _GROUP_RUNS * self._run, self._first + self._count)
+    for place in range(start // self._run * self._run, end, self._run):
+      windows = min(self._run, end - place)
+      self._shards.ahead(self._in_order(place) * self._width, windows * self._width)
 
   def _in_order(self, place: int) -> int:
     run, within = divmod(place, self._run)
@@ -86,3 +102,13 @@ class WindowStream:
     if self._order is None:
       self._order = KeyedOrder(self._runs, *self._key, 0, self._epoch)
     return self._order[run] * self._run + within
+
+
+def _check_room(shards: TokenShards, num_streams: int) -> None:
+  """Raises DataError if a cache does not hold what the streams read at a time."""
+  at_a_time = min(num_streams * _GROUPS_KEPT * _GROUP_RUNS * BLOCK, 2 * shards.bytes)
+  if shards.room is not None and shards.room < at_a_time:
+    raise DataError(
+      f"data.cache_gib {shards.room / 2**30:g} is too little for {num_streams} streams, which would"
+      f" fetch the same blocks again and again: {at_a_time / 2**30:.2g} or more"
+    )

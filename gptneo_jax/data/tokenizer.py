@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import pathlib
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +16,7 @@ from gptneo_jax.data.documents import DataError, Document
 from gptneo_jax.data.files import GIT_LFS, file_system, refuse_pointer
 from gptneo_jax.data.hub_revision import split_revision
 from gptneo_jax.data.long_texts import PART_CHARACTERS, make_cutter
+from gptneo_jax.data.remote_folder import FIRST_TRIES, fetch
 from gptneo_jax.data.tokenizer_training import END_OF_TEXT, train_tokenizer
 from gptneo_jax.errors import first_line
 
@@ -319,10 +319,9 @@ def saved_tokenizer(folder: str) -> Any:
   from transformers import PreTrainedTokenizerFast
 
   fs, root = file_system(folder)
-  if not fs.exists(f"{root}/tokenizer.json"):
-    return None
   with tempfile.TemporaryDirectory() as copied:
-    _copy_files(fs, root, copied)
+    if not _copy_files(fs, root, copied):
+      return None
     try:
       return _with_prefix_space(PreTrainedTokenizerFast.from_pretrained(copied), copied)
     except Exception as error:
@@ -362,8 +361,13 @@ def save_tokenizer(tokenizer, folder: str) -> None:
         fs.rm_file(f"{root}/{file}")  # of the replaced tokenizer
 
 
-def _copy_files(fs, root: str, folder: str) -> None:
-  for file in _FILES:
-    if fs.exists(f"{root}/{file}"):
-      with fs.open(f"{root}/{file}", "rb") as source, open(f"{folder}/{file}", "wb") as copied:
-        shutil.copyfileobj(source, copied)
+def _copy_files(fs, root: str, folder: str) -> bool:
+  """Returns False if there is no tokenizer.json. Raises DataError if a file cannot be read."""
+  for file in reversed(_FILES):  # tokenizer.json first
+    path = f"{root}/{file}"
+    try:
+      pathlib.Path(folder, file).write_bytes(fetch(fs, path, path, tries=FIRST_TRIES))
+    except FileNotFoundError:
+      if file == _FILES[-1]:
+        return False
+  return True

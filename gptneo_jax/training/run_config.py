@@ -93,7 +93,7 @@ def base(model: ModelConfig) -> ConfigDict:
   config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # one may be -1: the devices left
   config.data = ConfigDict(
     dict(
-      source="jsonl",  # stdlib, jsonl, text, auto, datasets, mixture
+      source="jsonl",  # stdlib, jsonl, text, auto, datasets, shards, mixture
       path="",  # glob, several with commas; text: also folders; datasets: NAME_OR_PATH[#SPLIT]
       document="file",  # of files of text: file, line or paragraph
       validation_path="",  # empty: documents held out of `path`
@@ -111,6 +111,8 @@ def base(model: ModelConfig) -> ConfigDict:
       columns="",  # ROLE=FIELD,…: what a labelled record's fields are; numbers: no header
       on_too_long="stop",  # examples longer than seq_len: stop, drop, truncate_left
       prefetch=4,  # batches read ahead
+      cache="",  # of `shards` behind a URL: folder of blocks; empty: in the user's cache folder
+      cache_gib=32.0,  # its limit; what was read longest ago leaves
     )
   )
   config.examples = ConfigDict(

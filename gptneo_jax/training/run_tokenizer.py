@@ -80,7 +80,8 @@ def _new(config: ConfigDict, data_config: data.DataConfig) -> tuple[Any, str]:
   if name not in ("train", "init_from"):
     return data.load_tokenizer(name), data.with_commit(name)
   if name == "train" and (shards := data_config.shards):
-    return data.load_tokenizer(f"{shards[0]}/{data.SHARDS_TOKENIZER}"), f"of {shards[0]}"
+    folder = shards[0].rstrip("/")
+    return data.load_tokenizer(f"{folder}/{data.SHARDS_TOKENIZER}"), f"of {folder}"
   if config.init_from:  # a new one would have other ids for the tokens of these weights
     tokenizer = data.saved_tokenizer(find_checkpoint(config.init_from)[0])
     return tokenizer or data.load_tokenizer(

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptneo_jax.data.documents import DataError
-from gptneo_jax.data.token_shards import BLOCK, SETTINGS, VALIDATION, TokenShards
+from gptneo_jax.data.shard_manifest import BLOCK, SETTINGS, VALIDATION
+from gptneo_jax.data.token_shards import TokenShards
 from tests.helpers.token_folders import END, write
 
 

@@ -2,7 +2,8 @@
 
 import json
 
-from gptneo_jax.data.token_shards import SETTINGS, write_shard
+from gptneo_jax.data.shard_manifest import SETTINGS
+from gptneo_jax.data.token_shards import write_shard
 
 END = 9  # of text
 

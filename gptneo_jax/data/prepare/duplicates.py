@@ -35,7 +35,7 @@ import zstandard
 
 from gptneo_jax.data.documents import DataError, Document, every_record
 from gptneo_jax.data.prepare.inputs import Inputs, Part, Settings
-from gptneo_jax.data.token_shards import PART, write_aside
+from gptneo_jax.data.shard_manifest import PART, write_aside
 
 KINDS = ("none", "exact", "near")
 SUMMARY = "duplicates.json"

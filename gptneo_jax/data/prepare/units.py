@@ -23,16 +23,9 @@ from gptneo_jax.data.documents import DataError, Document
 from gptneo_jax.data.prepare import duplicates
 from gptneo_jax.data.prepare.checked_encoder import CheckedEncoder
 from gptneo_jax.data.prepare.inputs import Inputs, Part, Settings
+from gptneo_jax.data.shard_manifest import PART, SETTINGS, TOKENIZER, Manifest, write_aside
 from gptneo_jax.data.splits import hash_position
-from gptneo_jax.data.token_shards import (
-  PART,
-  SETTINGS,
-  TOKENIZER,
-  Manifest,
-  Shard,
-  write_aside,
-  write_shard,
-)
+from gptneo_jax.data.token_shards import Shard, write_shard
 from gptneo_jax.data.tokenizer import (
   DocumentEncoder,
   load_tokenizer,
