@@ -14,6 +14,7 @@ from packaging.version import Version
 # The oldest supported versions, as in setup.cfg.
 _NEEDS = {
   "jax": "0.10.2",
+  "datasets": "4",
   "flax": "0.12.8",
   "optax": "0.2.8",
   "orbax-checkpoint": "0.12.8",
