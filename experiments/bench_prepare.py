@@ -73,6 +73,7 @@ def main():
     {
       "documents": sum(manifest.documents for manifest in shards.manifests),
       "tokens": shards.tokens,
+      "text_bytes": sum(manifest.text_bytes for manifest in shards.manifests),
       "seconds": times,
       "tokens_per_second": {name: shards.tokens / row["median"] for name, row in times.items()},
       "share_of_tokenizers": {side: bench.ratio(times, "tokenizers", side) for side in sides},

@@ -205,7 +205,7 @@ def _run(
     results = evaluate(step, state)
     stopping, first = results is None, -1
     if results:
-      checkpoints.add_metrics(step, results)
+      saving.add_metrics(step, results)
       written = written | results
   reports.write(step, written)
   if problem := summary.add_line(step, written):
@@ -246,7 +246,7 @@ def _run(
       save(step, state, line)
       saves = True
     if results and saves:
-      checkpoints.add_metrics(step, results)
+      saving.add_metrics(step, results)
     reports.write(step, line | results)
     if problem:
       raise UserError(f"{problem}. Step {step} is saved: the run resumes with another best_metric")

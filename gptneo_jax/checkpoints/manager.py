@@ -20,7 +20,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from gptneo_jax.checkpoints import manifest
-from gptneo_jax.checkpoints.quiet import quiet_orbax
+from gptneo_jax.checkpoints.quiet import free_abandoned, quiet_abandoned, quiet_orbax
 from gptneo_jax.checkpoints.reading import (
   DamagedError,
   check_files,
@@ -80,7 +80,20 @@ class Checkpointer:
     self._keep, self._keep_seconds = (keep_latest, keep_best), 3600 * keep_every_hours
     self._quiet = contextlib.ExitStack()
     self._quiet.enter_context(quiet_orbax())
-    self._manager = self._open()
+    self._quiet.enter_context(quiet_abandoned())
+    self._opened: ocp.CheckpointManager | None = self._open()
+
+  @property
+  def _manager(self) -> ocp.CheckpointManager:
+    """orbax's, opened anew after a failure: it remembers errors of other items of the same save."""
+    if self._opened is None:
+      self._opened = self._open()
+    return self._opened
+
+  def _close_manager(self) -> None:
+    if self._opened is not None:
+      self._opened.close()
+    self._opened = None
 
   def _open(self) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(
@@ -93,7 +106,12 @@ class Checkpointer:
         # Else orbax reads the metrics of all steps, and fails if one file of them is damaged.
         lightweight_initialize=True,
         cleanup_tmp_directories=True,
-        async_options=ocp.options.AsyncOptions(post_finalization_callback=self._list_files),
+        async_options=ocp.options.AsyncOptions(
+          post_finalization_callback=self._list_files,
+          # Made in the background, a folder that cannot be made holds up the end of the program for
+          # five minutes: other threads wait for it.
+          create_directories_asynchronously=False,
+        ),
       ),
     )
 
@@ -125,10 +143,11 @@ class Checkpointer:
       CheckpointError: this save or the previous one failed.
     """
     self.wait()
-    if step in self._manager.all_steps():
-      return False
     self._saving = step
     try:
+      if step in self._manager.all_steps():
+        self._saving = None
+        return False
       self._manager.save(
         step,
         args=ocp.args.Composite(
@@ -184,16 +203,23 @@ class Checkpointer:
     self._costs[step] = cost(metrics, self._best_metric)
     path = self._folder / str(step)
     if jax.process_index() == 0 and path.exists():
-      file = path / "metrics" / "metrics"
-      file.parent.mkdir(exist_ok=True)
+      file, content = path / "metrics" / "metrics", metrics_of(path)
+      content |= {name: float(value) for name, value in metrics.items()}
       written = file.with_name("metrics.part")  # renamed: a process killed here leaves the old file
-      written.write_text(json.dumps(metrics_of(path) | {k: float(v) for k, v in metrics.items()}))
-      written.replace(file)
+      try:
+        file.parent.mkdir(exist_ok=True)
+        written.write_text(json.dumps(content))
+        written.replace(file)
+      except OSError as error:
+        raise CheckpointError(
+          f"the metrics of checkpoint {step} in {self._folder} were not added: {reason_of(error)}"
+        ) from error
 
   def wait(self) -> None:
     """Returns when the last save is complete. Raises CheckpointError if it failed."""
     try:
-      self._manager.wait_until_finished()
+      if self._opened is not None:
+        self._opened.wait_until_finished()
     except Exception as error:
       raise self._failed(error) from error
     self._saving = None
@@ -203,7 +229,7 @@ class Checkpointer:
     try:
       self.wait()
     finally:
-      self._manager.close()
+      self._close_manager()
       self._quiet.close()
 
   def restore(
@@ -239,8 +265,7 @@ class Checkpointer:
         path.rename(aside)
         _log.warning("checkpoint %d is damaged (%s); it is now %s", step, reason, aside)
       _true_everywhere(True)  # no process lists the folder before it has been renamed
-      self._manager.close()
-      self._manager = self._open()  # to list the steps anew
+      self._close_manager()  # to list the steps anew
     if steps:
       raise CheckpointError(f"all {len(steps)} checkpoints in {self._folder} are damaged")
     return None
@@ -267,8 +292,12 @@ class Checkpointer:
       for leftover in self._folder.glob(f"{step}.orbax-checkpoint-tmp*"):
         with contextlib.suppress(OSError):  # another item may still be being written
           leftover.rmtree()
-    with contextlib.suppress(ValueError):  # a damaged metrics file
-      self._manager.reload()  # orbax has dropped the steps that this save was to replace
+    # Opened anew by the next save: orbax has dropped the steps that this one was to replace, and
+    # would raise what else has failed of it then.
+    with contextlib.suppress(Exception):
+      self._close_manager()
+    self._opened = None
+    free_abandoned(error)
     last = latest_step(self._folder)
     remaining = "there is none before it" if last is None else f"the last good one is {last}"
     return CheckpointError(

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
+import re
 import sys
+import time
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,7 +23,7 @@ class _NotOfOrbax(logging.Filter):
 
 class _NotOfTasks(logging.Filter):
   def filter(self, record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith("Task exception was never retrieved")
+    return re.match("(Task|Future) exception was never retrieved", record.getMessage()) is None
 
 
 def quiet_orbax() -> contextlib.AbstractContextManager[None]:
@@ -31,8 +35,9 @@ def quiet_orbax() -> contextlib.AbstractContextManager[None]:
 
 
 @contextlib.contextmanager
-def quiet_reads() -> Iterator[None]:
-  """Drops what Python reports, with tracebacks, of the reads that orbax abandons when one fails.
+def quiet_abandoned() -> Iterator[None]:
+  """Drops what Python reports, with tracebacks, of the reads or writes that orbax abandons when one
+  fails.
 
   These are exceptions of its coroutines and tasks, and callbacks to an event loop that it has
   closed. No handler can be given to its loop: the hook and the logger are the process's, and all
@@ -52,6 +57,14 @@ def quiet_reads() -> Iterator[None]:
       yield
   finally:
     sys.unraisablehook = before
+
+
+def free_abandoned(error: BaseException) -> None:
+  """Frees what reads or writes that failed hold: it is reported while that is dropped, and arrays
+  that were read are not in memory any more."""
+  traceback.clear_frames(error.__traceback__)
+  time.sleep(0.05)  # until those under way have ended
+  gc.collect()
 
 
 @contextlib.contextmanager

@@ -1,11 +1,8 @@
 """Reads checkpoints; refuses those that are damaged or of another model, in one line."""
 
 import contextlib
-import gc
 import os
 import re
-import time
-import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +12,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from gptneo_jax.checkpoints import adapters, manifest
-from gptneo_jax.checkpoints.quiet import quiet_orbax, quiet_reads
+from gptneo_jax.checkpoints.quiet import free_abandoned, quiet_abandoned, quiet_orbax
 from gptneo_jax.checkpoints.step_folders import CheckpointError, absolute, existing_step
 from gptneo_jax.config import VOCABULARY_TABLES
 from gptneo_jax.errors import first_line
@@ -129,13 +126,11 @@ def _reading():
 
   These arrays must not be in memory while the next older checkpoint is read.
   """
-  with quiet_orbax(), quiet_reads():
+  with quiet_orbax(), quiet_abandoned():
     try:
       yield
     except Exception as error:
-      traceback.clear_frames(error.__traceback__)
-      time.sleep(0.05)  # until the reads under way have ended
-      gc.collect()
+      free_abandoned(error)
       raise _damage(error) from error
 
 

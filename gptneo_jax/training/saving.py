@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -94,6 +94,10 @@ class Saving:
       f"warning: {error}. The run goes on, and saves again in {_AGAIN_SECONDS} s"
       " (--config.on_failed_save=stop ends it instead)"
     )
+
+  def add_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+    """Adds what was measured after the save of a step. Raises CheckpointError like a save."""
+    self._attempt(lambda: self._checkpoints.add_metrics(step, metrics))
 
   def is_owed(self) -> bool:
     """Whether a save that failed is to be made again now. Raises CheckpointError like a save."""

@@ -12,15 +12,15 @@ import random
 import resource
 import shutil
 import signal
-import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from tests.helpers import train_runs
+from tests.helpers import started_hosts, train_runs
 
-STEPS = 24
+STEPS = 18
 _PATIENCE = 300  # seconds in which a process has to end
 _STARTS = 4  # a disturbed run may need, beside the first
 _ITEMS = ("params", "optimizer", "data")
@@ -44,30 +44,32 @@ class NotRecovered(AssertionError):
 
 @dataclasses.dataclass
 class Run:
-  """A run in a folder, of one process or of several."""
+  """A run in a folder, of one process or of several.
+
+  interrupted: the folder of one that was killed when it had several checkpoints.
+  """
 
   workdir: pathlib.Path
   settings: dict[str, Any]
   hosts: int
+  interrupted: pathlib.Path | None = None
   processes: list[subprocess.Popen] = dataclasses.field(default_factory=list)
   said: str = ""  # by all of its processes so far
 
   def start(self) -> None:
     command = train_runs.train_command(self.workdir, **self.settings)
-    commands = [command]
-    if self.hosts > 1:
-      with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-      flags = [f"--coordinator_address={address}", f"--num_processes={self.hosts}"]
-      commands = [[*command, *flags, f"--process_id={n}"] for n in range(self.hosts)]
+    options = {
+      "cwd": train_runs.REPOSITORY, "env": train_runs.environment(),
+      "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True,
+    }  # fmt: skip
+    if self.hosts == 1:
+      self.processes = [subprocess.Popen(command, **options)]
+      return
+    address = started_hosts.free_address()
     self.processes = [
-      subprocess.Popen(
-        command, cwd=train_runs.REPOSITORY, env=train_runs.environment(),
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-      )
-      for command in commands
-    ]  # fmt: skip
+      started_hosts.start(command, number, address, self.hosts, **options)
+      for number in range(self.hosts)
+    ]
 
   def wait(self) -> list[int]:
     """The statuses of its processes, all of which end by themselves."""
@@ -100,12 +102,6 @@ class Run:
 
   def send(self, number: int, which: int = 0) -> None:
     self.processes[which].send_signal(number)
-
-  def kill_after(self, step: int) -> None:
-    self.until_step(step)
-    for which in range(self.hosts):
-      self.send(signal.SIGKILL, which)
-    self.wait()
 
 
 # --- ways to disturb a run: each starts it, and returns in words what it did ----------------------
@@ -185,8 +181,7 @@ def two_damaged(run: Run, chance: random.Random) -> str:
 
 def _damaged(run: Run, chance: random.Random, count: int, damage: Callable) -> str:
   """Killed, and then something in its newest checkpoints is not as it was written."""
-  run.start()
-  run.kill_after(chance.randint(3 * count + 2, STEPS - 3))
+  shutil.copytree(run.interrupted, run.workdir)
   return ", ".join(damage(folder, chance) for folder in run.saved()[-count:])
 
 
@@ -218,9 +213,16 @@ def _some_file(checkpoint: pathlib.Path, chance: random.Random) -> pathlib.Path:
 
 def disk_full(run: Run, chance: random.Random) -> str:
   """For some steps, or for good: then the run cannot be saved, and is started again with room."""
-  return _cannot_write(
-    run, chance, chance.randint(1, STEPS - 3), until=chance.randint(3, STEPS + 9)
-  )
+  step, seconds = chance.randint(1, STEPS - 3), chance.choice((0.2, 1.0, _PATIENCE))
+  run.start()
+  run.until_step(step)
+  if run.is_going():
+    _limit_files(run, 0)
+    _wait(run, seconds)
+    if run.is_going():
+      _limit_files(run, resource.RLIM_INFINITY)
+  run.wait()
+  return f"nothing could be written after step {step}, for {seconds} s"
 
 
 def save_fails(run: Run, chance: random.Random) -> str:
@@ -237,33 +239,30 @@ def save_fails(run: Run, chance: random.Random) -> str:
 
 
 def read_only(run: Run, chance: random.Random) -> str:
-  """The folder of the run for some steps, if permissions bind this user; else its files' size."""
-  if os.geteuid() == 0:
-    return _cannot_write(run, chance.randint(1, STEPS - 3), until=STEPS + 1)
-  run.start()
-  step = chance.randint(1, STEPS - 3)
-  run.until_step(step)
-  run.workdir.chmod(0o555)
-  time.sleep(chance.uniform(0.1, 1))
-  run.workdir.chmod(0o755)
-  run.wait()
-  return f"read-only after step {step}"
-
-
-def _cannot_write(run: Run, step: int, until: int) -> str:
-  """No file can grow, as on a full disk: the system's error is another, EFBIG."""
+  """In the folder of the run nothing can be made, renamed or removed for a while."""
+  step, seconds = chance.randint(1, STEPS - 3), chance.choice((0.2, 1.0, _PATIENCE))
   run.start()
   run.until_step(step)
-  if run.is_going():
-    _limit_files(run, 0)
-    began = time.monotonic()
-    while run.is_going() and time.monotonic() - began < (until - step) * 0.05:
-      time.sleep(0.02)
-    if until <= STEPS and run.is_going():
-      _limit_files(run, resource.RLIM_INFINITY)
+  _protect(run.workdir, True)
+  _wait(run, seconds)
+  _protect(run.workdir, False)
   run.wait()
-  lasting = "for good" if until > STEPS else "for a while"
-  return f"nothing could be written after step {step}, {lasting}"
+  return f"read-only after step {step}, for {seconds} s"
+
+
+def _protect(folder: pathlib.Path, protected: bool) -> None:
+  """Takes the permission to write from a folder, or gives it back."""
+  if os.geteuid():
+    folder.chmod(0o555 if protected else 0o755)
+  else:  # whom permissions do not bind
+    subprocess.run(["chattr", "+i" if protected else "-i", folder], check=True)
+
+
+def _wait(run: Run, seconds: float) -> None:
+  """Waits so long, or until the run has ended."""
+  until = time.monotonic() + seconds
+  while run.is_going() and time.monotonic() < until:
+    time.sleep(0.02)
 
 
 def _limit_files(run: Run, size: int) -> None:
@@ -310,6 +309,7 @@ class Campaign:
     self._folder = folder
     (folder / "texts").mkdir(parents=True)
     self._alone: dict[int, pathlib.Path] = {}
+    self._lock = threading.Lock()
     self._settings = SETTINGS | {"data__path": train_runs.write_corpus(folder / "texts")}
 
   def alone(self, hosts: int) -> pathlib.Path:
@@ -322,6 +322,16 @@ class Campaign:
       self._alone[hosts] = run.workdir
     return self._alone[hosts]
 
+  def _interrupted(self) -> pathlib.Path:
+    run = self._run("interrupted", 1)
+    with self._lock:
+      if not run.workdir.exists():
+        run.start()
+        run.until_step(STEPS - 4)
+        run.send(signal.SIGKILL)
+        run.wait()
+    return run.workdir
+
   def _run(self, name: str, hosts: int) -> Run:
     return Run(self._folder / name / "run", self._settings, hosts)
 
@@ -333,6 +343,9 @@ class Campaign:
     disturbance, hosts = KINDS[kind]
     expected = self.alone(hosts)
     run = self._run(f"{seed:04d}_{kind.replace(' ', '_')}", hosts)
+    if disturbance in (truncated, flipped, two_damaged):
+      run.interrupted = self._interrupted()
+      run.workdir.parent.mkdir()
     done, starts = disturbance(run, random.Random(seed)), 0
     while not self._has_ended(run):
       if starts == _STARTS:
@@ -345,11 +358,11 @@ class Campaign:
     return {"kind": kind, "seed": seed, "done": done, "starts": starts}
 
   def _has_ended(self, run: Run) -> bool:
-    return run.processes[0].returncode == 0 and "done: step" in run.said
+    return bool(run.processes) and run.processes[0].returncode == 0 and "done: step" in run.said
 
   def _compare(self, run: Run, expected: pathlib.Path, what: str, *, lines: bool) -> None:
     if "Traceback" in run.said:
-      raise NotRecovered(f"{what}: {run.said[-2000:]}")
+      raise NotRecovered(f"{what}: {run.said[-6000:]}")
     try:
       train_runs.assert_bitwise_equal(
         train_runs.arrays(run.workdir, STEPS), train_runs.arrays(expected, STEPS)

@@ -15,9 +15,8 @@ def start(command, number: int, address: str, count: int, **options) -> subproce
   flags = [
     f"--coordinator_address={address}", f"--num_processes={count}", f"--process_id={number}"
   ]  # fmt: skip
-  return subprocess.Popen(
-    [*command, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-  )
+  pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+  return subprocess.Popen([*command, *flags], **pipes | options)
 
 
 def run(command, count: int, **options) -> tuple[list[int], list[tuple[str, str]]]:

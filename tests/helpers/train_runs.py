@@ -9,6 +9,7 @@ import sys
 import tempfile
 import warnings
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -91,9 +92,12 @@ def arrays(workdir, step: int) -> dict[str, np.ndarray]:
   """Every array of a checkpoint, by item and path."""
   found = {}
   for item in ("params", "optimizer"):
+    path = pathlib.Path(workdir).absolute() / str(step) / item
     with ocp.PyTreeCheckpointer() as reader, warnings.catch_warnings():
       warnings.simplefilter("ignore")  # about shardings, of which there is one here
-      tree = reader.restore(pathlib.Path(workdir).absolute() / str(step) / item)
+      plain = lambda _: ocp.RestoreArgs(restore_type=np.ndarray)
+      stored = reader.metadata(path).item_metadata.tree
+      tree = reader.restore(path, restore_args=jax.tree.map(plain, stored))
     paths = ocp.tree.to_flat_dict(tree, sep="/")
     found |= {f"{item}/{path}": np.asarray(leaf) for path, leaf in paths.items()}
   return found

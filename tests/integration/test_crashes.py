@@ -15,6 +15,11 @@ def campaign(tmp_path_factory):
   return crashes.Campaign(tmp_path_factory.mktemp("campaign"))
 
 
-@pytest.mark.parametrize(("kind", "seed"), crashes.schedule(list(crashes.KINDS), 20, 1000))
+# Of the ways that need fewer processes more.
+RUNS = [*crashes.KINDS, "killed", "killed while saving"]
+RUNS += ["newest checkpoint truncated", "a bit of the newest flipped", "two newest damaged"] * 2
+
+
+@pytest.mark.parametrize(("kind", "seed"), crashes.schedule(RUNS, 20, 1000))
 def test_it_ends_as_the_run_left_alone(campaign, kind, seed):
   print(campaign.disturb(kind, seed))

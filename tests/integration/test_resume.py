@@ -1,6 +1,5 @@
 """Stopped anywhere and started again, a run ends as the one that was never stopped, bit for bit."""
 
-import random
 import shlex
 import signal
 import subprocess
@@ -72,22 +71,6 @@ def start(workdir, settings) -> subprocess.Popen:
 def wait_for_step(process: subprocess.Popen, workdir, step: int) -> None:
   while process.poll() is None and steps_done(workdir) < step:
     time.sleep(0.01)
-
-
-def test_killed_at_random_moments(settings, whole_run, tmp_path):
-  chance, kills = random.Random(1), 0
-  for step in (5, 18, 30):
-    process = start(tmp_path, settings)
-    wait_for_step(process, tmp_path, step)
-    time.sleep(chance.uniform(0, 0.2))  # within a step, or within the save beside it
-    process.send_signal(signal.SIGKILL)
-    kills += process.wait() == -signal.SIGKILL
-    process.stdout.close()
-    process.stderr.close()
-  assert kills >= 2  # the last may have come to its end first
-  result = train_runs.train(tmp_path, **settings)
-  assert result.returncode == 0, result.stderr
-  assert_same_run(tmp_path, whole_run)
 
 
 def test_stopped_by_signals(settings, whole_run, tmp_path):
