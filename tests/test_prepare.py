@@ -1,10 +1,13 @@
 """The program: shards of files, and training on them."""
 
 import json
+import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -46,6 +49,31 @@ def shards(folders, tmp_path_factory):
 
 def config_of(folder, **options):
   return data.DataConfig(source="shards", path=folder, num_streams=4, **options)
+
+
+def test_killed_and_started_again(folders, tmp_path):
+  """By SIGKILL, where it may be: the folder becomes the same, and what was done is not redone."""
+  tokenizer = folders[1]
+  path = write_shards(tmp_path, [texts(300, seed) for seed in range(4)], ".jsonl.zst")
+  arguments = ["--tokenizer", tokenizer, "--records", "8"]
+  command = [sys.executable, "-m", "gptneo_jax.prepare", path, str(tmp_path / "ids"), *arguments]
+  done, before = tmp_path / "ids", {}
+  for count in (1, 40):
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    while process.poll() is None and len(list(done.glob("*-0*-0*.json"))) < count:
+      time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)  # with its workers
+    process.wait()
+    there = {file: file.stat().st_mtime_ns for file in done.glob("*-0*-0*.json")}
+    assert count <= len(there) < 152 and before.items() <= there.items()
+    before = there
+  assert subprocess.run(command, capture_output=True, timeout=300).returncode == 0
+  assert before.items() <= {file: file.stat().st_mtime_ns for file in before}.items()
+  assert prepare.main([path, str(tmp_path / "at_once"), *arguments, "--part", "0/1"]) == 0
+  contents = lambda folder: {
+    file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()
+  }
+  assert contents(done) == contents(tmp_path / "at_once")
 
 
 def test_parts_make_what_workers_make(folders, shards, tmp_path, capsys):
