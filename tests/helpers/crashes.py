@@ -217,10 +217,10 @@ def disk_full(run: Run, chance: random.Random) -> str:
   run.start()
   run.until_step(step)
   if run.is_going():
-    _limit_files(run, 0)
+    limit_files(run, 0)
     _wait(run, seconds)
     if run.is_going():
-      _limit_files(run, resource.RLIM_INFINITY)
+      limit_files(run, resource.RLIM_INFINITY)
   run.wait()
   return f"nothing could be written after step {step}, for {seconds} s"
 
@@ -231,9 +231,9 @@ def save_fails(run: Run, chance: random.Random) -> str:
   step = chance.randint(1, STEPS - 3)
   run.until_saving(step)
   if run.is_going():
-    _limit_files(run, 0)
+    limit_files(run, 0)
     time.sleep(0.1)
-    _limit_files(run, resource.RLIM_INFINITY)
+    limit_files(run, resource.RLIM_INFINITY)
   run.wait()
   return f"a save after step {step} failed"
 
@@ -265,7 +265,7 @@ def _wait(run: Run, seconds: float) -> None:
     time.sleep(0.02)
 
 
-def _limit_files(run: Run, size: int) -> None:
+def limit_files(run: Run, size: int) -> None:
   """No file of the run may grow past so many bytes."""
   for process in run.processes:
     _, hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
@@ -303,14 +303,17 @@ KINDS: dict[str, tuple[Callable[[Run, random.Random], str], int]] = {
 
 
 class Campaign:
-  """Disturbs runs in a folder of its own, and compares each with one left alone."""
+  """Disturbs runs in a folder of its own, and compares each with one left alone.
+
+  settings: of all of them.
+  """
 
   def __init__(self, folder: pathlib.Path):
     self._folder = folder
     (folder / "texts").mkdir(parents=True)
     self._alone: dict[int, pathlib.Path] = {}
     self._lock = threading.Lock()
-    self._settings = SETTINGS | {"data__path": train_runs.write_corpus(folder / "texts")}
+    self.settings = SETTINGS | {"data__path": train_runs.write_corpus(folder / "texts")}
 
   def alone(self, hosts: int) -> pathlib.Path:
     """The folder of a run that nothing happened to."""
@@ -333,7 +336,7 @@ class Campaign:
     return run.workdir
 
   def _run(self, name: str, hosts: int) -> Run:
-    return Run(self._folder / name / "run", self._settings, hosts)
+    return Run(self._folder / name / "run", self.settings, hosts)
 
   def disturb(self, kind: str, seed: int) -> dict[str, Any]:
     """One run; returns its kind and seed, what was done to it, and how often it was started again.

@@ -23,3 +23,16 @@ RUNS += ["newest checkpoint truncated", "a bit of the newest flipped", "two newe
 @pytest.mark.parametrize(("kind", "seed"), crashes.schedule(RUNS, 20, 1000))
 def test_it_ends_as_the_run_left_alone(campaign, kind, seed):
   print(campaign.disturb(kind, seed))
+
+
+def test_a_run_may_stop_where_it_cannot_be_saved(campaign, tmp_path):
+  """At once, with one line; and its checkpoints are there."""
+  settings = campaign.settings | {"on_failed_save": "stop", "steps": 1000}
+  run = crashes.Run(tmp_path / "run", settings, hosts=1)
+  run.start()
+  run.until_step(5)
+  crashes.limit_files(run, 0)
+  assert run.wait() == [1] and "Traceback" not in run.said, run.said
+  last = run.said.splitlines()[-1]
+  assert "was not saved: File too large; the last good one is" in last, run.said
+  assert run.saved()
