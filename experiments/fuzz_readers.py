@@ -12,8 +12,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # for test
 
 import numpy as np
 import zstandard
+from etils import epath
 
 from gptneo_jax import data
+from gptneo_jax.checkpoints import manifest, reading
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.data import id_files, shard_manifest, tfrecords
 from gptneo_jax.data.documents import BadRecords
@@ -82,6 +84,8 @@ def targets(folder: pathlib.Path) -> dict[str, Target]:
   } | _states(folder)
   (folder / "shards").mkdir()
   found |= _manifests(folder / "shards")
+  (folder / "checkpoint" / "params").mkdir(parents=True)
+  found["checkpoint"] = _checkpoint(epath.Path(folder / "checkpoint"))
   others = {
     "safetensors": _safetensors, "adapter": _adapter, "msgpack": _msgpack, "megatron": _megatron,
     "datatrove": _datatrove,
@@ -174,6 +178,23 @@ def _manifests(folder: pathlib.Path) -> dict[str, Target]:
     read(json.dumps(whole).encode())
 
   return {"manifest": Target(read, seed), "manifest fields": Target(with_checksum, seed)}
+
+
+def _checkpoint(folder: epath.Path) -> Target:
+  """The list of its files."""
+  (folder / "params" / "a").write_text("abc")
+  manifest.write(folder, permanent=True)
+
+  def read(content: bytes) -> None:
+    (folder / manifest.MANIFEST).write_bytes(content)
+    manifest.is_permanent(folder)
+    manifest.is_of_earlier_interval(folder, 3600.0)
+    try:
+      reading.check_files(folder)
+    except reading.DamagedError as error:
+      raise UserError(str(error)) from None
+
+  return Target(read, (folder / manifest.MANIFEST).read_bytes())
 
 
 def _safetensors(folder: pathlib.Path) -> Target:

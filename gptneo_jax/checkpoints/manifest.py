@@ -16,6 +16,8 @@ from typing import Any
 
 from etils import epath
 
+from gptneo_jax.errors import first_line
+
 MANIFEST = "manifest.json"
 _FORMAT = "gptneo_jax checkpoint 1"
 _READ = 1 << 22  # bytes at once
@@ -42,10 +44,13 @@ def read(checkpoint: epath.Path) -> dict[str, Any] | None:
     content = json.loads((checkpoint / MANIFEST).read_text())
   except FileNotFoundError:
     return None
-  except (OSError, ValueError) as error:
-    raise ValueError(f"{MANIFEST} cannot be read: {error}") from None
-  if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
-    raise ValueError(f"{MANIFEST} is not one")
+  except (OSError, ValueError, RecursionError) as error:
+    raise ValueError(f"{MANIFEST} cannot be read: {first_line(error)}") from None
+  files = content.get("files") if isinstance(content, dict) else None
+  if not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in files.values()):
+    raise ValueError(f"{MANIFEST} does not list files")
+  if any(".." in name.split("/") for name in files):
+    raise ValueError(f"{MANIFEST} lists files of other folders")
   return content
 
 
@@ -112,7 +117,7 @@ def _entry(path: epath.Path) -> dict[str, int] | None:
     with path.open("rb") as file:
       while part := file.read(_READ):
         checksum, size = zlib.crc32(part, checksum), size + len(part)
-  except FileNotFoundError:
+  except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
     return None
   return {"bytes": size, "crc32": checksum}
 

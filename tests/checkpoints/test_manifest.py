@@ -75,12 +75,22 @@ def test_whoever_reads_it_is_told(two_steps, tmp_path):
   assert restore_params(folder, abstract(state_of()[0]), 1)
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"files": 3}', "\xff"])
+@pytest.mark.parametrize(
+  "content",
+  [
+    "", "[]", '{"files": 3}', '{"files": {"params/a": 3}}', "\xff", "[" * 99999,
+    '{"files": {"params/../../../dev/zero": {"bytes": 3}}}',
+  ],
+)  # fmt: skip
 def test_a_damaged_manifest(content, two_steps, tmp_path):
   folder = tmp_path / "2"
   shutil.copytree(two_steps / "2", folder)
   (folder / manifest.MANIFEST).write_text(content, encoding="latin-1")
   with pytest.raises(ValueError, match=r"manifest\.json"):
+    manifest.check(epath.Path(folder))
+  assert not manifest.is_permanent(epath.Path(folder))
+  (folder / manifest.MANIFEST).write_text('{"files": {"params": {"bytes": 3}}}')  # a folder
+  with pytest.raises(ValueError, match="params is missing"):
     manifest.check(epath.Path(folder))
 
 

@@ -13,6 +13,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from gptneo_jax.checkpoints.quiet import quiet_orbax
+
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 SMALL = {
@@ -93,7 +95,7 @@ def arrays(workdir, step: int) -> dict[str, np.ndarray]:
   found = {}
   for item in ("params", "optimizer"):
     path = pathlib.Path(workdir).absolute() / str(step) / item
-    with ocp.PyTreeCheckpointer() as reader, warnings.catch_warnings():
+    with quiet_orbax(), ocp.PyTreeCheckpointer() as reader, warnings.catch_warnings():
       warnings.simplefilter("ignore")  # about shardings, of which there is one here
       plain = lambda _: ocp.RestoreArgs(restore_type=np.ndarray)
       stored = reader.metadata(path).item_metadata.tree
