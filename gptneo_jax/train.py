@@ -165,6 +165,10 @@ def _run(
     run.task.write_files(run, tokenizer, workdir)
     run_record.write(workdir, record, changed, step)
 
+  def write_anew() -> None:
+    data.save_tokenizer(tokenizer, str(workdir))
+    write_files()
+
   if multihost.is_host0():
     write_files()
 
@@ -179,7 +183,7 @@ def _run(
 
   # --- what the loop writes to; an evaluation that a run stopped in still owes --------------------
   saving = Saving(
-    run, workdir, checkpoints, batches=batches, summary=summary, write_files=write_files, say=say
+    run, workdir, checkpoints, batches=batches, summary=summary, write_files=write_anew, say=say
   )
   reports = StepReports(
     run,

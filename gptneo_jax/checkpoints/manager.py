@@ -41,6 +41,8 @@ from gptneo_jax.checkpoints.step_folders import (
 
 _log = logging.getLogger(__name__)
 
+_SAVE_SECONDS = 2 * 3600  # that a save may take, with the reading of its files for their checksums
+
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
@@ -81,7 +83,12 @@ class Checkpointer:
     self._quiet = contextlib.ExitStack()
     self._quiet.enter_context(quiet_orbax())
     self._quiet.enter_context(quiet_abandoned())
-    self._opened: ocp.CheckpointManager | None = self._open()
+    self._opened: ocp.CheckpointManager | None = None
+    try:
+      self._opened = self._open()
+    except BaseException:
+      self._quiet.close()
+      raise
 
   @property
   def _manager(self) -> ocp.CheckpointManager:
@@ -111,6 +118,7 @@ class Checkpointer:
           # Made in the background, a folder that cannot be made holds up the end of the program for
           # five minutes: other threads wait for it.
           create_directories_asynchronously=False,
+          timeout_secs=_SAVE_SECONDS,
         ),
       ),
     )
@@ -178,11 +186,6 @@ class Checkpointer:
       permanent=bool(before and self._keep_seconds)
       and manifest.is_of_earlier_interval(self._folder / str(before[-1]), self._keep_seconds),
     )
-
-  @property
-  def is_saving(self) -> bool:
-    """Whether a save has been started that has neither been waited for nor failed."""
-    return self._saving is not None
 
   def failure(self) -> CheckpointError | None:
     """The error of a save that has failed in the background; None while it is being written."""
@@ -323,15 +326,21 @@ class _LatestAndBest:
   def should_preserve(self, checkpoints, *, context) -> list[bool]:
     del context
     steps = [info.step for info in checkpoints]
-    for step in steps:
-      # The newest is not complete yet, and is kept anyway.
-      if step not in self._permanent and (self._folder / str(step)).exists():
-        self._permanent[step] = manifest.is_permanent(self._folder / str(step))
+    kept_for_good = {step for step in steps[:-1] if self._is_permanent(step)}
     ranked = sorted((self._cost(info), info.step) for info in checkpoints)
     keep = {step for cost_, step in ranked[: self._best] if math.isfinite(cost_)}
     keep |= set(steps[-self._latest :])
-    keep |= {step for step in steps if self._permanent.get(step)}
+    keep |= kept_for_good
     return [step in keep for step in steps]
+
+  def _is_permanent(self, step: int) -> bool:
+    """Not asked of the newest, which is not complete yet; True if it cannot be read just now."""
+    if step not in self._permanent:
+      try:
+        self._permanent[step] = manifest.is_permanent(self._folder / str(step))
+      except OSError:
+        return True
+    return self._permanent[step]
 
   def _cost(self, info) -> float:
     if info.step in self._costs:

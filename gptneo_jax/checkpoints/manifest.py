@@ -35,16 +35,18 @@ def write(checkpoint: epath.Path, *, permanent: bool) -> None:
     "permanent": permanent,
     "files": dict(zip(files, _map(_entry, [checkpoint / name for name in files]))),
   }
-  (checkpoint / MANIFEST).write_text(json.dumps(content))
+  part = checkpoint / f"{MANIFEST}.part"  # renamed: a process killed here leaves none
+  part.write_text(json.dumps(content))
+  part.replace(checkpoint / MANIFEST)
 
 
 def read(checkpoint: epath.Path) -> dict[str, Any] | None:
-  """The manifest; None where there is none. Raises ValueError for a damaged one."""
+  """The manifest; None where there is none. Raises ValueError for a damaged one, and OSError."""
   try:
     content = json.loads((checkpoint / MANIFEST).read_text())
   except FileNotFoundError:
     return None
-  except (OSError, ValueError, RecursionError) as error:
+  except (ValueError, RecursionError) as error:
     raise ValueError(f"{MANIFEST} cannot be read: {first_line(error)}") from None
   files = content.get("files") if isinstance(content, dict) else None
   if not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in files.values()):
@@ -57,7 +59,8 @@ def read(checkpoint: epath.Path) -> dict[str, Any] | None:
 def check(
   checkpoint: epath.Path, items: Sequence[str] = ITEMS, *, share: tuple[int, int] = (0, 1)
 ) -> None:
-  """Raises ValueError naming the first file that is missing or is not as it was written.
+  """Raises ValueError naming the first file that is missing or is not as it was written, and
+  OSError where the machine fails to read.
 
   items: of the checkpoint. share: number and count of the parts that its files are checked in.
   """
@@ -78,6 +81,7 @@ def check(
 
 
 def is_permanent(checkpoint: epath.Path) -> bool:
+  """Whether it is to be kept for good. Raises OSError."""
   try:
     content = read(checkpoint)
   except ValueError:
@@ -90,7 +94,7 @@ def is_of_earlier_interval(checkpoint: epath.Path, seconds: float) -> bool:
   the present one; False if that is not known."""
   try:
     content = read(checkpoint)
-  except ValueError:
+  except (OSError, ValueError):
     return False
   written = content and content.get("written")
   return isinstance(written, float) and written // seconds < time.time() // seconds

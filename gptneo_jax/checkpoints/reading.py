@@ -1,6 +1,7 @@
 """Reads checkpoints; refuses those that are damaged or of another model, in one line."""
 
 import contextlib
+import errno
 import os
 import re
 from collections.abc import Sequence
@@ -18,6 +19,12 @@ from gptneo_jax.config import VOCABULARY_TABLES
 from gptneo_jax.errors import first_line
 from gptneo_jax.model import lora
 from gptneo_jax.model.lora import LoraConfig
+
+# What is wrong with a file, where other errors are the machine's or the network's. None: of errors
+# that are raised without the system's number.
+_OF_THE_FILE = {
+  None, errno.ENOENT, errno.EIO, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EINVAL,
+}  # fmt: skip
 
 
 class DamagedError(Exception):
@@ -208,9 +215,10 @@ def _damage(error: Exception) -> Exception:
   The latter must not lead to a checkpoint being moved aside.
   """
   elsewhere = "RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAVAILABLE|DEADLINE_EXCEEDED|UNAUTHENTICATED"
-  if isinstance(error, (MemoryError, PermissionError, TimeoutError)) or re.search(
-    elsewhere, str(error)
-  ):
+  of_machine = isinstance(error, MemoryError) or (
+    isinstance(error, OSError) and error.errno not in _OF_THE_FILE
+  )
+  if of_machine or re.search(elsewhere, str(error)):
     return CheckpointError(f"could not read the checkpoint: {reason_of(error)}")
   return DamagedError(reason_of(error))
 

@@ -138,9 +138,8 @@ class Shard:
 class TokenShards:
   """The shards of a folder as one sequence of ids.
 
-  shards: their names. tokens: how many ids there are, each of `itemsize` bytes, together
-  `bytes`. room: bytes of the
-  cache that a folder behind a URL is read through, else None.
+  shards: their names. tokens: how many ids there are, each of `itemsize` bytes, together `bytes`.
+  room: bytes of the cache that a folder behind a URL is read through, else None.
   """
 
   def __init__(self, folder: str, cache: str = "", cache_gib: float = DEFAULT_GIB):

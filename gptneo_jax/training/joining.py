@@ -115,11 +115,13 @@ class _Failures:
   def watch(self, ended: threading.Event) -> None:
     while not ended.is_set():
       lost = self._peers.lost(_POLL_SECONDS)
+      if ended.is_set():
+        return
       if 0 in lost:
         self._end_without_0()
       if line := self._failure():  # the end of a process that has seen it is no loss
         self._leave(line)
-      if lost and not ended.is_set():
+      if lost:
         self._number -= len(lost)
         with contextlib.suppress(RuntimeError):  # another failure was first
           self._client.key_value_set(_FAILURE, self._of_loss(lost))

@@ -116,7 +116,8 @@ def _visit(host: str, port: int, number: int, deadline: float, seconds: float) -
       time.sleep(_RETRY_SECONDS)
   _keep_alive(connection)
   _send(connection, {"gptneo_jax": number, "host": socket.gethostname()})
-  said = _read(connection, deadline=deadline + 60)  # process 0 may have begun to wait later
+  # Process 0 may have begun to wait just now.
+  said = _read(connection, deadline=time.monotonic() + seconds + 60)
   if not isinstance(said, dict):
     raise UserError(f"process 0 at {host}:{port} has ended while the others were joining it")
   if said["problem"]:

@@ -168,6 +168,7 @@ class _File:
         self._all = b""
       self._begin = None
     if self._local:
+      os.makedirs(os.path.dirname(self._path), exist_ok=True)  # it may have been removed
       _append(self._path, waiting)
     elif last or (waiting and time.monotonic() - self._written_at > _REMOTE_SECONDS):
       self._written_at = time.monotonic()  # a failure takes its time too, and is not repeated soon

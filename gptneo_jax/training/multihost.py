@@ -124,8 +124,11 @@ def require_shared(folder: epath.Path) -> epath.Path:
     return folder
   path, name = os.path.abspath(folder), f".seen_by_all_{secrets.token_hex(8)}"
   if is_host0():
-    os.makedirs(path, exist_ok=True)
-    pathlib.Path(path, name).touch()
+    try:
+      os.makedirs(path, exist_ok=True)
+      pathlib.Path(path, name).touch()
+    except OSError as error:
+      raise UserError(f"{path} cannot be written: {error.strerror}") from None
   writer, place, name = gather_objects([socket.gethostname(), path, name])[0]
   deadline = time.monotonic() + _SHARED_SECONDS
   while not (seen := _lists(path, name)) and time.monotonic() < deadline:

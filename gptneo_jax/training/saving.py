@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,6 +14,7 @@ from gptneo_jax import data
 from gptneo_jax.checkpoints.manager import Checkpointer
 from gptneo_jax.checkpoints.reading import reason_of
 from gptneo_jax.checkpoints.step_folders import CheckpointError, latest_step
+from gptneo_jax.errors import UserError
 from gptneo_jax.state import TrainState
 from gptneo_jax.training import multihost, run_state
 from gptneo_jax.training.setup import Run
@@ -40,7 +42,7 @@ class Saving:
     write_files: Callable[[], None],
     say: Callable[[str], None],
   ):
-    """write_files: writes what the folder holds beside checkpoints."""
+    """write_files: writes what the folder holds beside checkpoints, where it was removed."""
     self._run, self._workdir, self._checkpoints = run, workdir, checkpoints
     self._batches, self._summary, self._write_files = batches, summary, write_files
     self._say = say
@@ -75,7 +77,12 @@ class Saving:
   def _write_beside(self, state: TrainState) -> None:
     try:
       if multihost.is_host0() and not (self._workdir / "config.json").exists():
-        self._write_files()  # the folder was removed
+        if self._run.method.lora is not None:
+          raise UserError(
+            f"{self._workdir} was removed, and with it the weights that its factors belong to:"
+            " start the run again"
+          )
+        self._write_files()
       run_state.write_adapter(self._run, self._workdir, state)
     except OSError as error:
       raise CheckpointError(f"cannot write in {self._workdir}: {reason_of(error)}") from error
@@ -97,7 +104,13 @@ class Saving:
 
   def add_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
     """Adds what was measured after the save of a step. Raises CheckpointError like a save."""
-    self._attempt(lambda: self._checkpoints.add_metrics(step, metrics))
+    self._attempt(self._checkpoints.wait)
+    try:
+      self._checkpoints.add_metrics(step, metrics)
+    except CheckpointError as error:
+      if self._ends:
+        raise
+      self._say(f"warning: {error}")
 
   def is_owed(self) -> bool:
     """Whether a save that failed is to be made again now. Raises CheckpointError like a save."""
@@ -106,8 +119,9 @@ class Saving:
     return self._failure is not None and time.monotonic() >= self._again_at
 
   def last_saved(self) -> int | None:
-    """The newest checkpoint there is, once it is written."""
-    self._attempt(self._checkpoints.wait)
+    """The newest checkpoint there is, once it is written or has failed."""
+    with contextlib.suppress(CheckpointError):
+      self._checkpoints.wait()
     return latest_step(self._workdir)
 
   def finish(self) -> None:
