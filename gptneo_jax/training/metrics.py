@@ -71,8 +71,8 @@ class MetricWriter:
       self._run = _start_wandb(wandb_project, folder, resume_step, run)
     path, first = f"{folder}/metrics.jsonl", 0 if resume_step is None else resume_step + 1
     name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{uuid.uuid4().hex[:8]}"
-    lines = _File(path, lambda: _lines_up_to(path, resume_step))
-    events = _File(f"{folder}/tensorboard/{name}", lambda: _first_events(first))
+    lines = _File(folder, "metrics.jsonl", lambda: _lines_up_to(path, resume_step))
+    events = _File(folder, f"tensorboard/{name}", lambda: _first_events(first))
     self._lines = _Sink("metrics.jsonl", lines.deliver)
     self._events = _Sink("the file of TensorBoard", events.deliver)
     self._logged = _Sink("wandb", self._log)
@@ -151,11 +151,11 @@ class _Sink:
 
 
 class _File:
-  """A file that grows, local or at a URL."""
+  """A file in a folder, or in one below it, that grows; local or at a URL."""
 
-  def __init__(self, path: str, begin: Callable[[], bytes]):
+  def __init__(self, folder: str, name: str, begin: Callable[[], bytes]):
     """begin: what the file holds before anything is added."""
-    self._path, self._local = path, "://" not in path
+    self._within, self._path, self._local = folder, f"{folder}/{name}", "://" not in folder
     self._begin: Callable[[], bytes] | None = begin
     self._all, self._written_at = b"", -math.inf  # at a URL
 
@@ -168,7 +168,8 @@ class _File:
         self._all = b""
       self._begin = None
     if self._local:
-      os.makedirs(os.path.dirname(self._path), exist_ok=True)  # it may have been removed
+      if os.path.isdir(self._within):  # it may have been removed, and made anew
+        os.makedirs(os.path.dirname(self._path), exist_ok=True)
       _append(self._path, waiting)
     elif last or (waiting and time.monotonic() - self._written_at > _REMOTE_SECONDS):
       self._written_at = time.monotonic()  # a failure takes its time too, and is not repeated soon

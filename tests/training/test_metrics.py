@@ -4,6 +4,7 @@ import importlib.machinery
 import json
 import math
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -290,6 +291,20 @@ def test_a_folder_that_is_gone_for_a_while(tmp_path, caplog):
   assert len(said) == 4 and "metrics.jsonl cannot be written" in said[0]
   assert "Not a directory" in said[0] and "the file of TensorBoard cannot be" in said[1]
   assert said[2:] == ["metrics.jsonl is written again", "the file of TensorBoard is written again"]
+
+
+def test_a_folder_that_is_made_anew(tmp_path):
+  """As by a run that saves after its folder was removed: both files go on in it."""
+  folder = tmp_path / "run"
+  writer = metrics.MetricWriter(folder)
+  writer.write(1, {"train/loss": 1})
+  shutil.rmtree(folder)
+  writer.write(2, {"train/loss": 2})
+  folder.mkdir()
+  writer.write(3, {"train/loss": 3})
+  writer.close()
+  assert [line["step"] for line in _lines(folder)] == [2, 3]
+  assert (folder / "tensorboard").is_dir()
 
 
 def test_what_waits_is_bounded(tmp_path, monkeypatch, caplog):
