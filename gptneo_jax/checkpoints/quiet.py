@@ -23,7 +23,7 @@ class _NotOfOrbax(logging.Filter):
 
 class _NotOfTasks(logging.Filter):
   def filter(self, record: logging.LogRecord) -> bool:
-    return re.match("(Task|Future) exception was never retrieved", record.getMessage()) is None
+    return re.match(r"\w+ exception was never retrieved", record.getMessage()) is None
 
 
 def quiet_orbax() -> contextlib.AbstractContextManager[None]:

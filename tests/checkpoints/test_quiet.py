@@ -49,7 +49,11 @@ def test_only_reports_of_abandoned_reads_are_dropped(monkeypatch):
   exec(code, scope)
   coroutines = ours(), scope["read"]()
   others = report(ValueError("x")), report(ValueError("x"), coroutines[0])
-  said = "Task exception was never retrieved\n…", "Future exception was never retrieved", "another"
+  said = (
+    "Task exception was never retrieved\n…",
+    "_GatheringFuture exception was never retrieved",
+    "x",
+  )
   records = [
     logging.LogRecord("asyncio", logging.ERROR, "base_events.py", 1, text, None, None)
     for text in said
