@@ -11,12 +11,14 @@ is for one machine, on which each core is taken to be as fast as one of those me
 import argparse
 import json
 import pathlib
+import sys
 import tempfile
 import time
 
 import bench
 import numpy as np
 
+from gptneo_jax import data
 from gptneo_jax.data.prepare import duplicates
 from gptneo_jax.data.prepare.inputs import Part, Settings
 
@@ -30,19 +32,26 @@ def main():
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--data", required=True, help="documents that are hashed, as a glob")
+  parser.add_argument("--data", required=True, help="a glob: what bench_prepare.py read")
   parser.add_argument("--cores", type=int, default=64)
   parser.add_argument("--files", type=int, default=30, help="that the Pile is in")
   args = parser.parse_args()
   prepared = json.loads(_RATES.read_text(encoding="utf-8"))["results"]
-  hashed = hashed_bytes_per_second(args.data)
+  config = data.DataConfig(source="auto", path=args.data, validation_fraction=0.0)
+  sizes = [len(one.text.encode()) for one in data.evaluation_documents(config, "train")]
+  if len(sizes) != prepared["documents"]:
+    sys.exit(f"--data has {len(sizes)} documents, and bench_prepare.py read others")
+  seconds = seconds_of_hashing(args.data)
   found = found_keys_per_second()
-  bench.record("pile_plan", plan(prepared, hashed, found, cores=args.cores, files=args.files))
+  bench.record(
+    "pile_plan",
+    plan(prepared, sum(sizes), seconds, found, cores=args.cores, files=args.files),
+  )
 
 
-def plan(prepared, hashed: float, found: float, *, cores: int, files: int) -> dict:
-  """hashed: bytes of text a second and core. found: keys a second."""
-  tokens = _BYTES * prepared["tokens"] / prepared["text_bytes"]
+def plan(prepared, size: int, seconds: float, found: float, *, cores: int, files: int) -> dict:
+  """size: bytes of the texts that were prepared. seconds: to hash them. found: keys a second."""
+  hashed, tokens = size / seconds, _BYTES * prepared["tokens"] / size
   keys, workers = _DOCUMENTS * duplicates._BANDS, min(cores, files)
   of_file = keys / files
   gb = lambda size: round(size / 1e9, 1)
@@ -73,16 +82,14 @@ def plan(prepared, hashed: float, found: float, *, cores: int, files: int) -> di
   }  # fmt: skip
 
 
-def hashed_bytes_per_second(path: str) -> float:
+def seconds_of_hashing(path: str) -> float:
   """On one core: texts are read, decompressed, and their keys made and written."""
   settings = Settings(path, "", dedup="near")
   with tempfile.TemporaryDirectory() as folder:
     began = time.perf_counter()
     for _ in duplicates.hash_files(settings, pathlib.Path(folder), Part(0, 1), print):
       pass
-    seconds = time.perf_counter() - began
-  size = json.loads(_RATES.read_text(encoding="utf-8"))["results"]["text_bytes"]
-  return size / seconds
+    return time.perf_counter() - began
 
 
 def found_keys_per_second() -> float:

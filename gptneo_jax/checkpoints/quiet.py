@@ -26,6 +26,9 @@ class _NotOfTasks(logging.Filter):
     return re.match(r"\w+ exception was never retrieved", record.getMessage()) is None
 
 
+_ABANDONED = _NotOfTasks()
+
+
 def quiet_orbax() -> contextlib.AbstractContextManager[None]:
   """Drops what orbax logs through absl: a dozen lines for each save, and every error twice.
 
@@ -60,8 +63,12 @@ def quiet_abandoned() -> Iterator[None]:
 
 
 def free_abandoned(error: BaseException) -> None:
-  """Frees what reads or writes that failed hold: it is reported while that is dropped, and arrays
-  that were read are not in memory any more."""
+  """Frees what reads or writes that failed hold: arrays are not in memory any more.
+
+  Some of it is freed later, at the end of the program too: from here on asyncio's reports of it are
+  dropped for good.
+  """
+  logging.getLogger("asyncio").addFilter(_ABANDONED)
   traceback.clear_frames(error.__traceback__)
   time.sleep(0.05)  # until those under way have ended
   gc.collect()
