@@ -26,7 +26,7 @@ class _NotOfTasks(logging.Filter):
     return re.match(r"\w+ exception was never retrieved", record.getMessage()) is None
 
 
-_ABANDONED = _NotOfTasks()
+_OF_ORBAX, _ABANDONED = _NotOfOrbax(), _NotOfTasks()
 
 
 def quiet_orbax() -> contextlib.AbstractContextManager[None]:
@@ -65,10 +65,11 @@ def quiet_abandoned() -> Iterator[None]:
 def free_abandoned(error: BaseException) -> None:
   """Frees what reads or writes that failed hold: arrays are not in memory any more.
 
-  Some of it is freed later, at the end of the program too: from here on asyncio's reports of it are
-  dropped for good.
+  Some of it is freed later, and some threads of orbax fail later, at the end of the program too:
+  from here on what is said of them is dropped for good.
   """
   logging.getLogger("asyncio").addFilter(_ABANDONED)
+  logging.getLogger("absl").addFilter(_OF_ORBAX)
   traceback.clear_frames(error.__traceback__)
   time.sleep(0.05)  # until those under way have ended
   gc.collect()

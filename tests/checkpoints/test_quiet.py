@@ -5,9 +5,17 @@ import sys
 import types
 
 import numpy as np
+import pytest
 
 from gptneo_jax.checkpoints.manager import Checkpointer
 from gptneo_jax.checkpoints.quiet import quiet_abandoned, quiet_orbax
+
+
+@pytest.fixture(autouse=True)
+def no_filters(monkeypatch):
+  """A failure, of another test, leaves some for good."""
+  for name in ("absl", "asyncio"):
+    monkeypatch.setattr(logging.getLogger(name), "filters", [])
 
 
 def record(path: str, level: int) -> logging.LogRecord:
@@ -58,7 +66,6 @@ def test_only_reports_of_abandoned_reads_are_dropped(monkeypatch):
     logging.LogRecord("asyncio", logging.ERROR, "base_events.py", 1, text, None, None)
     for text in said
   ]
-  monkeypatch.setattr(logging.getLogger("asyncio"), "filters", [])  # a failure leaves one for good
   passes = lambda: [bool(logging.getLogger("asyncio").filter(record)) for record in records]
   assert passes() == [True, True, True]
   with quiet_abandoned():
