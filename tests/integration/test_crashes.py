@@ -15,8 +15,9 @@ def campaign(tmp_path_factory):
   return crashes.Campaign(tmp_path_factory.mktemp("campaign"))
 
 
-# Most of those that need few processes; that a signal to one host stops all, test_joining shows.
-RUNS = [kind for kind in crashes.KINDS if kind != "one host of two gets SIGTERM"]
+# Of one process, most of those that start it once. What a lost host does to the others, and a signal
+# to one of them, test_joining shows.
+RUNS = [kind for kind, (_, hosts) in crashes.KINDS.items() if hosts == 1] + ["killed"]
 RUNS += ["newest checkpoint truncated", "a bit of the newest flipped", "two newest damaged"] * 3
 
 
