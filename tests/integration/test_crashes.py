@@ -15,8 +15,8 @@ def campaign(tmp_path_factory):
   return crashes.Campaign(tmp_path_factory.mktemp("campaign"))
 
 
-# Of one process, most of those that start it once. What a lost host does to the others, and a signal
-# to one of them, test_joining shows.
+# Of one process, most of those that start it once. What a lost host does to the others, and what a
+# signal to one of them, test_joining shows.
 RUNS = [kind for kind, (_, hosts) in crashes.KINDS.items() if hosts == 1] + ["killed"]
 RUNS += ["newest checkpoint truncated", "a bit of the newest flipped", "two newest damaged"] * 3
 
