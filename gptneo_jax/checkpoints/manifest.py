@@ -19,7 +19,6 @@ from etils import epath
 from gptneo_jax.errors import first_line
 
 MANIFEST = "manifest.json"
-_FORMAT = "gptneo_jax checkpoint 1"
 _READ = 1 << 22  # bytes at once
 _THREADS = 4
 # Metrics may be added to a checkpoint that is complete.
@@ -30,7 +29,6 @@ def write(checkpoint: epath.Path, *, permanent: bool) -> None:
   """Lists the files that are there. permanent: whether the checkpoint is to be kept for good."""
   files = _files(checkpoint, ITEMS)
   content = {
-    "format": _FORMAT,
     "written": time.time(),
     "permanent": permanent,
     "files": dict(zip(files, _map(_entry, [checkpoint / name for name in files]))),

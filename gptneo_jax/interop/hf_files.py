@@ -87,9 +87,8 @@ def _open_split(index: pathlib.Path) -> dict[str, Tensor]:
     raise UserError(f"{index} is damaged: it has no weight_map") from None
   tensors: dict[str, Tensor] = {}
   for part in parts:
-    if (
-      not isinstance(part, str) or part != pathlib.PurePath(part).name
-    ):  # '../x' would be a file of another folder
+    # '../x' would be a file of another folder.
+    if not isinstance(part, str) or part != pathlib.PurePath(part).name:
       raise UserError(f"{index} names {part!r:.80}, which is no file of its folder")
     if not (index.parent / part).is_file():
       raise UserError(f"{index} names {part}, which does not exist")

@@ -107,6 +107,14 @@ class Run:
 # --- ways to disturb a run: each starts it, and returns in words what it did ----------------------
 
 
+def _start(run: Run, chance: random.Random) -> int:
+  """Starts it and waits for a step, which is returned."""
+  run.start()
+  step = chance.randint(1, STEPS - 3)
+  run.until_step(step)
+  return step
+
+
 def killed(run: Run, chance: random.Random) -> str:
   """At any moment, also while it starts or writes."""
   run.start()
@@ -130,9 +138,7 @@ def killed_while_saving(run: Run, chance: random.Random) -> str:
 
 
 def terminated(run: Run, chance: random.Random) -> str:
-  run.start()
-  step = chance.randint(1, STEPS - 3)
-  run.until_step(step)
+  step = _start(run, chance)
   time.sleep(chance.uniform(0, 0.2))
   run.send(signal.SIGTERM)
   (status,) = run.wait()
@@ -143,9 +149,7 @@ def terminated(run: Run, chance: random.Random) -> str:
 
 def one_host_killed(run: Run, chance: random.Random) -> str:
   """The others end by themselves."""
-  run.start()
-  step, which = chance.randint(1, STEPS - 3), chance.randrange(run.hosts)
-  run.until_step(step)
+  step, which = _start(run, chance), chance.randrange(run.hosts)
   time.sleep(chance.uniform(0, 0.2))
   run.send(signal.SIGKILL, which)
   statuses = run.wait()
@@ -156,9 +160,7 @@ def one_host_killed(run: Run, chance: random.Random) -> str:
 
 def one_host_terminated(run: Run, chance: random.Random) -> str:
   """All save and stop together."""
-  run.start()
-  step, which = chance.randint(1, STEPS - 3), chance.randrange(run.hosts)
-  run.until_step(step)
+  step, which = _start(run, chance), chance.randrange(run.hosts)
   run.send(signal.SIGTERM, which)
   statuses = run.wait()
   if len(set(statuses)) > 1 or statuses[0] not in (0, 128 + signal.SIGTERM):
@@ -213,9 +215,7 @@ def _some_file(checkpoint: pathlib.Path, chance: random.Random) -> pathlib.Path:
 
 def disk_full(run: Run, chance: random.Random) -> str:
   """For some steps, or for good: then the run cannot be saved, and is started again with room."""
-  step, seconds = chance.randint(1, STEPS - 3), chance.choice((0.2, 1.0, _PATIENCE))
-  run.start()
-  run.until_step(step)
+  step, seconds = _start(run, chance), chance.choice((0.2, 1.0, _PATIENCE))
   if run.is_going():
     limit_files(run, 0)
     _wait(run, seconds)
@@ -240,9 +240,7 @@ def save_fails(run: Run, chance: random.Random) -> str:
 
 def read_only(run: Run, chance: random.Random) -> str:
   """In the folder of the run nothing can be made, renamed or removed for a while."""
-  step, seconds = chance.randint(1, STEPS - 3), chance.choice((0.2, 1.0, _PATIENCE))
-  run.start()
-  run.until_step(step)
+  step, seconds = _start(run, chance), chance.choice((0.2, 1.0, _PATIENCE))
   _protect(run.workdir, True)
   _wait(run, seconds)
   _protect(run.workdir, False)
@@ -274,9 +272,7 @@ def limit_files(run: Run, size: int) -> None:
 
 def moved_away(run: Run, chance: random.Random) -> str:
   """The folder is gone; the run makes it anew, and its last checkpoint is there."""
-  run.start()
-  step = chance.randint(1, STEPS - 3)
-  run.until_step(step)
+  step = _start(run, chance)
   if run.is_going():
     run.workdir.rename(run.workdir.with_name("away"))
   run.wait()
