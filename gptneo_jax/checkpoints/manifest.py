@@ -19,7 +19,7 @@ from etils import epath
 from gptneo_jax.errors import first_line
 
 MANIFEST = "manifest.json"
-_READ = 1 << 22  # bytes at once
+_READ = 1 << 19  # bytes at once, of each thread: a model is converted in the memory of few tensors
 _THREADS = 4
 # Metrics may be added to a checkpoint that is complete.
 ITEMS = ("params", "optimizer", "data")

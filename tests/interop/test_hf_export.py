@@ -74,10 +74,12 @@ def test_a_checkpoint_that_is_not_there_or_damaged(tmp_path):
     interop.orbax_to_hf, tmp_path / "ours", tmp_path / "back", tokenizer=False, **options
   )
   assert "no checkpoint 7" in to_hf(step=7)
+  right = our_folder.load_config(tmp_path / "ours")
+  our_folder.save_config(tmp_path / "ours", ModelConfig())
+  assert "the checkpoint is of another model than config.json" in to_hf()
+  our_folder.save_config(tmp_path / "ours", right)
   for file in (tmp_path / "ours/0/params/ocdbt.process_0/d").iterdir():
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 4])
   assert "damaged" in to_hf()
   assert not (tmp_path / "back").exists()
-  our_folder.save_config(tmp_path / "ours", ModelConfig())
-  assert "the checkpoint is of another model than config.json" in to_hf()
   assert "holds no config.json" in error(interop.orbax_to_hf, tmp_path, tmp_path / "back")
