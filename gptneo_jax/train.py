@@ -251,12 +251,13 @@ def _run(
       saves = True
     if results and saves:
       saving.add_metrics(step, results)
-    reports.write(step, line | results)
+    written = line | results
+    reports.write(step, written)
     if problem:
       raise UserError(f"{problem}. Step {step} is saved: the run resumes with another best_metric")
     reports.begin()
 
-  saving.finish()
+  saving.finish(lambda: save(step, state, written))
   reports.close()
   if stopping:
     again = (

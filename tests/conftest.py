@@ -2,11 +2,18 @@
 
 import os
 import pathlib
+import shutil
 
 import jax
 import pytest
 
+from tests.helpers import compiling
+
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+
+if shutil.which("nvidia-smi") is None:  # the flags hold for GPUs too
+  os.environ.setdefault("XLA_FLAGS", compiling.QUICKLY)  # read when JAX first compiles
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -23,16 +30,27 @@ def explicit_broadcasting():
     yield
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session", autouse=True)
 def compiled_once(tmp_path_factory):
-  """Programs that a module compiles again are read back: its runs compile the same functions."""
-  names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-  before = [getattr(jax.config, name) for name in names]
-  for name, value in zip(names, (str(tmp_path_factory.mktemp("compiled")), 0.0)):
+  """Programs that another test has compiled are read back, here and in processes that tests
+  start: many compile the same functions."""
+  folder = tmp_path_factory.getbasetemp()
+  if "PYTEST_XDIST_WORKER" in os.environ:
+    folder = folder.parent  # of all workers
+  settings = {
+    "jax_compilation_cache_dir": str(folder / "compiled"),
+    "jax_persistent_cache_min_compile_time_secs": 0.1,
+  }
+  for name, value in settings.items():
     jax.config.update(name, value)
+    os.environ[name.upper()] = str(value)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def freed():
+  """What a module has traced and compiled would be kept: gigabytes at the end."""
   yield
-  for name, value in zip(names, before):
-    jax.config.update(name, value)
+  jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

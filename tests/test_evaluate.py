@@ -16,6 +16,7 @@ from gptneo_jax.data import load_tokenizer
 from gptneo_jax.data.documents import Document
 from gptneo_jax.errors import UserError
 from gptneo_jax.interop import peft_files
+from tests.helpers import compiling
 
 TEXTS = ["the quick brown fox jumps over the lazy dog " * 12, "ção 日本", "", "fox and dog " * 30]
 
@@ -178,10 +179,9 @@ evaluate.main([*common, "--output", f"{folder}/both.json", "--mesh", "data=1,fsd
 
 def test_four_devices_give_the_numbers_of_one(checkpoint, corpus, tmp_path):
   common = ["--checkpoint", checkpoint, "--data", corpus, "--stride", "10", "--batch_size", "3"]
-  flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
   done = subprocess.run(
     [sys.executable, "-c", ON_FOUR_DEVICES, *common, str(tmp_path)],
-    env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+    env=os.environ | compiling.on_devices(4),
     capture_output=True, text=True, timeout=300,
   )  # fmt: skip
   assert done.returncode == 0, done.stderr

@@ -12,6 +12,7 @@ import pytest
 
 import gptneo_jax
 from gptneo_jax.errors import UserError
+from tests.helpers import compiling
 from tests.helpers.text_models import TINY, make, make_tokenizer
 
 
@@ -154,6 +155,6 @@ def test_on_a_mesh(lm, tmp_path):
     print(np.abs(logits[..., :280] - np.load({str(tmp_path / "logits.npy")!r})).max())
     print(lm.score(["the dog"])[0].nll, lm.generate("the dog", max_new_tokens=3).texts)
     """,
-    XLA_FLAGS="--xla_force_host_platform_device_count=4",
+    **compiling.on_devices(4),
   ).splitlines()
   assert float(out[0]) < 2e-5

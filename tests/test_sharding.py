@@ -4,13 +4,13 @@ import jax.numpy as jnp
 import pytest
 
 from gptneo_jax import sharding
-from tests.helpers.processes import QUICK, found_on_eight_devices
+from tests.helpers.processes import found_on_eight_devices
 
 
 @pytest.fixture(scope="module")
 def found():
   """What sharding_checks.py printed."""
-  return found_on_eight_devices("sharding_checks.py", QUICK)
+  return found_on_eight_devices("sharding_checks.py")
 
 
 def test_loss_and_gradients_equal_one_device(found):

@@ -18,8 +18,6 @@ from gptneo_jax.training.compiled_step import TooLarge
 from gptneo_jax.training.setup import setup_run
 from tests.helpers.small_runs import evaluated, exact, lines, small_config, texts, write_jsonl
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 
 @pytest.fixture
 def config(tmp_path):

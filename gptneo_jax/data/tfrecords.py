@@ -18,9 +18,10 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
+import google_crc32c
 import numpy as np
 
-from gptneo_jax.data.documents import BadRecords, DataError, Wanted
+from gptneo_jax.data.documents import BadRecords, Wanted
 
 ENDINGS = (".tfrecord", ".tfrecords")
 _LOOKED_AT = 64  # records, of which the form is told
@@ -34,9 +35,8 @@ def read_ids(
 
   file: open for reading bytes. Raises DataError as `bad_records` decides.
   """
-  crc32c = _crc32c()
-  chunks = _holds_chunks(file, crc32c, end_of_text)
-  for number, payload, fault in _records(file, crc32c, path, bad_records):
+  chunks = _holds_chunks(file, end_of_text)
+  for number, payload, fault in _records(file, path, bad_records):
     if not wanted(number):
       continue
     try:
@@ -51,17 +51,9 @@ def read_ids(
     yield number + 1, ids
 
 
-def _crc32c() -> Any:
-  try:
-    import google_crc32c
-  except ImportError:
-    raise DataError("TFRecords need google-crc32c: pip install 'gptneo_jax[prepare]'") from None
-  return google_crc32c.value
-
-
-def _holds_chunks(file: Any, crc32c: Any, end_of_text: int) -> bool:
+def _holds_chunks(file: Any, end_of_text: int) -> bool:
   """Whether records are chunks: all of one length, more than one or with an end of text inside."""
-  records = _records(file, crc32c, "", BadRecords("skip", quiet=True))
+  records = _records(file, "", BadRecords("skip", quiet=True))
   found = []
   for _, payload, fault in itertools.islice(records, _LOOKED_AT):
     try:
@@ -72,9 +64,7 @@ def _holds_chunks(file: Any, crc32c: Any, end_of_text: int) -> bool:
   return len({len(ids) for ids in found}) == 1 and (len(found) > 1 or inside)
 
 
-def _records(
-  file: Any, crc32c: Any, path: str, bad_records: BadRecords
-) -> Iterator[tuple[int, bytes, str]]:
+def _records(file: Any, path: str, bad_records: BadRecords) -> Iterator[tuple[int, bytes, str]]:
   """(number, payload, what is wrong with it or '') of each record, from the beginning."""
   left = file.seek(0, 2)
   file.seek(0)
@@ -87,7 +77,7 @@ def _records(
       bad_records.add_file(where, "the file is cut off here")
       return
     size, checksum = struct.unpack("<QI", head)
-    if _masked(crc32c(head[:8])) != checksum:
+    if masked_crc32c(head[:8]) != checksum:
       what = "damaged from here on" if number else "no TFRecords: its first checksum is wrong"
       bad_records.add_file(where, what)
       return
@@ -97,10 +87,12 @@ def _records(
       return
     payload, (checksum,) = file.read(size), struct.unpack("<I", file.read(4))
     left -= size + 4
-    yield number, payload, "" if _masked(crc32c(payload)) == checksum else "its checksum is wrong"
+    yield number, payload, "" if masked_crc32c(payload) == checksum else "its checksum is wrong"
 
 
-def _masked(checksum: int) -> int:
+def masked_crc32c(data: bytes) -> int:
+  """The checksum of TFRecords, which is not CRC-32C itself."""
+  checksum = google_crc32c.value(data)
   return ((checksum >> 15 | checksum << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 

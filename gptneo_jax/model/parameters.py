@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -23,7 +24,7 @@ def abstract_params(model: Decoder, mesh: Mesh | AbstractMesh | None = None) -> 
 
   Raises ValueError naming the parameter that the mesh does not divide.
   """
-  boxed = jax.eval_shape(model.init, jax.random.key(0), _ids())["params"]
+  boxed = _boxed(model)
   if mesh is None:
     return nn.unbox(boxed)
   return jax.tree.map(
@@ -31,6 +32,11 @@ def abstract_params(model: Decoder, mesh: Mesh | AbstractMesh | None = None) -> 
     nn.unbox(boxed),
     param_shardings(mesh, boxed),
   )
+
+
+@functools.lru_cache(maxsize=16)  # tracing takes as long as an import, and a run asks four times
+def _boxed(model: Decoder) -> Any:
+  return jax.eval_shape(model.init, jax.random.key(0), _ids())["params"]
 
 
 def _ids() -> jax.Array:

@@ -8,7 +8,8 @@ import pathlib
 import re
 import traceback
 import types
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -136,16 +137,24 @@ def _fault_in_config(error: Exception, path: str) -> str:
   return f"{where}: unknown setting {name}{did_you_mean(name, run_config.known())}"
 
 
-def _check_settings(argv: Sequence[str], valid: Collection[str]) -> None:
-  """Raises UserError with the nearest valid name for a --config.key that does not exist."""
+def _check_settings(argv: Sequence[str], settings: Mapping[str, Any]) -> None:
+  """Raises UserError for a --config.key that does not exist, with the nearest that does, and for
+  one that would have no effect."""
+  given = set()
   for arg in argv:
     key = arg.lstrip("-").partition("=")[0]
     if not arg.startswith("-") or not key.startswith("config."):
       continue
     key = key.removeprefix("config.")
-    if key not in valid:
-      hint = did_you_mean(key, valid, "--config.{}")
+    if key not in settings:
+      hint = did_you_mean(key, settings, "--config.{}")
       raise UserError(f"unknown setting --config.{key}{hint}")
+    given.add(key)
+  if "steps" in given and "epochs" not in given and settings["epochs"]:
+    raise UserError(
+      f"--config.steps has no effect: the config has {settings['epochs']:g} epochs; add"
+      " --config.epochs=0"
+    )
 
 
 def _last_line(error: Exception) -> str:

@@ -16,7 +16,6 @@ import logging
 import math
 import os
 import socket
-import struct
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -25,6 +24,7 @@ from typing import Any, TextIO, cast
 import fsspec
 
 from gptneo_jax.errors import UserError, first_line
+from gptneo_jax.training import events
 
 # Object stores cannot append: there all of the file is written again, not more often than this.
 _REMOTE_SECONDS = 30.0
@@ -72,9 +72,9 @@ class MetricWriter:
     path, first = f"{folder}/metrics.jsonl", 0 if resume_step is None else resume_step + 1
     name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{uuid.uuid4().hex[:8]}"
     lines = _File(folder, "metrics.jsonl", lambda: _lines_up_to(path, resume_step))
-    events = _File(folder, f"tensorboard/{name}", lambda: _first_events(first))
+    records = _File(folder, f"tensorboard/{name}", lambda: events.beginning(first))
     self._lines = _Sink("metrics.jsonl", lines.deliver)
-    self._events = _Sink("the file of TensorBoard", events.deliver)
+    self._events = _Sink("the file of TensorBoard", records.deliver)
     self._logged = _Sink("wandb", self._log)
 
   def _log(self, waiting: collections.deque, last: bool) -> None:
@@ -95,7 +95,7 @@ class MetricWriter:
     finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
     line = json.dumps({"step": int(step), **finite}, allow_nan=False) + "\n"
     self._lines.put(line.encode())
-    self._events.put(_scalars(step, values))
+    self._events.put(events.scalars(step, values))
     if self._run:
       self._logged.put((step, values))
 
@@ -236,47 +236,6 @@ def _lines_up_to(path: str, resume_step: int | None) -> bytes:
 def _open(path: str, mode: str, **options: Any) -> contextlib.AbstractContextManager[TextIO]:
   # fsspec has no annotations, and what is inferred from its code is a list of files.
   return cast(contextlib.AbstractContextManager[TextIO], fsspec.open(path, mode, **options))
-
-
-# --- TensorBoard ----------------------------------------------------------------------------------
-
-# Not by tensorboardX's SummaryWriter: its thread ends at the first write that fails, and then the
-# run waits for ever in front of the thread's queue. Its imports bring torch where that is
-# installed, which takes over a second, so not at start-up.
-
-
-def _first_events(purge_step: int) -> bytes:
-  """The beginning of a file; what others hold from `purge_step` on is void."""
-  # pyrefly: ignore[missing-module-attribute]  # its classes are made when it is imported
-  from tensorboardX.proto.event_pb2 import Event, SessionLog
-
-  version = Event(wall_time=time.time(), file_version="brain.Event:2")
-  start = Event(
-    wall_time=time.time(), step=purge_step, session_log=SessionLog(status=SessionLog.START)
-  )
-  return _record(version) + _record(start)
-
-
-def _scalars(step: int, values: Mapping[str, float]) -> bytes:
-  # pyrefly: ignore[missing-module-attribute]
-  from tensorboardX.proto.event_pb2 import Event
-
-  # pyrefly: ignore[missing-module-attribute]
-  from tensorboardX.proto.summary_pb2 import Summary
-  from tensorboardX.summary import scalar
-
-  found = [scalar(key, value).value[0] for key, value in values.items()]
-  return _record(Event(wall_time=time.time(), step=step, summary=Summary(value=found)))
-
-
-def _record(event: Any) -> bytes:
-  """As TFRecord: the length, its checksum, the bytes, their checksum."""
-  from tensorboardX.record_writer import masked_crc32c
-
-  masked = lambda part: struct.pack("<I", masked_crc32c(part))
-  data = event.SerializeToString()
-  length = struct.pack("<Q", len(data))
-  return length + masked(length) + data + masked(data)
 
 
 # --- wandb ----------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from gptneo_jax.training.summary import Summary
 from gptneo_jax.training.tasks import Batches
 
 _AGAIN_SECONDS = 60  # after which a save that failed is made again
+_PAUSES = (0, 10, 60)  # seconds before each of the tries after a last save that failed
 
 
 class Saving:
@@ -98,7 +99,7 @@ class Saving:
       raise error
     self._failure, self._again_at = error, time.monotonic() + _AGAIN_SECONDS
     self._say(
-      f"warning: {error}. The run goes on, and saves again in {_AGAIN_SECONDS} s"
+      f"warning: {error}. The run goes on, and saves again in {_AGAIN_SECONDS} s or at its end"
       " (--config.on_failed_save=stop ends it instead)"
     )
 
@@ -124,8 +125,17 @@ class Saving:
       self._checkpoints.wait()
     return latest_step(self._workdir)
 
-  def finish(self) -> None:
-    """Waits for the last save. Raises CheckpointError if it failed."""
-    self._checkpoints.wait()
+  def finish(self, save_again: Callable[[], None]) -> None:
+    """Waits for the last save, and makes it again a few times if it failed.
+
+    Raises CheckpointError if it failed every time, or the first time if that ends the run.
+    """
+    self._attempt(self._checkpoints.wait)
+    for pause in _PAUSES:
+      if not self._failure:
+        return
+      time.sleep(pause)
+      save_again()
+      self._attempt(self._checkpoints.wait)
     if self._failure:
       raise self._failure

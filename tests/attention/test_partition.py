@@ -2,13 +2,13 @@
 
 import pytest
 
-from tests.helpers.processes import QUICK, found_on_eight_devices
+from tests.helpers.processes import found_on_eight_devices
 
 
 @pytest.fixture(scope="module")
 def found():
   """What attention_mesh_checks.py printed."""
-  return found_on_eight_devices("attention_mesh_checks.py", QUICK)
+  return found_on_eight_devices("attention_mesh_checks.py")
 
 
 def test_values_and_gradients_equal_one_device(found):

@@ -12,6 +12,7 @@ import pytest
 from gptneo_jax.checkpoints import manager
 from gptneo_jax.checkpoints.reading import restore_params
 from gptneo_jax.checkpoints.step_folders import latest_step, saved_steps
+from tests.helpers import compiling
 from tests.helpers.checkpoint_runs import run_python, save
 
 
@@ -41,7 +42,7 @@ def test_another_mesh_restores_it(tmp_path):
       assert tree["w"].sharding == other
       np.testing.assert_array_equal(tree["w"], w)
   """
-  process = run_python(code, tmp_path, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+  process = run_python(code, tmp_path, **compiling.on_devices(8))
   _, errors = process.communicate(timeout=120)
   assert process.returncode == 0, errors
   assert errors == ""  # orbax says nothing on the terminal either

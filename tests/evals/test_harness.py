@@ -14,6 +14,7 @@ import pytest
 from gptneo_jax import engine
 from gptneo_jax.errors import UserError
 from gptneo_jax.evals import harness, harness_globals, local_tasks, scoring, task_sets
+from tests.helpers import compiling
 from tests.helpers.tiny_lm import TEXT, WORDS, tiny_lm
 
 pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness")
@@ -194,7 +195,7 @@ def test_on_a_mesh_and_without_torch(lm, own_tasks, tmp_path):
   """
   done = subprocess.run(
     [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=300,
-    env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "USE_TORCH": "0"},
+    env=os.environ | compiling.on_devices(4) | {"USE_TORCH": "0"},
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
   found = json.loads(done.stdout.splitlines()[-1])

@@ -15,7 +15,6 @@ import pytest
 from gptneo_jax.attention import BACKENDS, MaskSpec
 from gptneo_jax.hardware import current_hardware
 
-QUICK = {"xla_backend_optimization_level": 0}  # compiling is what these tests take time for
 AS_TYPED = {"xla_allow_excess_precision": False}  # what is rounded to 16 bits stays rounded
 TOLERANCE = 2e-6  # float32; the largest seen is 9e-7
 BFLOAT16_TOLERANCE = (
@@ -113,7 +112,7 @@ def make_inputs(T, B=2, H=2, K=8, dtype=jnp.float32, seed=0):
 def run(backend, q, k, v, dout, spec, scale, **options):
   """Output and gradients of one backend, compiled."""
 
-  @functools.partial(jax.jit, compiler_options=QUICK | AS_TYPED)
+  @functools.partial(jax.jit, compiler_options=AS_TYPED)
   def both(q, k, v, dout, spec):
     options_ = {**backend.options, **options}
     call = functools.partial(BACKENDS[backend.name], spec=spec, scale=scale, **options_)

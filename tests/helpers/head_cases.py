@@ -5,6 +5,7 @@ for) gradients.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from gptneo_jax.config import ModelConfig
 from gptneo_jax.model import heads
 from gptneo_jax.model.losses import IGNORED
 from tests.helpers import hf_models, referee
+from tests.helpers.compiling import AS_IN_USE
 
 B = 6  # rows; of choices for double heads: 3 questions of 2
 
@@ -166,7 +168,7 @@ def our_program(config):
   module = heads.build(config)
   as_numpy = lambda tree: jax.tree.map(np.asarray, tree)
 
-  @jax.jit
+  @functools.partial(jax.jit, compiler_options=AS_IN_USE)
   def both(params, ids_BxT, labels, options):
     def total(params):
       method = "logits" if config.head == "lm" else "outputs"

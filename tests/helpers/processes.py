@@ -6,18 +6,12 @@ import subprocess
 import sys
 from typing import Any
 
-from tests.helpers import HELPERS
-
-QUICK = "--xla_backend_optimization_level=0"  # where compiling is what takes the time
+from tests.helpers import HELPERS, compiling
 
 
-def found_on_eight_devices(script: str, flags: str = "") -> Any:
-  """The JSON in the last line that a program prints, run on eight devices of the CPU.
-
-  flags: more of XLA's.
-  """
-  flags = f"--xla_force_host_platform_device_count=8 {flags}"
-  environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+def found_on_eight_devices(script: str) -> Any:
+  """The JSON in the last line that a program prints, run on eight devices of the CPU."""
+  environment = os.environ | compiling.on_devices(8)
   environment["PYTHONPATH"] = str(HELPERS.parent.parent)  # they import one another
   done = subprocess.run(
     [sys.executable, HELPERS / script], env=environment, capture_output=True, text=True, timeout=300

@@ -6,14 +6,17 @@ import pathlib
 import random
 import subprocess
 import sys
-import tempfile
 import warnings
+from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
 
 from gptneo_jax.checkpoints.quiet import quiet_orbax
+from gptneo_jax.training import config_file
+from tests.helpers import compiling
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
@@ -54,24 +57,24 @@ def write_corpus(folder: pathlib.Path) -> str:
 
 def train_command(workdir, *, config: str = "configs/tiny.py", **settings) -> list[str]:
   """The command of a run; settings with '__' for '.', on top of SMALL."""
-  merged = SMALL | {name.replace("__", "."): value for name, value in settings.items()}
-  flags = [f"--config.{name}={value}" for name, value in merged.items()]
+  flags = [f"--config.{name}={value}" for name, value in _merged(settings).items()]
   start = [sys.executable, "-m", "gptneo_jax.train", "--config", config]
   return [*start, f"--workdir={workdir}", *flags]
 
 
-# Runs share what they compile, and compile it quickly: they are short.
-_COMPILED = tempfile.TemporaryDirectory()
-_QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+def config(**settings) -> ConfigDict:
+  """What the program makes of the same command."""
+  made = config_file.load(str(REPOSITORY / "configs" / "tiny.py"))
+  made.update_from_flattened_dict(_merged(settings))
+  return made
+
+
+def _merged(settings: dict[str, Any]) -> dict[str, Any]:
+  return SMALL | {name.replace("__", "."): value for name, value in settings.items()}
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-  return os.environ | {
-    "XLA_FLAGS": f"{_QUICK} --xla_force_host_platform_device_count={devices}",
-    "JAX_PLATFORMS": "cpu",
-    "JAX_COMPILATION_CACHE_DIR": _COMPILED.name,
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-  }
+  return os.environ | compiling.on_devices(devices)
 
 
 def train(workdir, *, devices: int = 1, **settings) -> subprocess.CompletedProcess:

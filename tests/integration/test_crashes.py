@@ -17,16 +17,24 @@ def campaign(tmp_path_factory):
 
 # Of one process, most of them started once: a start takes its time. What a lost host does to the
 # others, and what a signal to one of them, test_joining shows; the campaign has all.
-RUNS = [
-  "killed while saving", "disk full", "a save fails after its start", "folder removed",
-  "newest checkpoint truncated", "a bit of the newest flipped", "a bit of the newest flipped",
-  "two newest damaged",
-]  # fmt: skip
+DISTURBED = ["killed while saving", "disk full", "a save fails after its start", "folder removed"]
+DAMAGED = ["newest checkpoint truncated", "a bit of the newest flipped", "two newest damaged"]
 
 
-@pytest.mark.parametrize(("kind", "seed"), crashes.schedule(RUNS, len(RUNS), 1000))
+@pytest.mark.parametrize(("kind", "seed"), crashes.schedule(DISTURBED, 4, 1000))
 def test_it_ends_as_the_run_left_alone(campaign, kind, seed):
   print(campaign.disturb(kind, seed))
+
+
+@pytest.fixture(scope="module")
+def in_this_process(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("damage")
+  return crashes.Campaign(folder, crashes.InThisProcess, eval_every=7)
+
+
+@pytest.mark.parametrize(("kind", "seed"), crashes.schedule(DAMAGED, 16, 2000))
+def test_damaged_checkpoints(in_this_process, kind, seed):
+  print(in_this_process.disturb(kind, seed))
 
 
 def test_a_run_may_stop_where_it_cannot_be_saved(campaign, tmp_path):

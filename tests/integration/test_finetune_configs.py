@@ -11,8 +11,6 @@ from gptneo_jax.training import config_file, run_config
 from tests.helpers.packed_checks import small_model
 from tests.helpers.small_tokenizers import trained_tokenizer
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 RECIPES = sorted(
   path.stem
   for path in pathlib.Path(__file__).parents[2].joinpath("configs/finetune").glob("[a-z]*.py")

@@ -61,9 +61,7 @@ def learned_parts(lm, fields):
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_prompts_have_the_ids_of_training(
-  folders, sent, monkeypatch, tmp_path, capsys, template, compiled_once
-):
+def test_prompts_have_the_ids_of_training(folders, sent, monkeypatch, tmp_path, capsys, template):
   lm = gptneo_jax.load(folders[template])
   prompt, _ = learned_parts(lm, {"question": QUESTION, "answer": "the dog"})
   argv = ["--checkpoint", folders[template], "--max_new_tokens", "2"]

@@ -7,7 +7,7 @@ from tests.helpers import processes
 
 @pytest.mark.processes
 def test_parts_and_devices_are_the_large_batch():
-  found = processes.found_on_eight_devices("packed_devices.py", processes.QUICK)
+  found = processes.found_on_eight_devices("packed_devices.py")
   assert {"sequence_classification", "instruction", "question_answering"} <= found.keys()
   for task, one in found.items():
     assert one.pop("loss") > 0.01, task

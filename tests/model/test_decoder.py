@@ -1,6 +1,5 @@
 """The decoder by itself: what a position may depend on, how it starts, and how it is run."""
 
-import functools
 import time
 
 import flax.linen as nn
@@ -34,15 +33,12 @@ def random_ids(config, B=2, T=12, seed=0):
   return np.random.default_rng(seed).integers(0, config.vocab_size, (B, T)).astype(np.int32)
 
 
-QUICK = {"xla_backend_optimization_level": 0}  # compiling is what these tests take time for
-
-
 def apply(config, params, ids_BxT, method="logits", **options):
   """One compiled forward pass."""
   run = lambda params, options: Decoder(config).apply(
     {"params": params}, ids_BxT, method=method, **options
   )
-  return jax.jit(run, compiler_options=QUICK)(params, options)
+  return jax.jit(run)(params, options)
 
 
 def loss_and_gradients(config, params, ids_BxT, dropout_key=None):
@@ -56,7 +52,7 @@ def loss_and_gradients(config, params, ids_BxT, dropout_key=None):
     )
     return token_losses(logits_BxTxV[:, :-1], ids_BxT[:, 1:]).nll_BxT.mean()
 
-  return jax.jit(jax.value_and_grad(loss), compiler_options=QUICK)(params, dropout_key)
+  return jax.jit(jax.value_and_grad(loss))(params, dropout_key)
 
 
 # --- what a position depends on ----------------------------------------------------------------
@@ -81,7 +77,7 @@ def test_causality_and_locality(pattern, layers, seen_by_9):
     logits = Decoder(config).apply({"params": {**params, "wpe": wpe}}, ids_BxT, method="logits")
     return (logits[0, 9] * jnp.sin(jnp.arange(config.vocab_size))).sum()
 
-  gradient_PxD = np.asarray(jax.jit(jax.grad(logits_of_9), compiler_options=QUICK)(params["wpe"]))
+  gradient_PxD = np.asarray(jax.jit(jax.grad(logits_of_9))(params["wpe"]))
   (seen,) = np.nonzero(np.abs(gradient_PxD).max(-1))
   assert seen.tolist() == list(seen_by_9)
 
@@ -158,7 +154,7 @@ def test_scanned_layers_are_applied_in_order():
 
 
 def initialise(config):
-  init = jax.jit(Decoder(config).init, compiler_options=QUICK)
+  init = jax.jit(Decoder(config).init)
   return nn.unbox(init(jax.random.key(3), jnp.zeros((1, 4), jnp.int32)))["params"]
 
 
@@ -284,7 +280,7 @@ def test_dropout(place):
   config = TINY.replace(**{place: 0.3})
   params, ids_BxT = random_params(config), random_ids(config)
 
-  @functools.partial(jax.jit, compiler_options=QUICK)
+  @jax.jit
   def logits(key):
     rngs = {"dropout": key}
     return Decoder(config).apply(

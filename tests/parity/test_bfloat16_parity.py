@@ -11,6 +11,7 @@ pytest.importorskip("transformers")
 from gptneo_jax.model import heads  # noqa: E402
 from tests.helpers import hf_models  # noqa: E402
 from tests.helpers.comparison import largest, rms  # noqa: E402
+from tests.helpers.compiling import AS_IN_USE  # noqa: E402
 from tests.helpers.head_cases import make_case  # noqa: E402
 
 pytestmark = pytest.mark.parity
@@ -22,7 +23,10 @@ def bfloat16_distances(hf, config, params, ids_BxT):
   float32 from the same, rounded weights. And the largest of the first and of PyTorch's."""
   config = config.replace(dtype="bfloat16", param_dtype="bfloat16")
   params = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), params)
-  forward = jax.jit(lambda p: heads.build(config).apply({"params": p}, ids_BxT, method="logits"))
+  forward = jax.jit(
+    lambda p: heads.build(config).apply({"params": p}, ids_BxT, method="logits"),
+    compiler_options=AS_IN_USE,
+  )
   ours = np.asarray(forward(params))
   mask = torch.ones(ids_BxT.shape, dtype=torch.int64)
   with torch.no_grad():

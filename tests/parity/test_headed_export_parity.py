@@ -27,7 +27,6 @@ from tests.helpers.small_tokenizers import trained_tokenizer  # noqa: E402
 
 pytestmark = [
   pytest.mark.parity,
-  pytest.mark.usefixtures("compiled_once"),
   pytest.mark.filterwarnings("ignore"),  # PEFT's of GPT-2's Conv1D
 ]
 torch.set_num_threads(1)

@@ -24,11 +24,10 @@ from gptneo_jax.model.decoder import Decoder  # noqa: E402
 from gptneo_jax.model.losses import token_losses  # noqa: E402
 from tests.helpers import hf_models, referee  # noqa: E402
 from tests.helpers.comparison import NOT_WORSE, compare, largest, make_batch, rms  # noqa: E402
+from tests.helpers.compiling import AS_IN_USE  # noqa: E402
 
 pytestmark = pytest.mark.parity
 torch.set_num_threads(1)  # the tensors are tiny
-
-QUICK = {"xla_backend_optimization_level": 0}  # where rounding is not what is measured
 
 
 def torch_logits(model, batch):
@@ -68,10 +67,10 @@ def mean_loss(model, params, batch):
   return losses.nll_BxT.sum() / kept_BxT.sum(), logits_BxTxV
 
 
-def our_run(config, params, batch, options=None):
+def our_run(config, params, batch):
   run = jax.jit(
     jax.value_and_grad(lambda p: mean_loss(Decoder(config), p, batch), has_aux=True),
-    compiler_options=options,
+    compiler_options=AS_IN_USE,
   )
   (loss, logits_BxTxV), gradients = run(params)
   return np.asarray(logits_BxTxV), float(loss), jax.tree.map(np.asarray, gradients)
@@ -130,7 +129,9 @@ def test_logits(name):
   model = make(0.1)
   batch = make_batch(model.config.vocab_size, **options)
   config = hf_models.config_of(model)
-  forward = jax.jit(lambda params: mean_loss(Decoder(config), params, batch)[1])
+  forward = jax.jit(
+    lambda params: mean_loss(Decoder(config), params, batch)[1], compiler_options=AS_IN_USE
+  )
   for std in (0.02, 0.1, 0.3):
     model = make(std)
     with torch.no_grad():
@@ -228,9 +229,7 @@ def test_a_mistake_is_noticed(monkeypatch):
   truth = referee_logits(model, batch)
 
   def check(config, batch_used):
-    forward = jax.jit(
-      lambda params: mean_loss(Decoder(config), params, batch_used)[1], compiler_options=QUICK
-    )
+    forward = jax.jit(lambda params: mean_loss(Decoder(config), params, batch_used)[1])
     compare("logits", np.asarray(forward(params)), theirs, truth, batch.real_BxT)
 
   check(config, batch)
@@ -258,8 +257,8 @@ def test_padded_vocabulary_changes_nothing():
   assert padded.padded_vocab_size == 64
   more = {**params, "wte": np.pad(params["wte"], ((0, 3), (0, 0)), constant_values=3.0)}
 
-  logits_BxTxV, loss, gradients = our_run(config, params, batch, QUICK)
-  padded_logits, padded_loss, padded_gradients = our_run(padded, more, batch, QUICK)
+  logits_BxTxV, loss, gradients = our_run(config, params, batch)
+  padded_logits, padded_loss, padded_gradients = our_run(padded, more, batch)
   np.testing.assert_allclose(padded_logits[..., :61], logits_BxTxV, atol=1e-6)
   probs = jax.nn.softmax(padded_logits)
   assert (np.asarray(probs[..., 61:]) == 0).all()

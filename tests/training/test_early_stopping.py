@@ -15,8 +15,6 @@ from tests.helpers.small_runs import exact, lines, small_config
 from tests.helpers.small_tokenizers import trained_tokenizer
 from tests.helpers.train_runs import arrays, assert_bitwise_equal
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 ACCURACIES = {2: 0.25, 4: 0.75, 6: 0.5, 8: 0.75, 10: 1.0, 12: 0.0}
 
 

@@ -62,7 +62,7 @@ def test_a_schedule_counts_the_steps_of_the_run():
   assert epochs.settle_steps(given_in_steps, 50).schedule == given_in_steps.schedule
 
 
-def test_passes_over_text(tmp_path, compiled_once):
+def test_passes_over_text(tmp_path):
   config = small_config(tmp_path, epochs=2.0, every_epoch=True, schedule__decay_steps=0)
   assert run(config, str(tmp_path / "run")) == 0
   found = lines(tmp_path / "run")

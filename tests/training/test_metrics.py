@@ -5,7 +5,6 @@ import json
 import math
 import os
 import shutil
-import struct
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from gptneo_jax.errors import UserError
 from gptneo_jax.train import run
 from gptneo_jax.training import metrics
 from tests.helpers.clock import Clock
+from tests.helpers.events import scalars
 from tests.helpers.small_runs import small_config
 
 
@@ -105,24 +105,10 @@ def test_an_object_store_gets_the_whole_files():
   fs, root = fsspec.core.url_to_fs(folder)
   events = sorted(fs.glob(f"{root}/tensorboard/events.*"))
   # The second process says from which step on the first one's are void, and then its own.
-  assert [_scalars(fs.cat_file(path)) for path in events] in (
+  assert [scalars(fs.cat_file(path)) for path in events] in (
     [[(1, 1.0), (2, 2.0), (3, 3.0)], [(3, 30.0)]],
     [[(3, 30.0)], [(1, 1.0), (2, 2.0), (3, 3.0)]],  # both within one second
   )
-
-
-def _scalars(data: bytes) -> list[tuple[int, float]]:
-  """(step, value) of each scalar in a file of events, whose records are length, checksum, data,
-  checksum."""
-  from tensorboardX.proto.event_pb2 import Event
-
-  found, at = [], 0
-  while at < len(data):
-    (size,) = struct.unpack("<Q", data[at : at + 8])
-    event = Event.FromString(data[at + 12 : at + 12 + size])
-    found += [(event.step, value.simple_value) for value in event.summary.value]
-    at += 12 + size + 4
-  return found
 
 
 def test_an_object_store_is_written_now_and_then(monkeypatch):
@@ -148,7 +134,7 @@ def test_an_object_store_is_written_now_and_then(monkeypatch):
   writer.close()
   assert written() == (4, 1)
   (events,) = fs.glob(f"{root}/tensorboard/events.*")
-  assert [step for step, _ in _scalars(fs.cat_file(events))] == [1, 2, 3, 4]
+  assert [step for step, _ in scalars(fs.cat_file(events))] == [1, 2, 3, 4]
 
 
 class _Recorder:
@@ -286,7 +272,7 @@ def test_a_folder_that_is_gone_for_a_while(tmp_path, caplog):
   writer.close()
   assert [line["step"] for line in _lines(folder)] == [1, 2, 3, 4, 5, 6, 7]
   (events,) = (folder / "tensorboard").glob("events.*")
-  assert _scalars(events.read_bytes()) == [(step, float(step)) for step in range(1, 8)]
+  assert scalars(events.read_bytes()) == [(step, float(step)) for step in range(1, 8)]
   said = _warnings(caplog)
   assert len(said) == 4 and "metrics.jsonl cannot be written" in said[0]
   assert "Not a directory" in said[0] and "the file of TensorBoard cannot be" in said[1]
@@ -347,14 +333,14 @@ def test_a_disk_that_is_full_for_a_while(tmp_path):
   assert done.returncode == 0 and done.stdout == "2\n", done
   assert [line["step"] for line in _lines(tmp_path)] == [1, 2, 3, 4, 5, 6]
   (events,) = (tmp_path / "tensorboard").glob("events.*")
-  found = [(step, value) for step, value in _scalars(events.read_bytes()) if value != 0.25]
+  found = [(step, value) for step, value in scalars(events.read_bytes()) if value != 0.25]
   assert found == [(step, float(step)) for step in range(1, 7)]
   said = done.stderr.splitlines()
   assert len(said) == 4 and "metrics.jsonl cannot be written" in done.stderr
   assert "File too large" in done.stderr and "metrics.jsonl is written again" in done.stderr
 
 
-def test_a_run_ends_well_without_its_trackers(tmp_path, wandb, compiled_once, capsys, caplog):
+def test_a_run_ends_well_without_its_trackers(tmp_path, wandb, capsys, caplog):
   """TensorBoard's folder is a file from the start; wandb takes nothing."""
 
   class Run:

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 import setuptools
-from ml_collections import ConfigDict
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
 from gptneo_jax.checkpoints.folder import save_config
 from gptneo_jax.config import PRESETS, ModelConfig
@@ -159,6 +160,18 @@ def test_steps_may_be_open_until_the_data_are_read():
   for name in ("linear", "cosine", "wsd"):
     config.schedule.update(name=name, decay_steps=0, warmup_ratio=0.1, warmup_steps=5000)
     parse_config.read(config)
+
+
+def test_steps_that_epochs_would_overrule(monkeypatch):
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file("config", flag_values=values)
+  command = ["train", "--config=configs/finetune/ner.py", "--config.steps=9"]
+  with pytest.raises(UserError, match=r"no effect: the config has 3 epochs; add --config.epochs=0"):
+    config_file._parse(command, values)
+  command.append("--config.epochs=0")
+  monkeypatch.setattr(sys, "argv", command)  # where ml_collections looks for settings
+  config_file._parse(command, values)
+  assert values.config.steps == 9 and values.config.epochs == 0
 
 
 @pytest.mark.parametrize(

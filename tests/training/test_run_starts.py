@@ -25,9 +25,6 @@ MODEL = ModelConfig(
 )  # fmt: skip
 
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
-
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
   return write_jsonl(tmp_path_factory.mktemp("corpus") / "train.jsonl", texts(60))

@@ -23,8 +23,6 @@ MODEL = ModelConfig(
   window_size=4,
 )  # fmt: skip
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):

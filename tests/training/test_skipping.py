@@ -25,8 +25,6 @@ from tests.helpers import last_token_task, train_runs
 from tests.helpers.processes import found_on_eight_devices
 from tests.helpers.small_runs import exact, lines, texts, write_jsonl
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 
 @pytest.fixture
 def config(monkeypatch, tmp_path):

@@ -73,7 +73,7 @@ def test_a_checkpoint_from_before_there_was_a_summary(clock):
   assert "best_metric" not in summed.figures(6, {"a": 1.0})
 
 
-def test_a_run_writes_it(tmp_path, compiled_once, capsys):
+def test_a_run_writes_it(tmp_path, capsys):
   assert run(small_config(tmp_path), str(tmp_path / "run")) == 0
   found, written = (
     json.loads((tmp_path / "run" / "summary.json").read_text()),

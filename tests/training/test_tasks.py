@@ -21,8 +21,6 @@ from gptneo_jax.training import run_config, setup, tasks
 from gptneo_jax.training.compiled_step import compile_step, fit
 from tests.helpers import last_token_task
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 PACKAGE = pathlib.Path(gptneo_jax.__file__).parent
 
 

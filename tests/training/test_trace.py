@@ -117,7 +117,7 @@ def test_a_request_that_cannot_be_read_is_one_line(made, clock, tmp_path):
   assert len(said) == 1 and "profile_now is not looked at any more" in said[0]
 
 
-def test_a_run_is_traced(tmp_path, compiled_once, capsys):
+def test_a_run_is_traced(tmp_path, capsys):
   (tmp_path / "run").mkdir()
   (tmp_path / "run" / "profile_now").write_text("2")
   assert run(small_config(tmp_path, eval_every=0), str(tmp_path / "run")) == 0

@@ -93,7 +93,7 @@ def small_run(folder, records, **changes):
   return [json.loads(line) for line in (folder / "run" / "metrics.jsonl").open()]
 
 
-def test_a_run_learns_its_answers_and_the_command_gives_them(tmp_path, capsys, compiled_once):
+def test_a_run_learns_its_answers_and_the_command_gives_them(tmp_path, capsys):
   """All that a newcomer does: two commands."""
   records = [{"question": q, "answer": a, "choices": [a]} for q, a in PAIRS]
   written = small_run(tmp_path, records)
@@ -110,7 +110,7 @@ def test_a_run_learns_its_answers_and_the_command_gives_them(tmp_path, capsys, c
   assert made.sequences[0][-1] == lm.tokenizer.eos_token_id
 
 
-def test_what_is_held_out_is_measured(tmp_path, compiled_once):
+def test_what_is_held_out_is_measured(tmp_path):
   records = [{"prompt": f"the {n}", "completion": f"dog {n % 3}"} for n in range(40)]
   written = small_run(
     tmp_path, records, epochs=1.0, data__validation_fraction=0.3, examples__template="chat"

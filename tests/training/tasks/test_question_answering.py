@@ -14,8 +14,6 @@ from gptneo_jax.training.tasks.question_answering import TASK
 from tests.helpers import packed_checks
 from tests.helpers.small_tokenizers import trained_tokenizer
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 CONTEXT = "The lazy dog sleeps."
 
 

@@ -15,8 +15,6 @@ from gptneo_jax.training.tasks.token_classification import TASK
 from tests.helpers import packed_checks
 from tests.helpers.small_tokenizers import trained_tokenizer
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 WORDS = ["The", "lazy", "dog", "Olá", "mundo", "fox", "jumps"]
 
 
