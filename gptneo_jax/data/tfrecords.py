@@ -25,7 +25,7 @@ from gptneo_jax.data.documents import BadRecords, Wanted
 
 ENDINGS = (".tfrecord", ".tfrecords")
 _LOOKED_AT = 64  # records, of which the form is told
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types of protobuf
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types of protobuf
 
 
 def read_ids(
@@ -111,7 +111,7 @@ def _int64_list(feature: bytes) -> np.ndarray:
   if not lists:
     raise ValueError("its 'text' is no list of whole numbers")
   parts = [
-    _varints(value) if kind == _BYTES else np.array([value], np.uint64)
+    _varints(value) if kind == BYTES else np.array([value], np.uint64)
     for kind, value in _fields(lists[0], 1)
   ]
   return np.concatenate([np.zeros(0, np.uint64), *parts]).astype(np.int64)
@@ -119,7 +119,7 @@ def _int64_list(feature: bytes) -> np.ndarray:
 
 def _messages(message: bytes, number: int) -> list[bytes]:
   """What a field of this number holds, if it is bytes, as often as it is there."""
-  return [value for kind, value in _fields(message, number) if kind == _BYTES]
+  return [value for kind, value in _fields(message, number) if kind == BYTES]
 
 
 def _fields(message: bytes, wanted: int) -> Iterator[tuple[int, Any]]:
@@ -128,11 +128,11 @@ def _fields(message: bytes, wanted: int) -> Iterator[tuple[int, Any]]:
   while place < len(message):
     tag, place = _varint(message, place)
     number, kind = tag >> 3, tag & 7
-    if kind == _VARINT:
+    if kind == VARINT:
       value, place = _varint(message, place)
-    elif kind in (_FIXED64, _FIXED32, _BYTES):
+    elif kind in (FIXED64, FIXED32, BYTES):
       size, place = (
-        _varint(message, place) if kind == _BYTES else (8 if kind == _FIXED64 else 4, place)
+        _varint(message, place) if kind == BYTES else (8 if kind == FIXED64 else 4, place)
       )
       value, place = message[place : place + size], place + size
       if place > len(message):

@@ -34,7 +34,7 @@ def abstract_params(model: Decoder, mesh: Mesh | AbstractMesh | None = None) -> 
   )
 
 
-@functools.lru_cache(maxsize=16)  # tracing takes as long as an import, and a run asks four times
+@functools.lru_cache(maxsize=16)  # a start asks for them four times, and traces the model for it
 def _boxed(model: Decoder) -> Any:
   return jax.eval_shape(model.init, jax.random.key(0), _ids())["params"]
 

@@ -13,9 +13,8 @@ import struct
 import time
 from collections.abc import Mapping
 
-from gptneo_jax.data.tfrecords import masked_crc32c
+from gptneo_jax.data.tfrecords import BYTES, FIXED32, FIXED64, VARINT, masked_crc32c
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
 _START = 1  # SessionLog.SessionStatus
 
 
@@ -32,14 +31,14 @@ def scalars(step: int, values: Mapping[str, float]) -> bytes:
   """One record with the values, as float32."""
   summary = 5
   found = (
-    _bytes(1, _bytes(1, tag.encode()) + _key(2, _FIXED32) + _float32(value))
+    _bytes(1, _bytes(1, tag.encode()) + _key(2, FIXED32) + _float32(value))
     for tag, value in values.items()
   )
   return _event(step, summary, b"".join(found))
 
 
 def _event(step: int, field: int, content: bytes) -> bytes:
-  time_and_step = _key(1, _FIXED64) + struct.pack("<d", time.time()) + _integer(2, step)
+  time_and_step = _key(1, FIXED64) + struct.pack("<d", time.time()) + _integer(2, step)
   message = time_and_step + _bytes(field, content)
   length = struct.pack("<Q", len(message))
   return length + _checksum(length) + message + _checksum(message)
@@ -61,11 +60,11 @@ def _key(field: int, wire_type: int) -> bytes:
 
 
 def _integer(field: int, value: int) -> bytes:
-  return _key(field, _VARINT) + _varint(value)
+  return _key(field, VARINT) + _varint(value)
 
 
 def _bytes(field: int, content: bytes) -> bytes:
-  return _key(field, _BYTES) + _varint(len(content)) + content
+  return _key(field, BYTES) + _varint(len(content)) + content
 
 
 def _varint(value: int) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import signal
 import socket
@@ -11,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -27,6 +28,8 @@ _POLL_SECONDS = 0.5
 _LEAVE_SECONDS = 10  # for the others to have seen a failure
 _LOSS_SECONDS = 2  # for the loss of a process to be known, after an error that may follow from it
 
+_leaving = threading.Lock()  # never released: another thread prints nothing
+_handlers: list[Any] = []  # of signals; C holds them
 _met: list[Peers] = []  # connected until the process ends: the others would take less for a loss
 
 
@@ -75,26 +78,57 @@ def _join(coordinator: str | None, num_processes: int | None, process_id: int | 
     if not 0 <= number < count:
       raise ValueError(f"process_id {number} is not one of {count}, from 0")
     peers = meet(address, count, number, _JOIN_SECONDS)
-    jax.distributed.initialize(address, count, number, local_device_ids=devices)
+    told = _told_of_loss(lambda: _end_without_0(peers)) if number else contextlib.nullcontext()
+    with told:
+      jax.distributed.initialize(address, count, number, local_device_ids=devices)
   except (RuntimeError, ValueError, OSError) as error:
     raise UserError(
       f"cannot join the other processes: {first_line(error)}; give each"
       " --coordinator_address HOST:PORT, --num_processes and --process_id"
     ) from None
   _met.append(peers)
-  if number != 0:
-    _delay_aborting()
   return peers
 
 
-def _delay_aborting() -> None:
-  """Lets the thread that watches say what has happened, where JAX aborts for the loss of process 0.
+@contextlib.contextmanager
+def _told_of_loss(end: Callable[[], None]) -> Iterator[None]:
+  """A client of JAX's coordinator that is made in here calls `end` where it would end the process.
 
-  The aborting thread sleeps first, as many seconds as is the number of the signal, 6.
+  By itself it does that at the loss of process 0, in a race with our own thread, with a line that
+  names nobody. jaxlib cannot pass the callback its argument (std::bad_cast) and aborts in place of
+  the call; then the handler of that signal calls `end`, in the same thread.
   """
+  from jax._src.lib import _jax
+
+  handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: end())
+  _handlers.append(handler)
   libc = ctypes.CDLL(None)
   libc.signal.argtypes = ctypes.c_int, ctypes.c_void_p
-  libc.signal(signal.SIGABRT, ctypes.cast(libc.sleep, ctypes.c_void_p))
+  libc.signal(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
+  make = _jax.get_distributed_runtime_client
+  _jax.get_distributed_runtime_client = functools.partial(
+    make, missed_heartbeat_callback=lambda *_: end()
+  )
+  try:
+    yield
+  finally:
+    _jax.get_distributed_runtime_client = make
+
+
+def _end_without_0(peers: Peers) -> None:
+  """Ends this process if process 0 is gone, and names it. Nobody can be asked or told any more:
+  each process sees it by itself."""
+  if 0 in peers.lost(_LOSS_SECONDS):
+    _leaving.acquire()
+    _say_last(_of_loss(peers, [0]))
+    os._exit(1)
+
+
+def _of_loss(peers: Peers, lost: list[int]) -> str:
+  return (
+    f"error: {peers.named(lost)} is gone without a word: it was killed, perhaps for memory,"
+    " or its host is lost; start the run again on all hosts, it resumes from its last checkpoint"
+  )
 
 
 class _Failures:
@@ -110,7 +144,6 @@ class _Failures:
     state = distributed.global_state
     self._client: Any = state.client
     self._id, self._number, self._peers = state.process_id, state.num_processes, peers
-    self._leaving = threading.Lock()
 
   def watch(self, ended: threading.Event) -> None:
     while not ended.is_set():
@@ -118,32 +151,20 @@ class _Failures:
       if ended.is_set():
         return
       if 0 in lost:
-        self._end_without_0()
+        _end_without_0(self._peers)
       if line := self._failure():  # the end of a process that has seen it is no loss
         self._leave(line)
       if lost:
         self._number -= len(lost)
         with contextlib.suppress(RuntimeError):  # another failure was first
-          self._client.key_value_set(_FAILURE, self._of_loss(lost))
+          self._client.key_value_set(_FAILURE, _of_loss(self._peers, lost))
         self._leave(self._failure())
-
-  def _end_without_0(self) -> None:
-    """Nobody can be asked or told any more: each process sees it by itself."""
-    self._leaving.acquire()
-    print(self._of_loss([0]), file=sys.stderr, flush=True)
-    os._exit(1)
 
   def _failure(self) -> str:
     try:
       return self._client.key_value_try_get(_FAILURE)
     except RuntimeError:  # there is none
       return ""
-
-  def _of_loss(self, lost: list[int]) -> str:
-    return (
-      f"error: {self._peers.named(lost)} is gone without a word: it was killed, perhaps for memory,"
-      " or its host is lost; start the run again on all hosts, it resumes from its last checkpoint"
-    )
 
   def wait_for_all(self) -> None:
     """Returns when all are done: until then a failure of another still ends this process."""
@@ -173,8 +194,8 @@ class _Failures:
   def _leave(self, text: str) -> None:
     """Prints why, and ends this process; process 0 when all others have seen it, or after a while:
     JAX aborts those that lose it."""
-    self._leaving.acquire()  # never released: the other thread prints nothing
-    print(text, file=sys.stderr, flush=True)
+    _leaving.acquire()
+    _say_last(text)
     deadline = time.monotonic() + _LEAVE_SECONDS
     with contextlib.suppress(RuntimeError):  # process 0 is lost
       self._client.key_value_set(f"{_SEEN}/{self._id}", "")
@@ -184,6 +205,17 @@ class _Failures:
       time.sleep(1)  # for their exit
     sys.stdout.flush()
     os._exit(1)  # not sys.exit, which would wait for the other processes
+
+
+def _say_last(text: str) -> None:
+  """Prints why this process ends; what JAX's threads still say of it is not shown, so this is the
+  last line."""
+  with contextlib.suppress(OSError):  # nobody reads it: the process ends all the same
+    sys.stderr.flush()
+    shown = os.dup(2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    with os.fdopen(shown, "wb") as file:
+      file.write(f"{text}\n".encode())
 
 
 def _one_line(error: BaseException) -> str:

@@ -128,6 +128,8 @@ class Saving:
   def finish(self, save_again: Callable[[], None]) -> None:
     """Waits for the last save, and makes it again a few times if it failed.
 
+    save_again: starts it, as `__call__` does.
+
     Raises CheckpointError if it failed every time, or the first time if that ends the run.
     """
     self._attempt(self._checkpoints.wait)

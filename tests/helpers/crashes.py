@@ -5,9 +5,6 @@ run ends, by nothing but the same command given again, and then its weights, its
 line of its metrics are those of the run that was left alone, bit for bit.
 """
 
-import contextlib
-import dataclasses
-import io
 import os
 import pathlib
 import random
@@ -20,11 +17,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from gptneo_jax import train
-from tests.helpers import started_hosts, train_runs
+from tests.helpers import train_runs
+from tests.helpers.crash_runs import PATIENCE, STEPS, Run
 
-STEPS = 18
-_PATIENCE = 300  # seconds in which a process has to end
 _STARTS = 4  # a disturbed run may need, beside the first
 _ITEMS = ("params", "optimizer", "data")
 
@@ -43,103 +38,6 @@ SETTINGS = {
 
 class NotRecovered(AssertionError):
   """A run that did not end, or not as the one left alone."""
-
-
-@dataclasses.dataclass
-class Run:
-  """A run in a folder, of one process or of several. `InThisProcess` is one without.
-
-  interrupted: the folder of one that was killed when it had several checkpoints.
-  """
-
-  workdir: pathlib.Path
-  settings: dict[str, Any]
-  hosts: int
-  interrupted: pathlib.Path | None = None
-  processes: list[subprocess.Popen] = dataclasses.field(default_factory=list)
-  said: str = ""  # by all of its processes so far
-
-  def start(self) -> None:
-    command = train_runs.train_command(self.workdir, **self.settings)
-    options = {
-      "cwd": train_runs.REPOSITORY, "env": train_runs.environment(),
-      "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True,
-    }  # fmt: skip
-    if self.hosts == 1:
-      self.processes = [subprocess.Popen(command, **options)]
-      return
-    address = started_hosts.free_address()
-    self.processes = [
-      started_hosts.start(command, number, address, self.hosts, **options)
-      for number in range(self.hosts)
-    ]
-
-  def interrupt(self) -> None:
-    """Starts it and kills it when it has several checkpoints."""
-    self.start()
-    self.until_step(STEPS - 4)
-    self.send(signal.SIGKILL)
-    self.wait()
-
-  def wait(self) -> list[int]:
-    """The statuses of its processes, all of which end by themselves."""
-    for process in self.processes:
-      self.said += process.communicate(timeout=_PATIENCE)[0]
-    return [process.returncode for process in self.processes]
-
-  def has_ended(self) -> bool:
-    """Whether it is at its last step, and has said so."""
-    return bool(self.processes) and not self.processes[0].returncode and "done: step" in self.said
-
-  def until_step(self, step: int) -> None:
-    """Waits until a step is in the metrics, or the run has ended."""
-    while self.is_going() and self.steps_done() < step:
-      time.sleep(0.01)
-
-  def until_saving(self, step: int) -> None:
-    """Waits until a save is under way, after a step; or the run has ended."""
-    self.until_step(step)
-    while self.is_going() and not list(self.workdir.glob("*.orbax-checkpoint-tmp*")):
-      time.sleep(0.002)
-
-  def is_going(self) -> bool:
-    return all(process.poll() is None for process in self.processes)
-
-  def steps_done(self) -> int:
-    file = self.workdir / "metrics.jsonl"
-    return file.read_text().count("\n") if file.exists() else 0
-
-  def saved(self) -> list[pathlib.Path]:
-    """Its checkpoints, the newest last."""
-    steps = [path for path in self.workdir.glob("*") if path.name.isdecimal()]
-    return sorted(steps, key=lambda path: int(path.name))
-
-  def send(self, number: int, which: int = 0) -> None:
-    self.processes[which].send_signal(number)
-
-
-class InThisProcess(Run):
-  """A run that takes less time to start, for what is done to its folder between two starts.
-
-  `start` returns when it has ended.
-  """
-
-  def start(self) -> None:
-    self._train(self.settings)
-
-  def interrupt(self) -> None:
-    """Does the first steps alone, and evaluates and saves as the whole run does at the last of
-    them."""
-    self._train(self.settings | {"steps": STEPS - 4})
-
-  def _train(self, settings: dict[str, Any]) -> None:
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-      train.run(train_runs.config(**settings), str(self.workdir))
-    self.said += printed.getvalue()
-
-  def has_ended(self) -> bool:
-    return "done: step" in self.said
 
 
 # --- ways to disturb a run: each starts it, and returns in words what it did ----------------------
@@ -253,7 +151,7 @@ def _some_file(checkpoint: pathlib.Path, chance: random.Random) -> pathlib.Path:
 
 def disk_full(run: Run, chance: random.Random) -> str:
   """For some steps, or for good: then the run cannot be saved, and is started again with room."""
-  step, seconds = _start(run, chance), chance.choice((0.2, 1.0, _PATIENCE))
+  step, seconds = _start(run, chance), chance.choice((0.2, 1.0, PATIENCE))
   if run.is_going():
     limit_files(run, 0)
     _wait(run, seconds)
@@ -278,7 +176,7 @@ def save_fails(run: Run, chance: random.Random) -> str:
 
 def read_only(run: Run, chance: random.Random) -> str:
   """In the folder of the run nothing can be made, renamed or removed for a while."""
-  step, seconds = _start(run, chance), chance.choice((0.2, 1.0, _PATIENCE))
+  step, seconds = _start(run, chance), chance.choice((0.2, 1.0, PATIENCE))
   _protect(run.workdir, True)
   _wait(run, seconds)
   _protect(run.workdir, False)

@@ -1,7 +1,7 @@
 """Run by test_packed_devices.py in a process of 8 CPU devices; prints its findings as JSON.
 
-One step of each task on packed rows: on one device, and in four parts, of which one counts nothing,
-on two devices. LoRA and QLoRA too, on eight devices that also split weights and heads.
+One step of each task on packed rows: on one device, in four parts of which one counts nothing, and
+on eight devices. LoRA and QLoRA too, on eight devices that also split weights and heads.
 """
 
 import json
@@ -72,7 +72,7 @@ METHODS = {
   "QLoRA": Method(LoraConfig(rank=2, alpha=4.0, base="int8")),
 }
 ONE = dict(data=1, fsdp=1, tensor=1)
-CASES = {"parts and devices": (4, dict(data=2, fsdp=1, tensor=1))}
+CASES = {"parts": (4, ONE), "devices": (1, dict(data=8, fsdp=1, tensor=1))}
 SPLIT = {"split, parts": (2, dict(data=2, fsdp=2, tensor=2))}
 
 
