@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shutil
+import sys
 
 import jax
 import pytest
@@ -44,6 +45,13 @@ def compiled_once(tmp_path_factory):
   for name, value in settings.items():
     jax.config.update(name, value)
     os.environ[name.upper()] = str(value)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def with_denormals():
+  """No test leaves the process such that numbers below 1e-38 become 0 for those after it."""
+  yield
+  assert sys.float_info.min / 2 > 0, "torch.set_flush_denormal(True) was left on"
 
 
 @pytest.fixture(scope="module", autouse=True)

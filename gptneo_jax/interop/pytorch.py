@@ -135,17 +135,19 @@ def reference_outputs(
   # slower; XLA flushes them to 0 too.
   torch.set_flush_denormal(True)
   rows = []
-  with torch.no_grad():
-    for ids_T, mask_T in zip(ids_BxT, mask_BxT):
-      mask = torch.from_numpy(mask_T[None].astype(np.int64))
-      outputs = model(
-        torch.from_numpy(ids_T[None].astype(np.int64)),
-        attention_mask=mask,
-        position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-        use_cache=False,
-      )
-      rows.append([tensor.numpy() for tensor in outputs.to_tuple()])
-  torch.set_flush_denormal(False)
+  try:
+    with torch.no_grad():
+      for ids_T, mask_T in zip(ids_BxT, mask_BxT):
+        mask = torch.from_numpy(mask_T[None].astype(np.int64))
+        outputs = model(
+          torch.from_numpy(ids_T[None].astype(np.int64)),
+          attention_mask=mask,
+          position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+          use_cache=False,
+        )
+        rows.append([tensor.numpy() for tensor in outputs.to_tuple()])
+  finally:
+    torch.set_flush_denormal(False)
   return rows
 
 

@@ -24,7 +24,7 @@ def abstract_params(model: Decoder, mesh: Mesh | AbstractMesh | None = None) -> 
 
   Raises ValueError naming the parameter that the mesh does not divide.
   """
-  boxed = _boxed(model)
+  boxed = _boxed(model)  # pyrefly: ignore[bad-argument-type]  flax hashes modules by their fields
   if mesh is None:
     return nn.unbox(boxed)
   return jax.tree.map(

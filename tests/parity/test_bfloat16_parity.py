@@ -15,7 +15,6 @@ from tests.helpers.compiling import AS_IN_USE  # noqa: E402
 from tests.helpers.head_cases import make_case  # noqa: E402
 
 pytestmark = pytest.mark.parity
-torch.set_num_threads(1)  # the tensors are tiny
 
 
 def bfloat16_distances(hf, config, params, ids_BxT):

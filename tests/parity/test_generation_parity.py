@@ -20,8 +20,6 @@ from tests.helpers import hf_models, referee
 
 pytestmark = pytest.mark.parity
 
-torch.set_flush_denormal(True)  # transformers meets denormals on the trained checkpoint: 40x slower
-
 
 @functools.cache
 def random_pair(name):

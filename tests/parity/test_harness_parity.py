@@ -17,7 +17,6 @@ pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness")
 
 pytestmark = pytest.mark.parity
 
-torch.set_flush_denormal(True)  # transformers meets denormals on the trained checkpoint: 40x slower
 
 GENERATION = """
 task: continue

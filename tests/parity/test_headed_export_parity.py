@@ -29,7 +29,6 @@ pytestmark = [
   pytest.mark.parity,
   pytest.mark.filterwarnings("ignore"),  # PEFT's of GPT-2's Conv1D
 ]
-torch.set_num_threads(1)
 
 LABELS = ("no", "yes", "maybe")
 TEXTS = [

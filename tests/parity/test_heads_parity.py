@@ -29,7 +29,6 @@ from tests.helpers.head_cases import (  # noqa: E402
 )
 
 pytestmark = pytest.mark.parity
-torch.set_num_threads(1)  # the tensors are tiny
 
 # Batches a model is given. The largest error of one batch is partly chance: between two who round
 # alike the ratio of it reaches 4, that of the largest of all batches stays below 2.

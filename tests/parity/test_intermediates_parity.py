@@ -12,7 +12,6 @@ from tests.helpers import hf_models  # noqa: E402
 from tests.helpers.head_cases import make_case  # noqa: E402
 
 pytestmark = pytest.mark.parity
-torch.set_num_threads(1)  # the tensors are tiny
 
 
 @pytest.mark.parametrize("family", ["gpt_neo", "gpt2"])

@@ -27,8 +27,6 @@ from gptneo_jax.model.losses import token_losses  # noqa: E402
 from tests.helpers import hf_models  # noqa: E402
 
 pytestmark = pytest.mark.parity
-torch.set_num_threads(1)  # the tensors are tiny
-torch.set_flush_denormal(True)  # see interop/pytorch.py
 
 CLASSES = {
   "gpt_neo": (

@@ -22,7 +22,6 @@ pytestmark = [
   # PEFT on being asked for GPT-2's Conv1D, and on our writing no model card
   pytest.mark.filterwarnings("ignore"),
 ]
-torch.set_num_threads(1)
 
 IDS = np.random.default_rng(0).integers(0, 61, (2, 20))
 

@@ -24,7 +24,6 @@ from gptneo_jax.training.tasks.lm import next_token_loss  # noqa: E402
 from tests.helpers import hf_models  # noqa: E402
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
-torch.set_num_threads(1)
 
 STEPS, RATE, DECAY = 50, 5e-3, 0.01
 IDS = np.random.default_rng(0).integers(0, 61, (STEPS, 4, 33))  # past the window of 6

@@ -27,7 +27,6 @@ from tests.helpers.comparison import NOT_WORSE, compare, largest, make_batch, rm
 from tests.helpers.compiling import AS_IN_USE  # noqa: E402
 
 pytestmark = pytest.mark.parity
-torch.set_num_threads(1)  # the tensors are tiny
 
 
 def torch_logits(model, batch):

@@ -27,7 +27,6 @@ pytestmark = [
   pytest.mark.parity,
   pytest.mark.filterwarnings("ignore"),  # of PyTorch's loader, without an accelerator
 ]
-torch.set_num_threads(1)
 
 WORDS = "The quick brown fox jumps over the lazy dog and Olá mundo: ação e coração.".split()
 ANIMALS = ("fox", "dog", "mundo:")
