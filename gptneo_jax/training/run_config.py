@@ -51,7 +51,7 @@ def base(model: ModelConfig) -> ConfigDict:
   config.model = ConfigDict({name: getattr(model, name) for name in model.to_dict()})
   config.optimizer = ConfigDict(
     dict(
-      name="adamw",
+      name="adamw",  # mesh_adam, adamw, muon, adafactor
       learning_rate=6e-4,
       b1=0.9,
       b2=0.95,

@@ -117,6 +117,22 @@ def test_resumed_it_is_bitwise_the_same(base, start, corpus, tmp_path, capsys):
   assert equal(base_params, gptneo_jax.load(start).params)
 
 
+def test_with_muon_it_resumes_bitwise_too(corpus, tmp_path):
+  settings = {"optimizer__name": "muon", "optimizer__weight_decay": 0.1}
+  folders = [tmp_path / name for name in ("whole", "resumed")]
+  assert run(config_of(corpus, **settings), str(folders[0])) == 0
+  for steps in (2, 4):
+    assert run(config_of(corpus, **settings, steps=steps), str(folders[1])) == 0
+  params, resumed = (gptneo_jax.load(folder).params for folder in folders)
+  assert equal(params, resumed)
+
+
+def test_muon_without_a_kernel_is_refused(start, corpus, tmp_path):
+  config = config_of(corpus, init_from=str(start), lora__rank=2, optimizer__name="muon")
+  with pytest.raises(UserError, match="none of these learns; take 'adamw'"):
+    run(config, str(tmp_path / "run"))
+
+
 def test_a_folder_of_another_method_is_refused(start, of_lora, corpus):
   for changes in (
     dict(),
