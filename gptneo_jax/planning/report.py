@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from gptneo_jax import hardware, sharding
 from gptneo_jax.config import ModelConfig
 from gptneo_jax.model.methods import FULL
-from gptneo_jax.planning import aot_compile
+from gptneo_jax.planning import aot_compile, scaling
 from gptneo_jax.planning.aot_compile import Costs, Report
 from gptneo_jax.planning.topology import Topology
 from gptneo_jax.training import fitting, memory_estimate, parse_config
@@ -41,6 +42,36 @@ def print_run(path: str, run: Run, target: Topology) -> None:
   )
   if target.chip and not target.chip.bfloat16 and config.model.dtype == "float32":
     print(f"  a {target.chip.kind} has no bfloat16: --config.model.dtype=float32 trains there")
+
+
+def print_scaling(run: Run) -> None:
+  """The run's tokens, batch and learning rate beside those of published runs of its size."""
+  config, size = run.config, run.model_config.num_params()
+  theirs, batch = scaling.published(size), config.batch_size * config.seq_len
+  tokens = (
+    f"{config.steps * batch:,}, {config.steps * batch / size:.3g} for each parameter"
+    if not config.epochs
+    else "of so many epochs"
+  )
+  rate = f"{config.optimizer.learning_rate:.2g} at the peak"
+  print("\nThis run beside published ones of its size, trained from random weights by Adam")
+  _print_rows(
+    ("tokens", f"{tokens}; the least loss for the FLOPs: {_count(theirs.tokens)},"
+     f" {scaling.COMPUTE_OPTIMAL} for each (arXiv:2203.15556)"),
+  )  # fmt: skip
+  if theirs.smaller:
+    _print_rows(("learning rate", f"{rate}; GPT-3's smallest, of 125 M: 0.0006 (arXiv:2005.14165)"))
+  else:
+    _print_rows(
+      ("batch", f"{batch:,} tokens; GPT-3's: {_count(theirs.batch)} (arXiv:2005.14165)"),
+      ("learning rate", f"{rate}; GPT-3's: {theirs.rate:.2g}"),
+    )
+
+
+def _count(number: float) -> str:
+  """ "2.5 G": three digits and the unit."""
+  power = min(3, int(np.log10(number)) // 3)
+  return f"{number / 1000**power:.3g} {' kMG'[power]}".rstrip()
 
 
 def _learning_rows(run: Run) -> Iterator[tuple[str, str]]:

@@ -76,6 +76,8 @@ def test_this_machine_is_estimated():
   assert "Compiled" not in result.stdout and result.stderr == ""
   assert re.search(r"^fits: [\d.]+ MiB needed", result.stdout.splitlines()[-1])
   assert "2,400 steps are 2,457,600 tokens" in result.stdout
+  assert "2,457,600, 1.85 for each parameter" in result.stdout  # beside published runs
+  assert "GPT-3's smallest" in result.stdout
 
 
 def test_a_sharded_step_is_compiled_for_what_is_here():
