@@ -1,6 +1,8 @@
 """The program that predicts, and lm.predict: what they say, and in which order."""
 
+import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -61,6 +63,21 @@ def test_the_program_writes_a_line_for_each_record(folder, lm, tmp_path, capsys)
   output = tmp_path / "out.jsonl"
   predict.main(["--checkpoint", folder, "--input", str(file), "--output", str(output)])
   assert [json.loads(line) for line in output.open(encoding="utf-8")] == lines
+
+
+@pytest.mark.parametrize("trained_on", ["text=message", "label=0,text=1"])
+def test_lines_of_text_need_no_columns(trained_on, folder, tmp_path, monkeypatch, capsys):
+  """Whatever the fields of the table were called that the model was trained on."""
+  copy = tmp_path / "run"
+  shutil.copytree(folder, copy)
+  task = json.loads((copy / "task.json").read_text())
+  (copy / "task.json").write_text(json.dumps(task | {"columns": trained_on}))
+  lines = io.BytesIO("fox\nOlá, mundo\n".encode())
+  monkeypatch.setattr("sys.stdin", io.TextIOWrapper(lines, encoding="utf-8"))
+  assert predict.main(["--checkpoint", str(copy), "--input", "-"]) == 0
+  said = [json.loads(line)["label"] for line in capsys.readouterr().out.splitlines()]
+  expected = gptneo_jax.load(folder).predict(["fox", "Olá, mundo"])
+  assert said == [one["label"] for one in expected]
 
 
 def test_long_texts_are_cut_at_the_left(lm, caplog):

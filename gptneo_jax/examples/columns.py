@@ -35,8 +35,14 @@ class Role:
 
 def has_header(columns: str) -> bool:
   """Whether a table has a first row of names: unless all fields of data.columns are numbers."""
-  fields = [name for field in _pairs(columns).values() for name in field.split("+")]
+  fields = _fields(columns)
   return not fields or not all(map(str.isdecimal, fields))
+
+
+def occur(columns: str, records: Iterable[Record]) -> bool:
+  """Whether any of the records has any field of data.columns."""
+  fields = _fields(columns)
+  return any(field_of(one.fields, name) is not None for one in records for name in fields)
 
 
 def parse(columns: str, roles: Sequence[Role]) -> dict[str, str]:
@@ -50,6 +56,10 @@ def parse(columns: str, roles: Sequence[Role]) -> dict[str, str]:
         f" of {', '.join(names)}"
       )
   return pairs
+
+
+def _fields(columns: str) -> list[str]:
+  return [name for field in _pairs(columns).values() for name in field.split("+")]
 
 
 def _pairs(columns: str) -> dict[str, str]:

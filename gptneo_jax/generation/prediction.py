@@ -68,12 +68,15 @@ def predict(
 def read(lm: Any, path: str, given: str | None = None, *, labelled: bool) -> list[Record]:
   """The records of a file for the model, with their fields named by role.
 
-  path: as data.path; '-' is standard input. given: data.columns; None: as in training. labelled:
-  whether their labels are needed. Raises data.DataError.
+  path: as data.path; '-' is standard input. given: data.columns; None: as in training, unless the
+  records have none of those fields (a model of a table reads lines of text too). labelled: whether
+  their labels are needed. Raises data.DataError.
   """
   spec, kind = task_of(lm)
   named = spec.columns if given is None else given
   found = records.read_records(path, header=columns.has_header(named))
+  if given is None and not columns.occur(named, found):
+    named = ""
   return columns.by_role(found, kind.ROLES, named, labelled=labelled)
 
 
