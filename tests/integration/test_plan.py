@@ -52,7 +52,7 @@ def value(page: str, row: str) -> float:
     ),
     (
       ["--config=configs/tiny.py", "--config.data.num_streams=3"],
-      "data.num_streams 3 does not divide batch_size 4; data.num_streams=0 takes",
+      "data.num_streams 3 does not divide batch_size 8; data.num_streams=0 takes",
     ),
     pytest.param(
       ["--config=configs/neo_125m.py", "--topology=v5e:8x8", "--config.data.num_streams=8"],
@@ -74,9 +74,9 @@ def test_this_machine_is_estimated():
   assert result.stdout.splitlines()[-1].startswith("fits: ")
   assert "1,331,328 in float32" in result.stdout
   assert "Compiled" not in result.stdout and result.stderr == ""
-  assert re.search(r"^fits: [\d.]+ MiB needed", result.stdout.splitlines()[-1])
-  assert "2,400 steps are 2,457,600 tokens" in result.stdout
-  assert "2,457,600, 1.85 for each parameter" in result.stdout  # beside published runs
+  assert re.search(r"^fits: [\d.]+ [MG]iB needed", result.stdout.splitlines()[-1])
+  assert "1,000 steps are 2,048,000 tokens" in result.stdout
+  assert "2,048,000, 1.54 for each parameter" in result.stdout  # beside published runs
   assert "GPT-3's smallest" in result.stdout
 
 

@@ -127,12 +127,12 @@ def test_a_config_works_from_another_folder(repository, tmp_path):
 
 def test_a_file_in_the_folder_goes_before_the_packages(repository, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  assert config_file.load("configs/tiny.py").steps == 2400
+  assert config_file.load("configs/tiny.py").steps == 1000
   with pytest.raises(UserError, match=r"'configs/huge\.py'; there are: configs/gpt2_small\.py, "):
     config_file.load("configs/huge.py")
   (tmp_path / "configs").mkdir()
   text = (repository / "configs" / "tiny.py").read_text()
-  (tmp_path / "configs" / "tiny.py").write_text(text.replace("2400, 4", "7, 4"))
+  (tmp_path / "configs" / "tiny.py").write_text(text.replace("1000, 8", "7, 8"))
   assert config_file.load("configs/tiny.py").steps == 7
 
 
@@ -196,7 +196,7 @@ def test_a_run_that_ends_within_its_warm_up_is_warned_of():
   assert parse_config.warmup_warning(config) == ""
   config.steps = config.schedule.warmup_steps // 4
   assert (
-    "warmup_steps 100: the learning rate rises to 25% of its peak"
+    "warmup_steps 60: the learning rate rises to 25% of its peak"
     in parse_config.warmup_warning(config)
   )
   config.schedule.warmup_steps = 0

@@ -47,7 +47,7 @@ def run(tmp_path):
 
 def test_what_is_recorded(run, repository):
   record = json.loads((run / RUN_CONFIG).read_text())
-  assert record["config"]["optimizer"]["learning_rate"] == 1e-3
+  assert record["config"]["optimizer"]["learning_rate"] == 8e-3
   assert record["config"]["model"]["attention_pattern"] == ["global", "local"]
   assert record["command"] == COMMAND
   assert {"python", "jax", "flax", "optax", "orbax-checkpoint", "gptneo_jax"} <= {
@@ -62,7 +62,7 @@ def test_what_is_recorded(run, repository):
 
 
 def test_a_new_folder_has_nothing_to_compare(tmp_path):
-  assert run_record.changes(tmp_path / "new", *_record(batch_size=8)) == []
+  assert run_record.changes(tmp_path / "new", *_record(batch_size=4)) == []
 
 
 def test_what_changed_is_said_and_kept(run):
@@ -73,7 +73,7 @@ def test_what_changed_is_said_and_kept(run):
   record["versions"]["jax"], record["commit"] = "99.1", "abc"
   before = json.loads((run / RUN_CONFIG).read_text())
   lines = run_record.changes(run, record, model)
-  assert "optimizer.learning_rate: 0.001 -> 0.0005" in lines and "steps: 2400 -> 3000" in lines
+  assert "optimizer.learning_rate: 0.008 -> 0.0005" in lines and "steps: 1000 -> 3000" in lines
   assert f"version of jax: {before['versions']['jax']} -> 99.1" in lines
   assert f"commit: {before['commit']} -> abc" in lines and len(lines) == 9
   run_record.write(run, record, lines, 40)
@@ -88,14 +88,14 @@ def test_what_changed_is_said_and_kept(run):
   ("changes", "reason"),
   [
     (
-      {"batch_size": 8, "data__num_streams": 4},
-      "batch_size 4, not 8: the order of its data follows from that",
+      {"batch_size": 4, "data__num_streams": 4},
+      "batch_size 8, not 4: the order of its data follows from that",
     ),
     ({"seq_len": 64}, "seq_len 256, not 64"),
     ({"seed": 1}, "seed 0, not 1"),
-    ({"data__num_streams": 2}, r"data\.num_streams 4, not 2"),
+    ({"data__num_streams": 2}, r"data\.num_streams 8, not 2"),
     ({"data__shuffle_window": 9}, r"data\.shuffle_window 256, not 9"),
-    ({"optimizer__name": "adafactor"}, r"optimizer\.name 'adamw', not 'adafactor': the optimizer"),
+    ({"optimizer__name": "adafactor"}, r"optimizer\.name 'muon', not 'adafactor': the optimizer"),
     ({"init_from": "gpt2"}, "init_from '', not 'gpt2': it resumes from its own checkpoints"),
   ],
 )
