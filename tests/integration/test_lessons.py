@@ -29,8 +29,8 @@ SHORTER = {
   "configs/tiny.py": (
     "--config.data.source=text --config.data.path=REPOSITORY/docs/*.md"
     " --config.data.validation_path=REPOSITORY/CONTRIBUTING.md --config.seq_len=128"
-    " --config.steps=12 --config.schedule.warmup_steps=4 --config.log_every=4"
-    " --config.eval_every=4 --config.checkpoint_every=12 --config.eval.batch_size=4"
+    " --config.steps=12 --config.schedule.warmup_steps=4 --config.log_every=6"
+    " --config.eval_every=6 --config.checkpoint_every=12 --config.eval.batch_size=4"
     " --config.eval.sample_tokens=0 --config.eval.baselines=False"
   ),
   "configs/finetune/spam.py": "--config.epochs=1",
