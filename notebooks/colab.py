@@ -593,6 +593,8 @@ config.seq_len, config.log_every, config.eval_every = 128, 10, 0
 # The smaller the model, the larger the steps that it can take.
 size = lm.config.num_params()
 config.optimizer.learning_rate = 3e-4 if size > 50e6 else 3e-3 if size > 1e6 else 1e-2
+# GPT-Neo's queries carry the attention scale, 1 / sqrt(head size): their steps are as small.
+config.optimizer.rates = f"attn/q/={lm.config.head_dim**-0.5:.3f}"
 
 chatbot_run = WORK / "chatbot"
 shutil.rmtree(chatbot_run, ignore_errors=True)  # other questions are another run
