@@ -85,7 +85,7 @@ def test_what_does_not_compile_is_followed_by_less():
 def test_the_step_that_is_chosen_computes_the_same():
   """In one part or several, computed again or kept: one update from one state, to rounding."""
   small = {"model__hidden_size": 16, "model__num_heads": 2, "model__vocab_size": 64, "seq_len": 16}
-  config = config_of(tiny, **small, grad_accumulation=0, model__remat="auto")
+  config = config_of(tiny, **small, batch_size=4, grad_accumulation=0, model__remat="auto")
   rows = np.random.default_rng(0).integers(0, 64, (4, 17))
   batch = {"inputs": jnp.asarray(rows[:, :-1], jnp.int32), "targets": jnp.asarray(rows[:, 1:], jnp.int32)}  # noqa: E501  # fmt: skip
   losses = []

@@ -21,7 +21,7 @@ def test_what_is_here():
   run = setup_run(config)
   assert run.mesh.size == jax.device_count() and run.mesh.devices.flat[0] == jax.devices()[0]
   assert run.asked == run.config == config and run.choice == (1, "none")
-  assert run.own_streams == range(4) == run.streams[jax.process_index()]  # batch_size 4
+  assert run.own_streams == range(8) == run.streams[jax.process_index()]  # batch_size 8
   assert run.attention == {"global": "blocked", "local": "blocked"}
   assert run.module.config == run.model_config
   described = run.describe()
@@ -67,7 +67,7 @@ def test_devices_of_a_topology():
   [
     ({"steps": 0}, None, "steps is 0; it must be at least 1"),
     ({"mesh__fsdp": 3}, 8, "3 does not divide the 8 devices"),
-    ({"grad_accumulation": 3}, 1, "batch_size 4 is not divisible by mesh.data 1"),
+    ({"grad_accumulation": 3}, 1, "batch_size 8 is not divisible by mesh.data 1"),
     ({"mesh__tensor": 8}, 8, "does not divide the"),
     ({"seq_len": 512}, None, "seq_len 512 is more than model.max_position_embeddings 256"),
   ],
