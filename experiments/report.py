@@ -2,8 +2,9 @@
 
   python -m experiments.report
 
-An experiment is a folder with an arms.json: question, prediction (written before the runs), arms,
-verdict. The table goes between the marks in experiments/README.md.
+An experiment is a folder with an arms.json: question, prediction (written before the runs that it
+is about), whether that held ('held', 'in part', 'failed'), arms, verdict. The table goes between
+the marks in experiments/README.md.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from experiments import ablations
 from gptneo_jax.evals import pictures
 
 HERE = pathlib.Path(__file__).parent
-BEGIN, END = "<!-- archive: begin -->\n", "<!-- archive: end -->\n"
 
 
 class Arm(NamedTuple):
@@ -32,10 +32,12 @@ class Arm(NamedTuple):
 
 
 def experiments() -> list[pathlib.Path]:
+  """The folders, in the order of their numbers."""
   return sorted(path.parent for path in HERE.glob("*/arms.json"))
 
 
 def read(folder: pathlib.Path) -> dict[str, Any]:
+  """What its arms.json says."""
   return json.loads((folder / "arms.json").read_text(encoding="utf-8"))
 
 
@@ -85,7 +87,7 @@ def page(folder: pathlib.Path, experiment: dict[str, Any], arms: list[Arm]) -> s
     "",
     f"**Question.** {experiment['question']}",
     "",
-    f"**Prediction**, written before the runs. {experiment['prediction']}",
+    f"**Prediction** ({experiment['prediction_held']}). {experiment['prediction']}",
     "",
     "```bash",
     f"python experiments/ablations.py experiments/{folder.name}",
@@ -100,7 +102,7 @@ def page(folder: pathlib.Path, experiment: dict[str, Any], arms: list[Arm]) -> s
     values = [row["bits_per_byte"] for row in arm.runs]
     spread = f" ({min(values):.4f} to {max(values):.4f})" if len(values) > 1 else ""
     beside = "" if arm.name == experiment["baseline"] else f"{arm.difference:+.4f}"
-    settings = _settings(experiment["arms"][arm.name]) or "the baseline"
+    settings = _settings(experiment["arms"][arm.name]) or "these"
     lines.append(
       f"| {arm.name} | {settings} | {len(values)} | {arm.mean:.4f}{spread} | {beside} |"
       f" {arm.seems} |"
@@ -134,17 +136,18 @@ def table(rows: list[tuple[pathlib.Path, dict[str, Any], list[Arm]]]) -> str:
       experiment["question"],
       f"{len(arms)}, {seeds}",
       f"{best.name}: {best.difference:+.4f}, {best.seems or 'one seed'}",
-      "held" if experiment["held"] else "failed",
+      experiment["prediction_held"],
       experiment["verdict"].partition(". ")[0].removesuffix("."),
     )
     lines.append(f"| {' | '.join(cells)} |")
   return "\n".join(lines) + "\n"
 
 
-def with_table(text: str, made: str) -> str:
-  """The page with the table between its marks."""
-  before, _, rest = text.partition(BEGIN)
-  return before + BEGIN + made + END + rest.partition(END)[2]
+def with_table(text: str, made: str, mark: str = "archive") -> str:
+  """A page with the table between its marks."""
+  begin, end = (f"<!-- {mark}: {place} -->\n" for place in ("begin", "end"))
+  before, _, rest = text.partition(begin)
+  return before + begin + made + end + rest.partition(end)[2]
 
 
 def draw(folder: pathlib.Path, arms: list[Arm]) -> None:

@@ -25,11 +25,10 @@ import scipy.stats
 
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE.parent.parent))
-from experiments import ablations  # noqa: E402
+from experiments import ablations, report  # noqa: E402
 
 TARGET = 2.2
 RECORDS = HERE / "records.json"
-BEGIN, END = "<!-- records: begin -->\n", "<!-- records: end -->\n"
 
 
 def measure(candidate: pathlib.Path, seed: int) -> dict[str, float]:
@@ -57,6 +56,8 @@ def is_record(runs: list[dict[str, float]], standing: list[dict[str, float]]) ->
 def table(records: list[dict[str, Any]]) -> str:
   """The records in their order; the time of each is a share of the first one's, of which machines
   say the same."""
+  if not records:
+    return "No record is measured yet.\n"
   lines = [
     "| | record | by | bits per byte, mean of the seeds | share of the first one's time | date |",
     "|---:|---|---|---:|---:|---|",
@@ -108,9 +109,8 @@ def main() -> None:
   records.append(record)
   RECORDS.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
   readme = HERE / "README.md"
-  before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
-  page = before + BEGIN + table(records) + END + rest.partition(END)[2]
-  readme.write_text(page, encoding="utf-8")
+  text = readme.read_text(encoding="utf-8")
+  readme.write_text(report.with_table(text, table(records), "records"), encoding="utf-8")
   print(f"a record: written to {RECORDS.name} and README.md")
 
 

@@ -51,7 +51,7 @@ def print_scaling(run: Run) -> None:
   tokens = (
     f"{config.steps * batch:,}, {config.steps * batch / size:.3g} for each parameter"
     if not config.epochs
-    else "of so many epochs"
+    else f"those of {config.epochs:g} epoch(s)"
   )
   rate = f"{config.optimizer.learning_rate:.2g} at the peak"
   print("\nThis run beside published ones of its size, trained from random weights by Adam")
@@ -60,7 +60,8 @@ def print_scaling(run: Run) -> None:
      f" {scaling.COMPUTE_OPTIMAL} for each (arXiv:2203.15556)"),
   )  # fmt: skip
   if theirs.smaller:
-    _print_rows(("learning rate", f"{rate}; GPT-3's smallest, of 125 M: 0.0006 (arXiv:2005.14165)"))
+    smallest = f"GPT-3's smallest, of 125 M: {theirs.rate:.2g} (arXiv:2005.14165)"
+    _print_rows(("learning rate", f"{rate}; {smallest}"))
   else:
     _print_rows(
       ("batch", f"{batch:,} tokens; GPT-3's: {_count(theirs.batch)} (arXiv:2005.14165)"),

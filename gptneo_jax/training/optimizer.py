@@ -14,11 +14,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from optax.contrib import MuonDimensionNumbers
 
-from gptneo_jax.training import rate_factors
+from gptneo_jax.training import muon, rate_factors
 
 OPTIMIZERS = ("mesh_adam", "adamw", "muon", "adafactor")
 SCHEDULES = ("mesh_cosine", "mesh_linear", "cosine", "linear", "wsd", "constant")
@@ -230,60 +228,6 @@ def _scale_by_adafactor() -> optax.GradientTransformation:
   return optax.GradientTransformation(init, update)
 
 
-# Axes of a block's kernels, stacked over layers, that a matrix product sums over, and those of its
-# result; Muon makes each matrix's update orthogonal. optax's default, "whatever has two axes",
-# would choose embeddings, biases and norms, and no kernel.
-_MUON_AXES = {
-  "attn/q/kernel": MuonDimensionNumbers(1, (2, 3)),
-  "attn/k/kernel": MuonDimensionNumbers(1, (2, 3)),
-  "attn/v/kernel": MuonDimensionNumbers(1, (2, 3)),
-  "attn/out/kernel": MuonDimensionNumbers((1, 2), 3),
-  "mlp/c_fc/kernel": MuonDimensionNumbers(1, 2),
-  "mlp/c_proj/kernel": MuonDimensionNumbers(1, 2),
-}
-_MUON_MOMENTUM = 0.95
-# Root mean square of an orthogonal update, about what Adam's has, so that one learning rate and one
-# weight decay do for all parameters (Liu et al., 2025, arXiv:2502.16982).
-_MUON_RMS = 0.2
-
-
-def _muon_axes(path: tuple) -> MuonDimensionNumbers | None:
-  return _MUON_AXES.get("/".join(_names(path)[-3:]))
-
-
-def muon_labels(params: Any) -> Any:
-  """A tree like `params`: 'muon' for the kernels of blocks, 'adam' for all else."""
-  label = lambda path, _: "adam" if _muon_axes(path) is None else "muon"
-  return jax.tree_util.tree_map_with_path(label, params)
-
-
-def check_learned(name: str, learned: Any) -> None:
-  """Raises ValueError for an optimiser that has nothing to do with what learns."""
-  if name == "muon" and "muon" not in jax.tree.leaves(muon_labels(learned)):
-    raise ValueError(
-      "optimizer.name is 'muon', which is for the kernels of blocks, and none of these learns;"
-      " take 'adamw'"
-    )
-
-
-def _scale_by_muon(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-  """Muon's direction (Jordan, 2024) for the kernels of blocks, layer by layer; Adam's elsewhere."""
-
-  def scaled(path: tuple, x: jax.Array) -> jax.Array:
-    axes = _muon_axes(path)
-    assert axes is not None, path
-    inputs, outputs = (np.prod(np.take(x.shape, group)) for group in axes)
-    return _MUON_RMS * max(inputs, outputs) ** 0.5 * x
-
-  axes_of = functools.partial(jax.tree_util.tree_map_with_path, lambda path, _: _muon_axes(path))
-  scale = lambda updates, _: jax.tree_util.tree_map_with_path(scaled, updates)
-  muon = optax.chain(
-    optax.contrib.scale_by_muon(beta=_MUON_MOMENTUM, weight_dimension_numbers=axes_of),
-    optax.stateless(scale),
-  )
-  return optax.partition({"muon": muon, "adam": optax.scale_by_adam(b1, b2, eps)}, muon_labels)
-
-
 def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
   """Runs `inner` on float32 gradients and parameters, so that its state is float32 as well."""
 
@@ -316,7 +260,7 @@ def make_optimizer(
   elif optimizer.name == "adamw":
     direction = optax.scale_by_adam(optimizer.b1, optimizer.b2, optimizer.eps)
   elif optimizer.name == "muon":
-    direction = _scale_by_muon(optimizer.b1, optimizer.b2, optimizer.eps)
+    direction = muon.scale_by_muon(optimizer.b1, optimizer.b2, optimizer.eps)
   else:
     direction = _scale_by_adafactor()
   # Not optax.adafactor's own argument: that one decays by the bare factor at every step, without

@@ -28,11 +28,12 @@ from gptneo_jax.training import (
   fitting,
   memory_estimate,
   multihost,
+  muon,
   parse_config,
   rate_factors,
   skipping,
 )
-from gptneo_jax.training.optimizer import Schedule, check_learned
+from gptneo_jax.training.optimizer import Schedule
 from gptneo_jax.training.tasks import Task
 
 
@@ -164,7 +165,7 @@ def setup_run(
     attention = _attention_backends(config, parsed.model, mesh)
     state = abstract_state(heads.build(parsed.model), parsed.optimizer, mesh, parsed.method)
     rate_factors.check(config.optimizer.rates, state.params)
-    check_learned(config.optimizer.name, state.params)
+    muon.check_learned(config.optimizer.name, state.params)
   guard = skipping.guard(parsed.skip)
   if guard is not None:
     everywhere = NamedSharding(mesh, PartitionSpec())

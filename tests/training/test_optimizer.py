@@ -14,45 +14,7 @@ from gptneo_jax.config import ModelConfig
 from gptneo_jax.model.decoder import Decoder
 from gptneo_jax.state import abstract_state
 from gptneo_jax.training import optimizer
-
-LAYERS, EMBED, HEADS, HEAD_DIM, MLP, VOCAB, LENGTH = 3, 8, 2, 4, 16, 11, 5
-
-
-NORM = {"scale": (LAYERS, EMBED), "bias": (LAYERS, EMBED)}
-BLOCK = {  # stacked over layers, as in the scanned model
-  "ln_1": NORM,
-  "attn": {
-    **{name: {"kernel": (LAYERS, EMBED, HEADS, HEAD_DIM)} for name in "qkv"},
-    "out": {"kernel": (LAYERS, HEADS, HEAD_DIM, EMBED), "bias": (LAYERS, EMBED)},
-  },
-  "ln_2": NORM,
-  "mlp": {
-    "c_fc": {"kernel": (LAYERS, EMBED, MLP), "bias": (LAYERS, MLP)},
-    "c_proj": {"kernel": (LAYERS, MLP, EMBED), "bias": (LAYERS, EMBED)},
-  },
-}
-SHAPES = {
-  "wte": (VOCAB, EMBED),
-  "wpe": (LENGTH, EMBED),
-  "blocks": {"layer_0": BLOCK},
-  "ln_f": {"scale": (EMBED,), "bias": (EMBED,)},
-}
-
-
-def _random(shapes, seed, size=1.0):
-  rng = np.random.default_rng(seed)
-  return jax.tree.map(
-    lambda shape: (size * rng.standard_normal(shape)).astype(np.float32),
-    shapes,
-    is_leaf=lambda x: isinstance(x, tuple),
-  )
-
-
-def _by_path(tree):
-  return {
-    "/".join(key.key for key in path): leaf
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
-  }
+from tests.helpers.stacked_parameters import SHAPES, by_path, random_tree
 
 
 def _reference_mesh_adam(params, grads_of_steps, *, peak, b1, b2, eps, decay, clip, warmup, end):
@@ -84,15 +46,15 @@ def test_mesh_adam_equals_the_float64_transcription(steps):
   config = optimizer.OptimizerConfig("mesh_adam", learning_rate=0.01, weight_decay=0.1)
   schedule = optimizer.ScheduleConfig(warmup_steps=2, decay_steps=15)
   tx, _ = optimizer.make_optimizer(config, schedule)
-  params = _random(SHAPES, 0)
+  params = random_tree(SHAPES, 0)
   # Norms of about 40 and 0.4 in turn: both sides of the clip at 1.
-  grads = [_random(SHAPES, 1 + i, size=1.0 if i % 2 else 0.01) for i in range(steps)]
+  grads = [random_tree(SHAPES, 1 + i, size=1.0 if i % 2 else 0.01) for i in range(steps)]
   norms = [float(optax.tree.norm(g)) for g in grads]
   assert min(norms) < 1 < max(norms)
 
   expected = _reference_mesh_adam(
-    _by_path(params),
-    [_by_path(g) for g in grads],
+    by_path(params),
+    [by_path(g) for g in grads],
     peak=0.01,
     b1=0.9,
     b2=0.95,
@@ -111,14 +73,14 @@ def test_mesh_adam_equals_the_float64_transcription(steps):
   state = tx.init(params)
   for g in grads:
     params, state = step(params, state, g)
-  for path, actual in _by_path(params).items():
+  for path, actual in by_path(params).items():
     scale = np.abs(expected[path]).max()
     np.testing.assert_allclose(actual, expected[path], rtol=0, atol=1e-6 * scale, err_msg=path)
 
 
 def test_decay_mask_of_every_leaf():
-  mesh = _by_path(optimizer.decay_mask(_random(SHAPES, 0), "mesh_adam"))
-  adamw = _by_path(optimizer.decay_mask(_random(SHAPES, 0), "adamw"))
+  mesh = by_path(optimizer.decay_mask(random_tree(SHAPES, 0), "mesh_adam"))
+  adamw = by_path(optimizer.decay_mask(random_tree(SHAPES, 0), "adamw"))
   block = {
     "ln_1/scale": False,
     "ln_1/bias": False,
@@ -142,7 +104,7 @@ def test_decay_mask_of_every_leaf():
 
 def test_moments_are_float32_trees_like_the_parameters():
   dtype = lambda x: x.dtype
-  params = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), _random(SHAPES, 0))
+  params = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), random_tree(SHAPES, 0))
   for name in ("mesh_adam", "adamw"):
     tx, _ = optimizer.make_optimizer(
       optimizer.OptimizerConfig(name, weight_decay=0.1), optimizer.ScheduleConfig(decay_steps=10)
@@ -230,11 +192,11 @@ def test_the_first_update_of_a_warm_up_changes_nothing():
   tx, schedule_fn = optimizer.make_optimizer(
     optimizer.OptimizerConfig(weight_decay=0.1), optimizer.ScheduleConfig(decay_steps=100)
   )
-  params = _random(SHAPES, 0)
+  params = random_tree(SHAPES, 0)
   update = jax.jit(tx.update)
-  updates, state = update(_random(SHAPES, 1), tx.init(params), params)
+  updates, state = update(random_tree(SHAPES, 1), tx.init(params), params)
   assert all(not np.any(u) for u in jax.tree.leaves(updates))
-  updates, _ = update(_random(SHAPES, 2), state, params)
+  updates, _ = update(random_tree(SHAPES, 2), state, params)
   assert all(np.all(u != 0) for u in jax.tree.leaves(updates))
   assert float(schedule_fn(1)) > 0
 
@@ -242,14 +204,14 @@ def test_the_first_update_of_a_warm_up_changes_nothing():
 @pytest.mark.parity
 def test_adamw_equals_torch():
   torch = pytest.importorskip("torch")
-  params = _random(SHAPES, 0)
-  grads = [_random(SHAPES, 1 + i, size=1.0 if i % 2 else 0.01) for i in range(10)]
+  params = random_tree(SHAPES, 0)
+  grads = [random_tree(SHAPES, 1 + i, size=1.0 if i % 2 else 0.01) for i in range(10)]
   config = optimizer.OptimizerConfig("adamw", learning_rate=0.01, weight_decay=0.1)
   schedule = optimizer.ScheduleConfig(name="cosine", warmup_steps=2, decay_steps=8)
   tx, schedule_fn = optimizer.make_optimizer(config, schedule)
 
-  theirs = {k: torch.nn.Parameter(torch.tensor(v)) for k, v in _by_path(params).items()}
-  decays = _by_path(optimizer.decay_mask(params, "adamw"))
+  theirs = {k: torch.nn.Parameter(torch.tensor(v)) for k, v in by_path(params).items()}
+  decays = by_path(optimizer.decay_mask(params, "adamw"))
   groups = [
     {"params": [theirs[k] for k in theirs if decays[k] == flag], "weight_decay": 0.1 * flag}
     for flag in (True, False)
@@ -261,96 +223,16 @@ def test_adamw_equals_torch():
   for step, g in enumerate(grads):
     updates, state = update(g, state, params)
     params = optax.apply_updates(params, updates)
-    for k, x in _by_path(g).items():
+    for k, x in by_path(g).items():
       theirs[k].grad = torch.tensor(x)
     torch.nn.utils.clip_grad_norm_(list(theirs.values()), 1.0)
     for group in reference.param_groups:
       group["lr"] = float(schedule_fn(step))
     reference.step()
-  for path, actual in _by_path(params).items():
+  for path, actual in by_path(params).items():
     np.testing.assert_allclose(
       actual, theirs[path].detach().numpy(), rtol=1e-5, atol=1e-6, err_msg=path
     )
-
-
-MUON = ("attn/q", "attn/k", "attn/v", "attn/out", "mlp/c_fc", "mlp/c_proj")
-
-
-def test_muon_updates_the_kernels_of_blocks_and_nothing_else():
-  labels = _by_path(optimizer.muon_labels(_random(SHAPES, 0)))
-  expected = dict.fromkeys(labels, "adam")
-  expected |= {f"blocks/layer_0/{name}/kernel": "muon" for name in MUON}
-  assert labels == expected
-  gpt2 = {"blocks": {"layer_0": {"attn": {"q": {"kernel": (3, 8, 2, 4), "bias": (3, 2, 4)}}}},
-          "lm_head": (11, 8), "head": {"kernel": (8, 2)}}  # fmt: skip
-  labels = _by_path(optimizer.muon_labels(_random(gpt2, 0)))
-  assert [path for path, label in labels.items() if label == "muon"] == [
-    "blocks/layer_0/attn/q/kernel"
-  ]
-
-
-def _reference_muon(params, grads_of_steps, *, rate, b1, b2, eps, decay):
-  """Muon in float64 on an unstacked model, from the reference text (Jordan's `muon.py`, with the
-  bias-corrected momentum of optax, and updates of root mean square 0.2); AdamW for the rest."""
-  p = {k: np.asarray(v, np.float64) for k, v in params.items()}
-  m, v = ({k: np.zeros_like(x) for k, x in p.items()} for _ in range(2))
-  for t, grads in enumerate(grads_of_steps, 1):
-    for k, g in grads.items():
-      g = np.asarray(g, np.float64)
-      if k.removesuffix("/kernel").split(".")[-1] in MUON:
-        m[k] = 0.95 * m[k] + 0.05 * g
-        x = 0.95 * m[k] / (1 - 0.95 ** (t + 1)) + 0.05 * g / (1 - 0.95**t)  # Nesterov's
-        inputs = EMBED if g.shape[0] == EMBED else math.prod(g.shape[:-1])
-        x = x.reshape(inputs, -1)
-        size = 0.2 * math.sqrt(max(x.shape))
-        x = x / np.linalg.norm(x)
-        for _ in range(5):  # Newton and Schulz' iteration, quintic
-          y = x @ x.T
-          x = 3.4445 * x + (-4.7750 * y + 2.0315 * y @ y) @ x
-        update = size * x.reshape(g.shape)
-      else:
-        m[k] = b1 * m[k] + (1 - b1) * g
-        v[k] = b2 * v[k] + (1 - b2) * g**2
-        update = m[k] / (1 - b1**t) / (np.sqrt(v[k] / (1 - b2**t)) + eps)
-      decayed = not k.endswith(("bias", "scale"))
-      p[k] = p[k] - rate * (update + decayed * decay * p[k])
-  return p
-
-
-def _unstacked(tree):
-  """Flat, each layer's parameters apart: 'blocks.0.attn/q/kernel'."""
-  flat = {}
-  for path, x in _by_path(tree).items():
-    if not path.startswith("blocks/"):
-      flat[path] = x
-      continue
-    for layer in range(LAYERS):
-      flat[f"blocks.{layer}.{path.removeprefix('blocks/layer_0/')}"] = x[layer]
-  return flat
-
-
-def test_three_updates_of_muon_equal_the_float64_transcription_on_an_unstacked_model():
-  config = optimizer.OptimizerConfig("muon", learning_rate=0.02, weight_decay=0.1, clip_norm=0)
-  constant = optimizer.ScheduleConfig(name="constant", warmup_steps=0, decay_steps=10)
-  tx, _ = optimizer.make_optimizer(config, constant)
-  params = _random(SHAPES, 0)
-  # Layers of very different size: the update of one must not depend on another's.
-  params["blocks"] = jax.tree.map(
-    lambda x: x * np.array([1, 100, 0.01], np.float32).reshape(3, *[1] * (x.ndim - 1)),
-    params["blocks"],
-  )
-  grads = [jax.tree.map(np.multiply, _random(SHAPES, 1 + i), params) for i in range(3)]
-  expected = _reference_muon(
-    _unstacked(params), [_unstacked(g) for g in grads], rate=0.02, b1=0.9, b2=0.95, eps=1e-8,
-    decay=0.1,
-  )  # fmt: skip
-  before, state, update = _unstacked(params), tx.init(params), jax.jit(tx.update)
-  for g in grads:
-    updates, state = update(g, state, params)
-    params = optax.apply_updates(params, updates)
-  for path, actual in _unstacked(params).items():
-    moved = np.abs(expected[path] - before[path]).max()
-    np.testing.assert_allclose(actual, expected[path], rtol=1e-6, atol=1e-4 * moved, err_msg=path)
 
 
 @pytest.mark.parametrize("name", ["mesh_adam", "adamw", "muon"])
@@ -391,12 +273,12 @@ def test_adafactor_on_stacked_layers_equals_adafactor_on_each():
     optimizer.OptimizerConfig("adafactor", learning_rate=0.1, clip_norm=0, weight_decay=0.1),
     optimizer.ScheduleConfig(name="constant", warmup_steps=0, decay_steps=10),
   )
-  params = _random(ADAFACTOR_SHAPES, 0)
+  params = random_tree(ADAFACTOR_SHAPES, 0)
   # The second layer is 100 times larger: one RMS for both would show.
   params["blocks"] = jax.tree.map(
     lambda x: x * np.array([1, 100], np.float32).reshape(2, *[1] * (x.ndim - 1)), params["blocks"]
   )
-  grads = _random(ADAFACTOR_SHAPES, 1)
+  grads = random_tree(ADAFACTOR_SHAPES, 1)
   update = jax.jit(lambda grads, params: tx.update(grads, tx.init(params), params)[0])
   stacked = update(grads, params)
   for layer in range(2):
@@ -404,7 +286,7 @@ def test_adafactor_on_stacked_layers_equals_adafactor_on_each():
     g = {"layers": jax.tree.map(lambda x: x[layer], grads["blocks"])}  # noqa: B023
     alone = update(g, one)
     for (path, expected), actual in zip(
-      _by_path(alone["layers"]).items(), jax.tree.leaves(stacked["blocks"])
+      by_path(alone["layers"]).items(), jax.tree.leaves(stacked["blocks"])
     ):
       np.testing.assert_allclose(actual[layer], expected, rtol=1e-5, err_msg=path)
 
@@ -413,7 +295,7 @@ def test_adafactor_keeps_a_small_state():
   tx, _ = optimizer.make_optimizer(
     optimizer.OptimizerConfig("adafactor"), optimizer.ScheduleConfig(decay_steps=10)
   )
-  params = _random(ADAFACTOR_SHAPES, 0)
+  params = random_tree(ADAFACTOR_SHAPES, 0)
   count = lambda tree: sum(np.size(x) for x in jax.tree.leaves(tree))
   assert count(tx.init(params)) < 0.1 * count(params)
 
@@ -431,13 +313,13 @@ def test_the_state_has_the_same_names_with_clipping_or_decay_on_or_off(name):
     {"clip_norm": 0.0},
     {"weight_decay": 0.1, "clip_norm": 0.0},
   )
-  states = [jax.eval_shape(_made(name, **each).init, _random(SHAPES, 0)) for each in settings]
+  states = [jax.eval_shape(_made(name, **each).init, random_tree(SHAPES, 0)) for each in settings]
   assert set(states[0]) == {"clip", name, "decay", "learning_rate"}
   assert all(jax.tree.structure(state) == jax.tree.structure(states[0]) for state in states)
 
 
 def test_a_checkpoint_goes_on_with_clipping_or_decay_switched(tmp_path):
-  params, grads = ({"w": jnp.asarray(_random((4, 3), seed))} for seed in (0, 1))
+  params, grads = ({"w": jnp.asarray(random_tree((4, 3), seed))} for seed in (0, 1))
   before, after = _made("adamw", weight_decay=0.1), _made("adamw", clip_norm=0.0)
   _, state = before.update(grads, before.init(params), params)
   checkpointer = manager.Checkpointer(tmp_path)
