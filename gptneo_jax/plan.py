@@ -74,7 +74,7 @@ def run(config: ConfigDict, topology_name: str | None, *, config_path: str = "th
   needs = fitting.estimate(planned.config, target.size)
 
   report.print_run(config_path, planned, target)
-  if config.task == "lm" and not config.init_from:
+  if planned.task.PRETRAINS and not config.init_from:
     report.print_scaling(planned)
   report.print_estimate(needs, available)
   report.print_uses(planned.model_config, config.seq_len, target)

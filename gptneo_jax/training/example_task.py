@@ -43,6 +43,7 @@ class ExampleTask(abc.ABC):
   NAME: str
   HEADS: tuple[str, ...]
   POSITIONS_RESTART = True
+  PRETRAINS = False
 
   def __init__(self):
     self.kind = examples.find(self.NAME)

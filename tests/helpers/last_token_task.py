@@ -14,6 +14,7 @@ from gptneo_jax.training import multihost
 
 HEADS = ("sequence_classification",)
 POSITIONS_RESTART = False
+PRETRAINS = False
 ROWS = 24  # of an evaluation, in batches of batch_size
 
 

@@ -30,7 +30,9 @@ PACKAGE = pathlib.Path(gptneo_jax.__file__).parent
 def test_a_task_is_a_module():
   assert "lm" in tasks.names()
   face = [
-    part for part in (*vars(tasks.Task), "HEADS", "POSITIONS_RESTART") if not part.startswith("_")
+    part
+    for part in (*vars(tasks.Task), "HEADS", "POSITIONS_RESTART", "PRETRAINS")
+    if not part.startswith("_")
   ]
   assert "make_loss" in face
   for name in tasks.names():

@@ -85,10 +85,13 @@ class Task(Protocol):
     HEADS: values of `model.head` that it trains.
     POSITIONS_RESTART: whether a row may be longer than the model has positions, since these restart
       in it.
+    PRETRAINS: whether it is what models are pre-trained with: the planner then shows what published
+      runs of the size trained with.
   """
 
   HEADS: tuple[str, ...]
   POSITIONS_RESTART: bool
+  PRETRAINS: bool
 
   def check_sources(self, data_config: DataConfig) -> None:
     """Raises data.DataError if there is nothing at the paths; reads nothing large."""

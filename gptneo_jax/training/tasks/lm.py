@@ -24,6 +24,7 @@ from gptneo_jax.training.validation import Validation
 
 HEADS = ("lm",)
 POSITIONS_RESTART = False
+PRETRAINS = True
 
 check_sources = data.check_sources
 
