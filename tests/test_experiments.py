@@ -215,6 +215,30 @@ def test_a_record_reaches_the_target_for_sure_and_takes_less_time(speedrun):
   assert speedrun.is_record(_runs(below, 1e9), [])  # the first one
 
 
+def test_candidates_take_turns_and_each_is_beside_the_record_before(
+  speedrun, tmp_path, monkeypatch
+):
+  files = [tmp_path / name for name in ("a.py", "slow.py", "b.py")]
+  (tmp_path / "README.md").write_text("<!-- records: begin -->\n<!-- records: end -->\n")
+  (tmp_path / "records.json").write_text("[]")
+  order, seconds = [], {"a.py": 100.0, "slow.py": 150.0, "b.py": 80.0}
+
+  def measured(candidate, seed):
+    order.append((candidate.name, seed))
+    return _runs([speedrun.TARGET - 0.05 - 0.001 * seed], seconds[candidate.name])[0]
+
+  monkeypatch.setattr(speedrun, "measure", measured)
+  monkeypatch.setattr(speedrun, "HERE", tmp_path)
+  monkeypatch.setattr(speedrun, "RECORDS", tmp_path / "records.json")
+  monkeypatch.setattr(sys, "argv", ["measure.py", *(f"{file}=new" for file in files)])
+  speedrun.main()
+  assert order == [(file.name, seed) for seed in range(3) for file in files]
+  first, second = json.loads((tmp_path / "records.json").read_text())
+  assert (first["config"], first["beside"], first["share"]) == ("a.py", [], 1.0)
+  assert (second["config"], second["beside"], second["share"]) == ("b.py", first["runs"], 0.8)
+  assert "| 0.80 |" in (tmp_path / "README.md").read_text()
+
+
 def test_the_table_of_records_is_that_of_the_file(speedrun):
   records = json.loads(speedrun.RECORDS.read_text())
   page = (speedrun.HERE / "README.md").read_text()

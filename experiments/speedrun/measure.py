@@ -1,14 +1,14 @@
 """Measures a candidate for the speed record, beside the record that stands.
 
-  python experiments/speedrun/measure.py experiments/speedrun/CANDIDATE.py [--seeds 3]
+  python experiments/speedrun/measure.py "experiments/speedrun/CANDIDATE.py=what is new in it"
 
 The target is TARGET bits per byte on the validation packages of the standard library (json,
 logging, urllib) after training on the others, on two CPU cores; what counts is the time of the
 training steps, without compiling, reading and evaluation. A candidate is a config file. It reaches
 the target if the mean over seeds is below it with p < 0.01 (Student's t, one-sided), as in
 modded-nanogpt; it is a record if it then takes less time than the one that stands, which is run in
-turns with it, since machines differ. Records are kept in records.json, and the table in README.md
-is made of them.
+turns with it, since machines differ. Several candidates take turns too, and are judged in their
+order. Records are kept in records.json, and the table in README.md is made of them.
 """
 
 from __future__ import annotations
@@ -46,11 +46,27 @@ def certainty(values: list[float], target: float = TARGET) -> float:
   return float(scipy.stats.ttest_1samp(values, target, alternative="less").pvalue)
 
 
-def is_record(runs: list[dict[str, float]], standing: list[dict[str, float]]) -> bool:
-  """Whether the runs reach the target, and in less time than those beside them ('standing')."""
-  reached = certainty([run["bits_per_byte"] for run in runs]) < 0.01
+def share(runs: list[dict[str, float]], standing: list[dict[str, float]]) -> float:
+  """Mean time of the runs over that of those beside them ('standing'); 1 beside none."""
   seconds = lambda rows: statistics.mean(row["seconds"] for row in rows)
-  return reached and (not standing or seconds(runs) < seconds(standing))
+  return seconds(runs) / seconds(standing) if standing else 1.0
+
+
+def is_record(runs: list[dict[str, float]], standing: list[dict[str, float]]) -> bool:
+  """Whether the runs reach the target, and in less time than those beside them."""
+  reached = certainty([run["bits_per_byte"] for run in runs]) < 0.01
+  return reached and (not standing or share(runs, standing) < 1)
+
+
+def judge(runs: list[dict[str, float]], standing: list[dict[str, float]]) -> str:
+  """A line: how far, how surely, how fast, and whether that is a record."""
+  values = [run["bits_per_byte"] for run in runs]
+  seconds = statistics.mean(run["seconds"] for run in runs)
+  return (
+    f"{statistics.mean(values):.4f} bits per byte (target {TARGET}, p={certainty(values):.2g}),"
+    f" {seconds:.0f} s of training, {share(runs, standing):.2f} of those of the record beside it: "
+    + ("a record" if is_record(runs, standing) else "no record")
+  )
 
 
 def table(records: list[dict[str, Any]]) -> str:
@@ -62,14 +78,14 @@ def table(records: list[dict[str, Any]]) -> str:
     "| | record | by | bits per byte, mean of the seeds | share of the first one's time | date |",
     "|---:|---|---|---:|---:|---|",
   ]
-  share = 1.0
+  of_first = 1.0
   for number, record in enumerate(records):
     values = [run["bits_per_byte"] for run in record["runs"]]
-    share *= record["share"]
+    of_first *= record["share"]
     lines.append(
       f"| {number} | [{record['config']}]({record['config']}) | {record['what']} |"
       f" {statistics.mean(values):.4f} (n={len(values)}, p={certainty(values):.1g}) |"
-      f" {share:.2f} | {record['date']} |"
+      f" {of_first:.2f} | {record['date']} |"
     )
   return "\n".join(lines) + "\n"
 
@@ -78,40 +94,34 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("candidate", type=pathlib.Path)
+  parser.add_argument("candidates", nargs="+", metavar="CANDIDATE.py=WHAT",
+                      help="a config file, and what is new in it, for the table")  # fmt: skip
   parser.add_argument("--seeds", type=int, default=3)
-  parser.add_argument("--what", default="", help="what is new in it, for the table")
   args = parser.parse_args()
-  records = json.loads(RECORDS.read_text(encoding="utf-8")) if RECORDS.exists() else []
-  standing = HERE / records[-1]["config"] if records else None
-  runs, beside = [], []
+  candidates = {}
+  for argument in args.candidates:
+    path, _, what = argument.partition("=")
+    candidates[pathlib.Path(path).resolve().relative_to(HERE).as_posix()] = what
+  records = json.loads(RECORDS.read_text(encoding="utf-8"))
+  runs: dict[str, list[dict[str, float]]] = {config: [] for config in candidates}
+  if records:
+    runs = {records[-1]["config"]: [], **runs}
   for seed in range(args.seeds):
-    for config, rows in ((args.candidate, runs), (standing, beside)):
-      if config is not None:
-        rows.append(measure(config.resolve(), seed))
-        print(f"{config.name}: {json.dumps(rows[-1])}", flush=True)
-  values = [run["bits_per_byte"] for run in runs]
-  seconds = statistics.mean(run["seconds"] for run in runs)
-  share = seconds / statistics.mean(run["seconds"] for run in beside) if beside else 1.0
-  print(f"{statistics.mean(values):.4f} bits per byte (target {TARGET}, p={certainty(values):.2g})")
-  print(f"{seconds:.0f} s of training, {share:.2f} of the time of the record beside it")
-  if not is_record(runs, beside):
-    print("no record")
-    return
-  record = {
-    "config": args.candidate.resolve().relative_to(HERE).as_posix(),
-    "what": args.what,
-    "date": datetime.date.today().isoformat(),
-    "runs": runs,
-    "beside": beside,
-    "share": round(share, 4),
-  }
-  records.append(record)
+    for config, rows in runs.items():
+      rows.append(measure(HERE / config, seed))
+      print(f"{config}: {json.dumps(rows[-1])}", flush=True)
+  for config, what in candidates.items():
+    beside = runs[records[-1]["config"]] if records else []
+    print(f"{config}: {judge(runs[config], beside)}")
+    if is_record(runs[config], beside):
+      records.append({
+        "config": config, "what": what, "date": datetime.date.today().isoformat(),
+        "runs": runs[config], "beside": beside, "share": round(share(runs[config], beside), 4),
+      })  # fmt: skip
   RECORDS.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
   readme = HERE / "README.md"
   text = readme.read_text(encoding="utf-8")
   readme.write_text(report.with_table(text, table(records), "records"), encoding="utf-8")
-  print(f"a record: written to {RECORDS.name} and README.md")
 
 
 if __name__ == "__main__":

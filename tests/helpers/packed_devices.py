@@ -1,7 +1,7 @@
 """Run by test_packed_devices.py in a process of 8 CPU devices; prints its findings as JSON.
 
-One step of each task on packed rows: on one device, in four parts of which one counts nothing, and
-on eight devices. LoRA and QLoRA too, on eight devices that also split weights and heads.
+One step of each task on packed rows: on one device at once, and on two in four parts of which one
+counts nothing. By each method too, on eight devices that also split weights and heads.
 """
 
 import json
@@ -72,11 +72,10 @@ METHODS = {
   "QLoRA": Method(LoraConfig(rank=2, alpha=4.0, base="int8")),
 }
 ONE = dict(data=1, fsdp=1, tensor=1)
-CASES = {"parts": (4, ONE), "devices": (1, dict(data=8, fsdp=1, tensor=1))}
-SPLIT = {"split, parts": (2, dict(data=2, fsdp=2, tensor=2))}
+PARTS, SPLIT = (4, dict(data=2, fsdp=1, tensor=1)), (2, dict(data=2, fsdp=2, tensor=2))
 
 
-def differences(name: str, method: Method = FULL, cases=CASES) -> dict[str, float]:
+def differences(name: str, method: Method, parts: int, axes: dict[str, int]) -> dict[str, float]:
   """The largest difference of metrics (relative) and of what learns after one step of SGD."""
   task = tasks.find(name)
   spec, rows = batch_of(task)
@@ -102,18 +101,18 @@ def differences(name: str, method: Method = FULL, cases=CASES) -> dict[str, floa
     return jax.device_get((state.params, metrics))
 
   params, metrics = step(1, **ONE)
-  found = {"loss": float(metrics["loss"])}
-  for case, (parts, axes) in cases.items():
-    other = step(parts, **axes)
-    relative = [abs(other[1][key] / metrics[key] - 1) for key in metrics]
-    moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), params, other[0])
-    found[case] = max(*map(float, relative), *jax.tree.leaves(moved))
-  return found
+  other_params, other_metrics = step(parts, **axes)
+  relative = [abs(other_metrics[key] / metrics[key] - 1) for key in metrics]
+  moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), params, other_params)
+  return {
+    "loss": float(metrics["loss"]),
+    "difference": max(*map(float, relative), *jax.tree.leaves(moved)),
+  }
 
 
 if __name__ == "__main__":
   names = [name for name in tasks.names() if name != "lm"]
-  found = {name: differences(name) for name in names}
+  found = {name: differences(name, FULL, *PARTS) for name in names}
   for name, method in METHODS.items():
-    found[f"instruction, {name}"] = differences("instruction", method, SPLIT)
+    found[f"instruction, {name}"] = differences("instruction", method, *SPLIT)
   print(json.dumps(found))

@@ -10,5 +10,4 @@ def test_parts_and_devices_are_the_large_batch():
   found = processes.found_on_eight_devices("packed_devices.py")
   assert {"sequence_classification", "instruction", "question_answering"} <= found.keys()
   for task, one in found.items():
-    assert one.pop("loss") > 0.01, task
-    assert max(one.values()) < 2e-6, (task, one)
+    assert one["loss"] > 0.01 and one["difference"] < 2e-6, (task, one)
