@@ -191,7 +191,8 @@ def test_every_activation_is_the_function_of_its_name(name):
   theirs = torch.tensor(x, requires_grad=True)
   ACT2FN[name](theirs).sum().backward()
   function = lambda x: activate(x, ALIASES.get(name, name))
-  values, derivatives = jax.vmap(jax.value_and_grad(function))(x)
+  both = jax.jit(jax.vmap(jax.value_and_grad(function)), compiler_options=AS_IN_USE)
+  values, derivatives = both(x)
   np.testing.assert_allclose(values, ACT2FN[name](theirs).detach(), rtol=3e-7, atol=1.2e-6)
   np.testing.assert_allclose(derivatives, theirs.grad, rtol=3e-7, atol=4e-6)
 
