@@ -75,8 +75,8 @@ def test_this_machine_is_estimated():
   assert "1,331,328 in float32" in result.stdout
   assert "Compiled" not in result.stdout and result.stderr == ""
   assert re.search(r"^fits: [\d.]+ [MG]iB needed", result.stdout.splitlines()[-1])
-  assert "1,000 steps are 2,048,000 tokens" in result.stdout
-  assert "2,048,000, 1.54 for each parameter" in result.stdout  # beside published runs
+  assert "600 steps are 1,228,800 tokens" in result.stdout
+  assert "1,228,800, 0.923 for each parameter" in result.stdout  # beside published runs
   assert "GPT-3's smallest" in result.stdout
 
 

@@ -127,12 +127,12 @@ def test_a_config_works_from_another_folder(repository, tmp_path):
 
 def test_a_file_in_the_folder_goes_before_the_packages(repository, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  assert config_file.load("configs/tiny.py").steps == 1000
+  assert config_file.load("configs/tiny.py").steps == 600
   with pytest.raises(UserError, match=r"'configs/huge\.py'; there are: configs/gpt2_small\.py, "):
     config_file.load("configs/huge.py")
   (tmp_path / "configs").mkdir()
   text = (repository / "configs" / "tiny.py").read_text()
-  (tmp_path / "configs" / "tiny.py").write_text(text.replace("1000, 8", "7, 8"))
+  (tmp_path / "configs" / "tiny.py").write_text(text.replace("600, 8", "7, 8"))
   assert config_file.load("configs/tiny.py").steps == 7
 
 

@@ -73,7 +73,7 @@ def test_what_changed_is_said_and_kept(run):
   record["versions"]["jax"], record["commit"] = "99.1", "abc"
   before = json.loads((run / RUN_CONFIG).read_text())
   lines = run_record.changes(run, record, model)
-  assert "optimizer.learning_rate: 0.008 -> 0.0005" in lines and "steps: 1000 -> 3000" in lines
+  assert "optimizer.learning_rate: 0.008 -> 0.0005" in lines and "steps: 600 -> 3000" in lines
   assert f"version of jax: {before['versions']['jax']} -> 99.1" in lines
   assert f"commit: {before['commit']} -> abc" in lines and len(lines) == 9
   run_record.write(run, record, lines, 40)
