@@ -196,7 +196,7 @@ def test_a_run_that_ends_within_its_warm_up_is_warned_of():
   assert parse_config.warmup_warning(config) == ""
   config.steps = config.schedule.warmup_steps // 4
   assert (
-    "warmup_steps 60: the learning rate rises to 25% of its peak"
+    "warmup_steps 40: the learning rate rises to 25% of its peak"
     in parse_config.warmup_warning(config)
   )
   config.schedule.warmup_steps = 0
