@@ -22,6 +22,7 @@ from gptneo_jax.train import run
 from gptneo_jax.training import optimizer, parse_config, run_config, setup, skipping, tasks
 from gptneo_jax.training.skipping import SkipConfig
 from tests.helpers import last_token_task, train_runs
+from tests.helpers.compiling import AS_IN_USE
 from tests.helpers.processes import found_on_eight_devices
 from tests.helpers.small_runs import exact, lines, texts, write_jsonl
 
@@ -164,7 +165,7 @@ def bits(tree) -> list[bytes]:
   ],
 )
 def test_a_skipped_step_changes_nothing(name, parts, method, config, bad_steps):
-  """And the others are, bit for bit, those of a step that skips none."""
+  """And the others are, bit for bit, those of a step that skips none, both compiled as in use."""
   ours = setup.setup_run(config)
   rule, _ = optimizer.make_optimizer(
     optimizer.OptimizerConfig(name, learning_rate=0.01),
@@ -187,10 +188,12 @@ def test_a_skipped_step_changes_nothing(name, parts, method, config, bad_steps):
       accumulation=parts, guard=guard,
     )  # fmt: skip
     state = init_state(ours.module, rule, ours.mesh, 0, method).replace(history=history)
-    found = []
+    found, compiled = [], None
     for number, scale in wanted:
       rows = last_token_task.draw(config, number) | {"scale": np.full(8, scale, np.float32)}
-      state, metrics = step(state, steps.place_batch(rows, ours.mesh, 8))
+      batch = steps.place_batch(rows, ours.mesh, 8)
+      compiled = compiled or step.lower(state, batch).compile(compiler_options=AS_IN_USE)
+      state, metrics = compiled(state, batch)
       found.append((int(state.step), bits((state.params, state.opt_state)), metrics))
     return found
 
