@@ -12,7 +12,6 @@ import argparse
 
 import ablations
 import bench
-import jax
 import numpy as np
 
 from gptneo_jax import state, steps

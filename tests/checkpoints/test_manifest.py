@@ -109,5 +109,5 @@ def test_what_it_says(tmp_path):
   (folder / "params" / "a").write_text("abc")
   manifest.write(folder, permanent=True)
   entry = json.loads((folder / manifest.MANIFEST).read_text())["files"]["params/a"]
-  assert entry == {"bytes": 3, "crc32": 0x352441C2}  # of "abc": the CRC-32 of zip and PNG
+  assert entry == {"bytes": 3, "crc32c": 0x364B3FB7}  # of "abc": the CRC-32C of iSCSI and TFRecord
   assert manifest.is_permanent(folder)

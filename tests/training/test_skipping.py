@@ -1,6 +1,7 @@
 """Steps that are skipped: which ones, what they leave alone, what a resumed run knows of them."""
 
 import collections
+import functools
 import json
 import math
 import statistics
@@ -271,8 +272,10 @@ def test_too_many_in_a_row_end_the_run(config, bad_steps, tmp_path):
   assert latest_step(tmp_path / "run") == 8
 
 
-def test_it_is_switched_on_and_off_where_a_run_resumes(config, bad_steps, tmp_path):
+def test_it_is_switched_on_and_off_where_a_run_resumes(config, bad_steps, tmp_path, monkeypatch):
   """Nothing of it is in the optimizer's state, and a run without bad batches is the same run."""
+  compiled = functools.partialmethod(jax.stages.Lowered.compile, compiler_options=AS_IN_USE)
+  monkeypatch.setattr(jax.stages.Lowered, "compile", compiled)
   for until, on in ((2, False), (5, True), (8, False)):
     config.steps = until
     config.skip.update(nonfinite=on, spike_sigmas=6.0 * on)

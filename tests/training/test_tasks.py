@@ -149,7 +149,7 @@ def test_the_loop_trains_evaluates_and_resumes(config, tmp_path, capsys):
 
 
 def test_it_learns(config, tmp_path):
-  config.update(steps=150, batch_size=24, eval_every=0, checkpoint_every=0, log_every=50)
+  config.update(steps=300, batch_size=24, eval_every=0, checkpoint_every=0, log_every=50)
   assert run(config, str(tmp_path / "run")) == 0
   assert lines(tmp_path / "run")[-1]["eval/accuracy"] > 0.9
 
