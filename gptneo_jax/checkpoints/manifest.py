@@ -10,10 +10,10 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import time
-import zlib
 from collections.abc import Sequence
 from typing import Any
 
+import google_crc32c
 from etils import epath
 
 from gptneo_jax.errors import first_line
@@ -73,7 +73,7 @@ def check(
   for name, found in zip(names, _map(_entry, [checkpoint / name for name in names])):
     if found is None:
       raise ValueError(f"{name} is missing")
-    for field, words in (("bytes", "has another size"), ("crc32", "has another checksum")):
+    for field, words in (("bytes", "has another size"), ("crc32c", "has another checksum")):
       if found.get(field) != expected[name].get(field, found.get(field)):
         raise ValueError(f"{name} {words} than when it was written")
 
@@ -118,10 +118,10 @@ def _entry(path: epath.Path) -> dict[str, int] | None:
     checksum = size = 0
     with path.open("rb") as file:
       while part := file.read(_READ):
-        checksum, size = zlib.crc32(part, checksum), size + len(part)
+        checksum, size = google_crc32c.extend(checksum, part), size + len(part)
   except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
     return None
-  return {"bytes": size, "crc32": checksum}
+  return {"bytes": size, "crc32c": checksum}
 
 
 def _map(function: Any, paths: Sequence[epath.Path]) -> list[Any]:
