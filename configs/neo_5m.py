@@ -1,10 +1,10 @@
-"""Two to three hours of two CPU cores: 5.2 million parameters, 20 million tokens.
+"""5.2 million parameters and 20 million tokens, for a machine without an accelerator.
 
 python -m gptneo_jax.train --config configs/neo_5m.py --config.data.path='FOLDER/*.jsonl.zst' \\
   --config.data.validation_path=FILE.jsonl.zst
 
 20 million tokens are an epoch of 60 MB of text, from which the tokenizer is learned too. The recipe
-is the quick start's, with a lower rate for a longer run; figures: experiments/README.md.
+is the quick start's, with a lower rate for a longer run; no run of it is recorded yet.
 """
 
 from gptneo_jax.config import ModelConfig

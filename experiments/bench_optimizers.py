@@ -28,8 +28,11 @@ def make(config: str, optimizer: str):
   step = compile_step(run)
   current = state.init_state(run.module, run.optimizer, run.mesh, 0)
   shapes = run.task.batch_shapes(run)
-  ids = np.random.default_rng(0).integers(0, run.model_config.vocab_size, (99, 9999), np.int32)
-  batch = {name: ids[: x.shape[0], : x.shape[1]].astype(x.dtype) for name, x in shapes.items()}
+  draw = np.random.default_rng(0).integers
+  batch = {
+    name: draw(0, run.model_config.vocab_size, x.shape).astype(x.dtype)
+    for name, x in shapes.items()
+  }
   batch = steps.place_batch(batch, run.mesh, run.config.batch_size)
   tokens = run.config.batch_size * run.config.seq_len
 

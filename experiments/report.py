@@ -3,9 +3,8 @@
   python -m experiments.report
 
 An experiment is a folder with an arms.json: question, prediction (written before the runs that it
-is about), whether that held ('held', 'in part', 'failed'), arms, verdict. What lost and left the
-package is kept as a patch in the folder, which the runs were made with. The table goes between the
-marks in experiments/README.md.
+is about), whether that held ('held', 'in part', 'failed'), arms, verdict. The table goes between
+the marks in experiments/README.md.
 """
 
 from __future__ import annotations
@@ -91,11 +90,6 @@ def page(folder: pathlib.Path, experiment: dict[str, Any], arms: list[Arm]) -> s
     f"**Prediction** ({experiment['prediction_held']}). {experiment['prediction']}",
     "",
     "```bash",
-    *(
-      [f"git apply experiments/{folder.name}/{experiment['patch']}"]
-      if "patch" in experiment
-      else []
-    ),
     f"python experiments/ablations.py experiments/{folder.name}",
     "```",
     "",

@@ -87,12 +87,8 @@ def test_the_archive_says_what_the_runs_say(report):
 
 
 def test_runs_are_of_settings_that_a_config_takes(report):
-  """But for those that a patch brings."""
   for folder in report.experiments():
     experiment = report.read(folder)
-    if "patch" in experiment:  # of settings that the package has no more
-      assert (folder / experiment["patch"]).exists()
-      continue
     for arm in experiment["arms"]:
       config = report.ablations.config_of(report.ablations.settings_of(experiment, arm), seed=0)
       assert parse_config.read(config).task

@@ -1,4 +1,4 @@
-"""STEP/manifest.json: the files of a checkpoint with their sizes and checksums.
+"""STEP/manifest.json: the files of a checkpoint with their sizes and CRC-32C checksums.
 
 It is written before the checkpoint is complete, so each one has it; those of other programs, and of
 versions before it, have none and are not checked. On an object store, which checks what it stores

@@ -179,3 +179,13 @@ def test_what_a_t4_can_fine_tune(arg, name, fits, capsys):
   config.init_from = name
   assert planner.run(config.lock(), "t4:1") == (not fits)
   assert capsys.readouterr().out.splitlines()[-1].startswith("fits" if fits else "does not fit")
+
+
+@pytest.mark.parametrize(
+  ("name", "shown"), [("configs/tiny.py", True), ("configs/finetune/spam.py", False)]
+)
+def test_published_runs_are_beside_pre_training_alone(name, shown, capsys):
+  config = config_file.load(name).unlock()
+  config.update(init_from="", adopt_model=False)
+  planner.run(config.lock(), "t4:1")
+  assert ("beside published ones of its size" in capsys.readouterr().out) == shown
